@@ -1,0 +1,62 @@
+# Every target brings its own .venv up to date first, with the versions of constraints.txt: nothing else is needed
+# than make and a Python. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL := $(PIP) install -c constraints.txt
+NEEDS := $(BIN)/python pyproject.toml constraints.txt
+
+# What `make reproduce` and `make test` pass on, for example: make reproduce ARGS="figure3 --device cuda"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce test lint bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo 'Variables: PYTHON=python3.12 chooses the Python of a new .venv, ARGS="..." goes to the command.'
+
+reproduce: $(VENV)/.runtime ## measure and judge the paper's figures; ends with the path of the report
+	@$(BIN)/normscope reproduce $(ARGS)
+
+test: $(VENV)/.dev ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## check style and types: ruff and pyright
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+bench: $(VENV)/.bench ## compare speed and quality with the floors and with other libraries
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove .venv and all caches; results stay
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# The stamps below say when .venv was last brought up to date, and for what.
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "normscope needs Python 3.11 or newer; $(PYTHON): $$($(PYTHON) --version 2>&1 | sed 's/.*: //'); try make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# The build backend is installed first and used without isolation, so that its version is pinned too.
+$(VENV)/.runtime: $(NEEDS)
+	@echo "installing normscope into $(VENV): torch is large, so the first time takes minutes" >&2
+	@$(INSTALL) hatchling editables
+	@$(INSTALL) --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@$(INSTALL) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+# BackPACK requires torchvision but imports it only for its own examples, and torchvision's wheels do not load beside
+# every build of torch: so it comes without its requirements, and those it does use are in the extra.
+$(VENV)/.bench: $(VENV)/.runtime
+	@$(INSTALL) --no-build-isolation -e '.[bench]'
+	@$(INSTALL) --no-deps backpack-for-pytorch
+	@touch $@
