@@ -1,8 +1,8 @@
 """Initializations by name: `init_(model, "xavier_uniform", seed=0)`.
 
 A layer is a module that owns a parameter called weight of two dims or more (convolutions, linear layers,
-embeddings, attention); norm layers are none. The output layer is the last of them in the order of registration, and is
-left as it is, because the scale of the first logits is a question of its own.
+embeddings, attention); norm layers are none. The output layer is the last of them in the order of
+registration, and is left as it is, because the scale of the first logits is a question of its own.
 
 Each layer draws from a generator of its own, seeded by the seed and the layer's name. So layers of the same
 name and shape get the same bits in two models, whatever else differs between these: with and without norms,

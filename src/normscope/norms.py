@@ -28,7 +28,7 @@ from normscope.errors import InvalidConfig, InvalidModel, unknown
 NORMS: tuple[str, ...] = ("none", "batch", "group", "layer", "rms", "instance", "tanh")
 
 EPS = 1e-5
-"""Added to each variance: torch's default for all but rms, where it is set so that norms differ in kind only."""
+"""Added to each variance: torch's default, and for rms too, so that norms differ in kind only."""
 
 
 def make_norm(kind: str, num_channels: int, *, channel_dim: int = 1, spatial_dims: int = 2) -> nn.Module:
@@ -63,8 +63,8 @@ def make_norm(kind: str, num_channels: int, *, channel_dim: int = 1, spatial_dim
 def num_groups(num_channels: int) -> int:
     """How many groups `make_norm("group", num_channels)` makes.
 
-    The largest divisor of `num_channels` that is at most 32 (the number in Wu & He 2018) and leaves 4 channels
-    or more to a group; fewer than 4 channels make one group.
+    The largest divisor of `num_channels` that is at most 32 (the number in Wu & He 2018) and leaves 4
+    channels or more to a group; fewer than 4 channels make one group.
     """
     most = max(1, min(32, num_channels // 4))
     return max(groups for groups in range(1, most + 1) if num_channels % groups == 0)
@@ -117,7 +117,7 @@ class TokenBatchNorm(nn.BatchNorm1d):
 
 
 class TokenGroupNorm(nn.GroupNorm):
-    """Group normalization of the features of (..., features), each token alone, so that none sees a later one."""
+    """Group normalization of the features of (..., features), token by token: none sees a later one."""
 
     channel_dim = -1
 

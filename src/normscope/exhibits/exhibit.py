@@ -1,0 +1,155 @@
+"""What an exhibit of the paper is: a set-up, a measurement, a picture and verdicts, in one file each.
+
+Every module of this package that defines `EXHIBIT` is one: there is no list to keep.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from normscope.errors import unknown
+from normscope.progress import Bar, progress
+from normscope.results import provenance, with_attributes
+from normscope.verdict import Verdict
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+    from torch import nn
+
+    from normscope.data import ImageData
+
+NORM_TITLES = {"batch": "with batch norm", "none": "without", "final": "batch norm before the last layer only"}
+"""How the networks are called in pictures and text, by their `norm`."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an exhibit is measured on. Networks and batches are fixed by the seed and paired: the same seed gives the
+    same shared weights and the same batches whatever the norm."""
+
+    data: "ImageData"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    device: str = "cpu"
+    net: str = "resnet110"
+    batch_size: int = 128
+    """The paper's mini-batch."""
+
+    def build(self, norm: str, seed: int, **options: Any) -> "nn.Module":
+        """A fresh network on the device, in the memory format that is fastest there; `options` as in `build_net`."""
+        import torch
+
+        from normscope.nets import build_net
+
+        channels, height = self.data.train_images.shape[1:3]
+        name = options.pop("net", self.net)
+        shape = {"in_channels": channels, "num_classes": self.data.num_classes, "image_size": height}
+        net = build_net(name, norm=norm, seed=seed, **shape, **options)
+        return net.to(device=self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def batches(self, seed: int, batch_size: int | None = None) -> "Iterator[tuple[Any, Any]]":
+        """Augmented training mini-batches without end, in the order that the seed fixes."""
+        import torch
+
+        from normscope.data import batches
+
+        for images, labels in batches(self.data, batch_size or self.batch_size, seed=seed):
+            yield images.contiguous(memory_format=torch.channels_last), labels
+
+    def first_batch(self, seed: int) -> tuple[Any, Any]:
+        """The first mini-batch of training."""
+        return next(self.batches(seed))
+
+    def progress(self, name: str, total: float) -> AbstractContextManager[Bar]:
+        """A bar over `total` units of work."""
+        return progress(name, total)
+
+    def config(self) -> dict[str, Any]:
+        """What fixes the result, in plain values: it goes into the results and decides whether they can be kept."""
+        return {
+            "net": self.net,
+            "data": self.data.describe(),
+            "seeds": list(self.seeds),
+            "batch_size": self.batch_size,
+        }
+
+    def provenance(self, **more: Any) -> dict[str, Any]:
+        """The attributes of a result measured on this setting."""
+        return provenance(device=self.device, config=self.config(), **more)
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One figure, table or claim of the paper."""
+
+    name: str
+    """As on the command line: "figure3"."""
+    title: str
+    where: str
+    """Where the paper has it: "Figure 3"."""
+    place: float
+    """Its place in the report, by the argument's order; figures of the paper have their number."""
+    paper_saw: str
+    """What the paper did and saw, in a few sentences."""
+    measure: "Callable[[Setting], xr.Dataset]"
+    draw: "Callable[[xr.Dataset], Figure]"
+    verdicts: "Callable[[xr.Dataset], list[Verdict]]"
+    we_saw: "Callable[[xr.Dataset], str]" = lambda dataset: ""
+    """What came out, in a sentence or two with numbers; empty to let the verdicts speak."""
+    protocol: int = 1
+    """Raised whenever `measure` changes what it measures: older results are then measured again."""
+
+
+def over_networks(
+    setting: Setting,
+    name: str,
+    measure_one: "Callable[[str, int], xr.Dataset]",
+    *,
+    norms: tuple[str, ...] = ("batch", "none"),
+    **attrs: Any,
+) -> "xr.Dataset":
+    """Measure every norm with every seed, `measure_one(norm, seed)`, into one Dataset with the dims `norm`, `seed` in
+    front; a scalar or a coordinate that is the same in all stays as it is. Shows progress under `name`."""
+    rows = []
+    with setting.progress(name, len(norms) * len(setting.seeds)) as bar:
+        for norm in norms:
+            seeds = []
+            for seed in setting.seeds:
+                seeds.append(measure_one(norm, seed))
+                bar.advance(f"{NORM_TITLES[norm]}, seed {seed}")
+            rows.append(joined(seeds, "seed", setting.seeds))
+    dataset = joined(rows, "norm", norms, long_name="normalization")
+    return with_attributes(dataset, **setting.provenance(**attrs))
+
+
+def joined(parts: "list[xr.Dataset]", dim: str, values: Any, long_name: str | None = None) -> "xr.Dataset":
+    """Datasets side by side along a new dimension with its coordinate."""
+    import xarray as xr
+
+    along = xr.DataArray(list(values), dims=dim, attrs={"long_name": long_name or dim.replace("_", " "), "units": "1"})
+    return xr.concat(
+        parts, along.rename(dim), data_vars="all", coords="minimal", compat="equals", join="exact", combine_attrs="override"
+    )
+
+
+@cache
+def exhibits() -> dict[str, Exhibit]:
+    """Every exhibit by name, in the report's order."""
+    import normscope.exhibits as package
+
+    modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    found = [module.EXHIBIT for module in modules if hasattr(module, "EXHIBIT")]
+    return {exhibit.name: exhibit for exhibit in sorted(found, key=lambda exhibit: exhibit.place)}
+
+
+def chosen(names: list[str]) -> list[Exhibit]:
+    """The exhibits of these names in the report's order, all where none is named; InvalidConfig for an unknown one."""
+    known = exhibits()
+    for name in names:
+        if name not in known:
+            raise unknown("exhibit", name, known)
+    return [exhibit for exhibit in known.values() if not names or exhibit.name in names]

@@ -1,0 +1,56 @@
+"""Channel means and standard deviations against depth, in the arrangement of figure 5."""
+
+import warnings
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once
+
+
+def log_moments(dataset: xr.Dataset) -> xr.Dataset:
+    """`log_abs_mean` = log |mean| and `log_std` = log √variance of every channel, natural logarithms; a moment of
+    exactly 0 has none and is NaN."""
+    with np.errstate(divide="ignore"):
+        logs = xr.Dataset({"log_abs_mean": np.log(abs(dataset["mean"])), "log_std": 0.5 * np.log(dataset["variance"])})
+    logs = logs.where(logs != -np.inf)
+    logs["log_abs_mean"].attrs = {"long_name": "log |channel mean|", "units": "nat"}
+    logs["log_std"].attrs = {"long_name": "log channel std", "units": "nat"}
+    return logs
+
+
+def plot_channel_moments(dataset: xr.Dataset, *, moment: str = "log_std", ax: Axes | None = None) -> Axes:
+    """Draw the mean over channels (and seeds) of a log moment against depth; the band is ± one std over channels.
+
+    Layers on a shortcut have no depth and are left out; layers with a moment that is not finite are triangles on the
+    upper edge.
+
+    Args:
+        dataset: what `normscope.channel_moments` gives, also with the dims `norm` and `seed`.
+        moment: "log_std" or "log_abs_mean".
+        ax: axes to draw on; new ones if None.
+    """
+    ax = axes_or_new(ax)
+    main_path = dataset.sel(layer=dataset["depth"].notnull())
+    logs = log_moments(main_path)[moment]
+    for dim in ("norm", "seed"):
+        if dim not in logs.dims:
+            logs = logs.expand_dims(dim)
+    depth = main_path["depth"].values
+    for i, norm in enumerate(logs["norm"].values.tolist() if "norm" in logs.coords else [""]):
+        color = color_of(norm) if norm else "C0"
+        of_norm = logs.isel(norm=i)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a layer without one finite logarithm
+            centre = of_norm.mean(["channel", "seed"]).values
+            half = of_norm.std("channel").mean("seed").values
+        ax.plot(depth, centre, color=color, label=NAMES.get(norm, norm) or axis_label(logs))
+        ax.fill_between(depth, centre - half, centre + half, color=color, alpha=0.15, lw=0)
+        exploded = depth[np.isinf(centre)]
+        if len(exploded):
+            top = ax.get_xaxis_transform()
+            ax.plot(exploded, np.ones(len(exploded)), "^", color=color, transform=top, clip_on=False, label="not finite")
+    ax.set(xlabel=axis_label(main_path["depth"]), ylabel=axis_label(logs))
+    legend_once(ax)
+    return ax

@@ -1,0 +1,68 @@
+"""How every picture looks: colours that mean the same everywhere, sizes, and the axes they are drawn on."""
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLORS = {"batch": "#1f6fb4", "none": "#c8442c", "final": "#2e8b57", "group": "#8250a8", "layer": "#b8860b"}
+"""The colour of each normalization; others take what is left of matplotlib's cycle."""
+
+NAMES = {"batch": "with batch norm", "none": "without", "final": "batch norm before the last layer"}
+
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.titlesize": "medium",
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": "small",
+    "lines.linewidth": 1.6,
+    "font.size": 10.0,
+    "svg.fonttype": "path",
+}
+
+
+def figure_of(rows: int, columns: int, *, panel: tuple[float, float] = (3.7, 3.0), **options: Any) -> tuple[Figure, np.ndarray]:
+    """A figure of `rows` × `columns` panels, each about `panel` inches, in normscope's style; axes as a 2-d array.
+
+    Belongs to no window, so that nothing has to be closed.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, axes
+
+
+def axes_or_new(ax: Axes | None) -> Axes:
+    """The axes given, or new ones shown by pyplot where that is in use."""
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    with mpl.rc_context(STYLE):
+        return plt.subplots(layout="constrained")[1]
+
+
+def axis_label(array: Any) -> str:
+    """The label of an axis from what the array says of itself: its long name, and its unit where it has one."""
+    units = array.attrs.get("units", "1")
+    name = array.attrs.get("long_name", array.name)
+    return str(name) if units == "1" else f"{name} [{units}]"
+
+
+def color_of(norm: str, index: int = 0) -> str:
+    """The colour of a normalization, or the cycle's where it has none of its own."""
+    return COLORS.get(norm, f"C{index + 4}")
+
+
+def legend_once(ax: Axes, **options: Any) -> None:
+    """A legend that names each label once, however many lines carry it."""
+    handles, labels = ax.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    if once:
+        ax.legend(once.values(), once.keys(), **options)

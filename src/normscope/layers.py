@@ -1,0 +1,109 @@
+"""Which calls of a model are watched, in execution order, and where their channels are.
+
+A *layer* here is one call of a module that owns a weight of two dimensions or more: a convolution, a linear map, an
+embedding, attention's input map, or anything of that kind somebody wrote themselves. It is named by its
+`named_modules` path; a module's second call is `path#2`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from normscope.errors import InvalidModel
+
+SHORTCUT_NAMES = ("shortcut", "downsample", "skip")
+"""A path with one of these parts lies beside the main path: such layers have no depth."""
+
+OnCall = Callable[[str, nn.Module, Tensor], None]
+
+
+def watched_modules(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[str, nn.Module]:
+    """The modules to watch by path, in the order of registration.
+
+    Args:
+        layers: None for all that own a weight of two dimensions or more; else one or several shell patterns
+            (`"layer1.*.conv2"`), matched against the path of every module.
+
+    Raises:
+        InvalidModel: where nothing matches; the message says what there is.
+    """
+    named = {path: module for path, module in model.named_modules() if path or module is model}
+    weighted = {path: module for path, module in named.items() if owns_weight(module)}
+    if layers is None:
+        if not weighted:
+            raise InvalidModel(f"{type(model).__name__} has no layer with a weight of two dimensions: name layers by pattern")
+        return weighted
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in named):
+            some = ", ".join(list(weighted)[:3])
+            raise InvalidModel(
+                f"no layer matches {pattern!r}; this model has {some}, ... ({len(weighted)} in all): see `normscope layers MODEL`"
+            )
+    return {path: module for path, module in named.items() if any(fnmatchcase(path, p) for p in patterns)}
+
+
+def owns_weight(module: nn.Module) -> bool:
+    """Whether a module itself holds a weight of two dimensions or more."""
+    return any(p is not None and p.ndim >= 2 for p in module.parameters(recurse=False))
+
+
+@contextmanager
+def watch(model: nn.Module, on_call: OnCall, layers: str | Sequence[str] | None = None) -> Iterator[None]:
+    """Call `on_call(layer, module, output)` for every watched call, in execution order, before anything after the
+    module can change its output in place. Outputs that are tuples or mappings are seen by their first tensor."""
+    calls: dict[nn.Module, int] = {}
+
+    def hook_for(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensor = first_tensor(output)
+            if tensor is not None and tensor.is_floating_point():
+                calls[module] = calls.get(module, 0) + 1
+                on_call(path if calls[module] == 1 else f"{path}#{calls[module]}", module, tensor)
+
+        return hook
+
+    handles = [m.register_forward_hook(hook_for(path)) for path, m in watched_modules(model, layers).items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The first tensor in a module's output: itself, or inside a tuple, list or mapping."""
+    if isinstance(output, Tensor):
+        return output
+    parts = output.values() if hasattr(output, "values") else output if isinstance(output, tuple | list) else ()
+    return next((tensor for part in parts if (tensor := first_tensor(part)) is not None), None)
+
+
+def channel_dim(module: nn.Module, output: Tensor) -> int:
+    """The dimension of `output` that runs over channels.
+
+    A kernel (a weight of three dimensions or more) has its channels in front of its spatial dimensions, as have the
+    norms that count channels; linear maps, embeddings, attention and layer norm have them last. What owns no weight
+    follows the shape: last for (batch, channels) and (batch, tokens, features), else dimension 1.
+    """
+    weight = next((p for p in module.parameters(recurse=False) if p.ndim >= 3), None)
+    if weight is not None and output.ndim >= weight.ndim - 1:
+        return output.ndim - (weight.ndim - 1)
+    if hasattr(module, "num_features") or hasattr(module, "num_channels"):
+        return 1
+    if owns_weight(module) or hasattr(module, "normalized_shape") or output.ndim <= 3:
+        return output.ndim - 1
+    return 1
+
+
+def depths(names: Sequence[str]) -> list[float]:
+    """The place of each call on the main path, counted from 1 in execution order; NaN for calls on a shortcut."""
+    place, result = 0, []
+    for name in names:
+        beside = any(part in SHORTCUT_NAMES for part in name.split("#")[0].split("."))
+        place += not beside
+        result.append(float("nan") if beside else float(place))
+    return result

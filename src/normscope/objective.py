@@ -1,0 +1,153 @@
+"""What is minimised: the loss of a model on a batch, by default from the batch's type, and the loss of the best constant."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from normscope.errors import DeviceError, InvalidBatch, InvalidModel, NormscopeError, one_line
+
+LossFn = Callable[[nn.Module, Any], Tensor]
+"""`loss_fn(model, batch)` gives the scalar that is minimised; a mean over examples, so that rates mean the same at any batch size."""
+
+IGNORED_LABEL = -100
+"""The label that cross-entropy leaves out (torch's own convention)."""
+
+
+def default_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Cross-entropy of `model(x)` for a pair `(x, y)` of inputs and integer labels; `model(**batch).loss` for a mapping.
+
+    Logits are (examples, classes), (examples, classes, positions...) or (examples, positions, classes); computed in
+    float32 where the logits have fewer bits.
+    """
+    if isinstance(batch, Mapping):
+        output = model(**batch)
+        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if loss is None:
+            raise InvalidBatch("the model gives no `.loss` for this mapping: add its labels, or give a loss_fn(model, batch)")
+        return loss
+    inputs, labels = _pair(batch)
+    return cross_entropy(model(inputs), labels)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy, with the classes along dimension 1 or, where only that fits the labels, along the last."""
+    if not isinstance(logits, Tensor):
+        raise InvalidBatch(f"the model gives a {type(logits).__name__}, not logits: give a loss_fn(model, batch)")
+    if logits.ndim > 2 and labels.shape == logits.shape[:-1]:
+        logits, labels = logits.flatten(0, -2), labels.flatten()
+    return F.cross_entropy(logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits, labels)
+
+
+def checked_loss(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Tensor:
+    """The loss, with all that can be wrong with a model or a batch said in one line.
+
+    Raises:
+        InvalidModel: no trainable parameter, or a loss that does not depend on any.
+        InvalidBatch: labels out of range or not integers, shapes that do not fit, one example under batch norm, a loss
+            that is not one number.
+        DeviceError: no memory left.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InvalidModel(f"{type(model).__name__} has no trainable parameter: there is no gradient to step along")
+    examples = num_examples(batch)
+    if examples == 0:
+        raise InvalidBatch("the batch is empty: give one with two examples or more")
+    if examples == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
+        raise InvalidBatch("a batch of one example has no batch statistics: give two or more, or put batch norm in eval mode")
+    with readable_errors():
+        loss = _checked_cross_entropy(model, batch) if loss_fn is None and not isinstance(batch, Mapping) else (loss_fn or default_loss)(model, batch)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise InvalidBatch(f"the loss is not one number but {shape}: reduce it, for example with .mean()")
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise InvalidModel("the loss depends on no trainable parameter: is the model detached or under no_grad?")
+    return loss.reshape(())
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Say in one line what torch or the user's own code raised on a model and a batch."""
+    try:
+        yield
+    except NormscopeError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(f"out of memory on the device: give a smaller batch ({one_line(error)[:120]})") from error
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        if "more than 1 value per channel" in str(error):
+            message = "a batch of one example has no batch statistics: give two or more, or put batch norm in eval mode"
+            raise InvalidBatch(message) from error
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            raise DeviceError(f"out of memory: give a smaller batch ({one_line(error)[:120]})") from error
+        raise InvalidBatch(f"the model or its loss does not take this batch: {type(error).__name__}: {one_line(error)}") from error
+
+
+def constant_loss(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None = None) -> float:
+    """L_c, the loss of the best constant output: what can be reached without looking at the input.
+
+    With the default cross-entropy the entropy of the labels (nats); otherwise the mean loss with the targets permuted
+    against the inputs (a pair's second part, a mapping's `labels`). NaN where the targets cannot be told apart.
+    """
+    batches = list(batches)
+    if loss_fn is None and all(not isinstance(batch, Mapping) for batch in batches):
+        labels = torch.cat([_pair(batch)[1].flatten() for batch in batches])
+        share = torch.bincount(labels[labels != IGNORED_LABEL]).double()
+        share = share[share > 0] / share.sum()
+        return float(-(share * share.log()).sum())
+    permuted = [_targets_rolled(batch) for batch in batches]
+    if any(batch is None for batch in permuted):
+        return float("nan")
+    with torch.no_grad(), readable_errors():
+        losses = [(loss_fn or default_loss)(model, batch).double() for batch in permuted]
+    return float(torch.stack(losses).mean())
+
+
+def num_examples(batch: Any) -> int | None:
+    """How many examples a batch holds: the length of its first tensor; None where it holds none that can be seen."""
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
+    return next((len(part) for part in parts if isinstance(part, Tensor) and part.ndim), None)
+
+
+def _pair(batch: Any) -> tuple[Any, Tensor]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
+        what = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, tuple | list) else type(batch).__name__
+        raise InvalidBatch(f"a batch is (inputs, labels) or a mapping, not a {what}: give a loss_fn(model, batch)")
+    if batch[1].is_floating_point():
+        raise InvalidBatch(f"labels are {batch[1].dtype}, not integers: for regression give a loss_fn(model, batch)")
+    return batch[0], batch[1]
+
+
+def _checked_cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    inputs, labels = _pair(batch)
+    logits = model(inputs)
+    if isinstance(logits, Tensor) and logits.ndim > 1:
+        along_last = logits.ndim > 2 and labels.shape == logits.shape[:-1]
+        classes = logits.shape[-1 if along_last else 1]
+        used = labels[labels != IGNORED_LABEL]
+        if used.numel() and (int(used.min()) < 0 or int(used.max()) >= classes):
+            span = f"from {int(used.min())} to {int(used.max())}"
+            raise InvalidBatch(f"labels go {span}, but the model has {classes} outputs: labels must lie in 0 to {classes - 1}")
+    return cross_entropy(logits, labels)
+
+
+def _targets_rolled(batch: Any) -> Any:
+    """The batch with every target moved on by one example: a permutation that leaves no target in its place."""
+    if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
+        return {**batch, "labels": batch["labels"].roll(1, 0)}
+    if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
+        return batch[0], batch[1].roll(1, 0)
+    return None
+
+
+@torch.no_grad()
+def output_spread(model: nn.Module, batch: Any) -> float:
+    """How much the outputs depend on the input: their standard deviation over examples (root mean square over the
+    outputs) as a share of their own root mean square. 0 for a network that says the same whatever it sees."""
+    output = model(**batch) if isinstance(batch, Mapping) else model(batch[0] if isinstance(batch, tuple | list) else batch)
+    tensor = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    values = tensor.double().flatten(1)
+    return float(values.var(0, correction=0).mean().sqrt() / values.square().mean().sqrt())

@@ -1,0 +1,114 @@
+"""Everything measured is a labelled array: how it is labelled, what it says of its origin, how it lies on disk."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from normscope.errors import OutputError, ResultError, one_line
+from normscope.version import __version__
+
+Variable = tuple[tuple[str, ...] | str, Any, str, str]
+"""Dimensions, values, long name, units ("1" for a pure number)."""
+
+Coordinate = tuple[Any, str, str]
+"""Values, long name, units: a coordinate along the dimension of its own name."""
+
+
+def labelled(variables: Mapping[str, Variable], coords: Mapping[str, Coordinate], **attrs: Any) -> xr.Dataset:
+    """A Dataset in which every dimension has a coordinate and everything has `long_name` and `units`.
+
+    Attributes that netCDF cannot hold (mappings, lists, None, bools) are kept as JSON text; `attribute` reads them.
+    """
+    dataset = xr.Dataset(
+        {
+            name: (dims, np.asarray(values), {"long_name": long_name, "units": units})
+            for name, (dims, values, long_name, units) in variables.items()
+        },
+        {
+            name: (name, np.asarray(values), {"long_name": long_name, "units": units})
+            for name, (values, long_name, units) in coords.items()
+        },
+    )
+    bare = set(map(str, dataset.dims)) - set(map(str, dataset.coords))
+    assert not bare, f"dimensions without a coordinate: {bare}"
+    return with_attributes(dataset, **attrs)
+
+
+def with_attributes(dataset: xr.Dataset, **attrs: Any) -> xr.Dataset:
+    """The Dataset with these attributes in place of its own; what netCDF cannot hold becomes JSON text."""
+    plain = {
+        key: value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
+        for key, value in attrs.items()
+    }
+    return dataset.drop_attrs(deep=False).assign_attrs(plain)
+
+
+def attribute(dataset: xr.Dataset, name: str) -> Any:
+    """An attribute as it was given: JSON text is turned back."""
+    value = dataset.attrs[name]
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def provenance(*, device: Any = "cpu", dtype: Any = "float32", **config: Any) -> dict[str, Any]:
+    """What a result says of its origin: versions, machine, device, dtype, threads, and the configuration given."""
+    import torch
+
+    return {
+        "normscope": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        **config,
+    }
+
+
+def save(result: xr.Dataset | xr.DataTree, path: str | Path) -> Path:
+    """Write a result as netCDF: beside its place first, then renamed, so that no half-written file is ever found.
+
+    Raises:
+        OutputError: where the folder cannot be made or written, or the disk is full.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Encoded in memory first: a full disk then fails in one plain write, not deep inside the HDF5 library.
+        beside.write_bytes(bytes(result.to_netcdf(engine="h5netcdf")))
+        beside.replace(path)
+    except OSError as error:
+        try:
+            beside.unlink(missing_ok=True)
+        except OSError:
+            pass
+        raise OutputError(f"cannot write {path}: {error.strerror or one_line(error)}; give another --out") from error
+    return path
+
+
+def load(path: str | Path) -> xr.Dataset:
+    """Read a Dataset that `save` wrote, wholly into memory.
+
+    Raises:
+        ResultError: where there is no such file, or it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ResultError(f"no result file {path}: run the measurement first")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as dataset:
+            return dataset.load()
+    except Exception as error:
+        raise ResultError(f"{path} is damaged ({one_line(error)}): delete it and measure again") from error

@@ -1,0 +1,186 @@
+"""Statement + evidence over seeds -> reproduced, not reproduced, or not enough evidence. No torch, no probe."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.stats import t as student_t
+
+REPRODUCED = "reproduced"
+NOT_REPRODUCED = "not reproduced"
+NOT_ENOUGH = "not enough evidence"
+
+CONFIDENCE = 0.95
+MIN_SEEDS = 3
+
+Scale = Literal["linear", "log"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim judged. `low` and `high` bound the mean (the geometric mean on a log scale) with 95 % confidence."""
+
+    statement: str
+    where: str
+    """Where the paper says it, for example "Figure 3"."""
+    verdict: str
+    mean: float
+    low: float
+    high: float
+    requirement: str
+    """What the whole interval must satisfy, for example "at least 30"."""
+    paper: str
+    """The paper's own value as text; empty where it gives none."""
+    seeds: int
+    """Seeds that were measured."""
+    diverged: int
+    """Seeds whose value is NaN or not finite where that does not settle the claim: counted, never averaged away."""
+    bounded: int
+    """Seeds known only to lie beyond the measured range (a censored value, infinite here)."""
+    unit: str
+    note: str = ""
+
+    @property
+    def measured(self) -> str:
+        """The mean with its interval, and how many seeds are bounds or diverged, as text."""
+        finite = self.seeds - self.diverged - self.bounded
+        parts = []
+        if finite:
+            parts.append(f"{_number(self.mean)}{self.unit}")
+        if finite > 1 and self.low < self.high:
+            parts.append(f"[{_number(self.low)}, {_number(self.high)}]")
+        if self.bounded:
+            parts.append(f"beyond the range in {self.bounded} of {self.seeds} seeds")
+        if self.diverged:
+            parts.append(f"{self.diverged} of {self.seeds} seeds not finite")
+        return " ".join(parts)
+
+
+def judge(
+    statement: str,
+    where: str,
+    measured: Sequence[float] | np.ndarray,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    equals: float | None = None,
+    margin: float | None = None,
+    paper: object = "",
+    scale: Scale = "linear",
+    unit: str = "",
+    note: str = "",
+) -> Verdict:
+    """Judge one claim from one value a seed (for a comparison: one paired difference or ratio a seed).
+
+    *Reproduced* only if the whole 95 % interval of the mean (Student's t over seeds) lies beyond the threshold; *not
+    reproduced* if the whole interval lies on its wrong side; else, and with fewer than three seeds, *not enough
+    evidence*. Give exactly one of:
+
+    - `above`: the mean lies above this threshold;
+    - `below`: the mean lies below it;
+    - `equals` with `margin`: equivalence, the mean lies within `margin` of it (on a log scale: within that factor).
+
+    A NaN is a seed without a value. An infinity is a bound ("no divergence up to the largest step" is +inf for the
+    step of divergence): it counts for the claim where it lies on the right side of the threshold, against it where not.
+
+    Args:
+        measured: (seeds,) values.
+        scale: "log" takes the mean and the interval of the logarithms; values must be positive.
+        unit: written behind the number, with its own leading space.
+    """
+    values = np.asarray(measured, dtype=np.float64).ravel()
+    low_limit, high_limit, requirement = _limits(above, below, equals, margin, scale, unit)
+    finite = values[np.isfinite(values)]
+    infinite = values[np.isinf(values)]
+    supporting = int(((infinite >= low_limit) & (infinite <= high_limit)).sum())
+    contrary = len(infinite) - supporting
+    missing = int(np.isnan(values).sum())
+    mean, low, high = _interval(finite, scale)
+    if len(values) < MIN_SEEDS or (0 < len(finite) < 2 and len(finite) + len(infinite) < MIN_SEEDS):
+        verdict = NOT_ENOUGH
+    else:
+        holds = len(finite) == 0 or (low > low_limit and high < high_limit)
+        fails = len(finite) == 0 or high < low_limit or low > high_limit
+        if len(finite) == 1:
+            holds, fails = low_limit < mean < high_limit, not low_limit < mean < high_limit
+        if missing == 0 and contrary == 0 and holds:
+            verdict = REPRODUCED
+        elif missing == 0 and supporting == 0 and fails:
+            verdict = NOT_REPRODUCED
+        else:
+            verdict = NOT_ENOUGH
+    return Verdict(
+        statement, where, verdict, mean, low, high, requirement, str(paper), len(values), missing, len(infinite), unit, note
+    )
+
+
+def judge_band(
+    statement: str, where: str, measured: np.ndarray, published: np.ndarray, *, of: str, note: str = ""
+) -> Verdict:
+    """Judge whether a published curve could be one more seed: at how many points it lies in the seeds' pointwise 95 %
+    prediction band, mean ± t · s · sqrt(1 + 1/n). *Reproduced* if at all, *not reproduced* if at fewer than half.
+
+    Args:
+        measured: (seeds, points); published: (points,). `of` names the points.
+    """
+    values, paper = np.asarray(measured, dtype=np.float64), np.asarray(published, dtype=np.float64)
+    seeds, points = values.shape
+    inside = 0
+    if seeds > 1:
+        half = student_t.ppf(0.5 + CONFIDENCE / 2, seeds - 1) * values.std(0, ddof=1) * math.sqrt(1 + 1 / seeds)
+        inside = int((np.abs(paper - values.mean(0)) <= half).sum())
+    if seeds < MIN_SEEDS or not np.isfinite(values).all():
+        verdict = NOT_ENOUGH
+    else:
+        verdict = REPRODUCED if inside == points else NOT_REPRODUCED if inside < points / 2 else NOT_ENOUGH
+    missing = int((~np.isfinite(values).all(1)).sum())
+    unit = f" of {points} {of}"
+    requirement = f"all {points} {of} inside"
+    return Verdict(statement, where, verdict, inside, inside, inside, requirement, "", seeds, missing, 0, unit, note)
+
+
+def _limits(
+    above: float | None, below: float | None, equals: float | None, margin: float | None, scale: Scale, unit: str
+) -> tuple[float, float, str]:
+    """The open interval that the mean must lie in, and its description."""
+    if sum(limit is not None for limit in (above, below, equals)) != 1:
+        raise ValueError("give exactly one of above, below, equals")
+    if above is not None:
+        return above, math.inf, f"above {_number(above)}{unit}"
+    if below is not None:
+        return -math.inf, below, f"below {_number(below)}{unit}"
+    assert equals is not None
+    if margin is None:
+        raise ValueError("equals needs a margin")
+    if scale == "log":
+        return equals / margin, equals * margin, f"{_number(equals)}{unit} within a factor {_number(margin)}"
+    return equals - margin, equals + margin, f"{_number(equals)} ± {_number(margin)}{unit}"
+
+
+def _interval(values: np.ndarray, scale: Scale) -> tuple[float, float, float]:
+    """Mean and Student's t interval; infinitely wide for a single value."""
+    if len(values) == 0:
+        return math.nan, math.nan, math.nan
+    if scale == "log":
+        if (values <= 0).any():
+            return math.nan, math.nan, math.nan
+        mean, low, high = _interval(np.log(values), "linear")
+        return math.exp(mean), _exp(low), _exp(high)
+    mean = float(values.mean())
+    if len(values) == 1:
+        return mean, -math.inf, math.inf
+    half = float(student_t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 709 else math.inf
+
+
+def _number(value: float) -> str:
+    """Three significant digits, plain where that is short."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.1e}"
