@@ -47,11 +47,12 @@ def build_net(
     - `shortcut`: "projection" or "pad", where a resnet's stages change the shape; other networks have none.
     - `image_size`: height and width in pixels, which fix an MLP's first layer; the others take any size.
     - `width`: channels of the first stage (16 by default) or units of a hidden layer (128).
-    - `bias`: of all layers but the last; None means where no norm with a bias of its own stands behind the
-      layer.
+    - `bias`: of all layers but the last; None means where no norm with a bias of its own stands behind, since
+      a second one would be redundant. Biases start at zero unless `init` is "default".
 
-    Networks of the same seed share the bits of every layer of the same name and shape, whatever their norm,
-    shortcut and depth. Torch's global generators are left as found.
+    Networks of the same seed and init share the bits of every layer of the same name and shape, whatever
+    their norm, shortcut and depth (but for the weights that zero_residual clears). Torch's global generators
+    are left as found.
 
     Raises `InvalidConfig` where a name, a depth or a number cannot be.
     """

@@ -95,7 +95,7 @@ class PaddedShortcut(nn.Module):
         self.stride = stride
 
     def forward(self, input: Tensor) -> Tensor:
-        """Shape (batch, channels, height, width) in, (batch, channels + extra_channels, height', width') out."""
+        """Shape (batch, channels, height, width) in, (batch, channels + extra, height', width') out."""
         sampled = input[:, :, :: self.stride, :: self.stride]
         return F.pad(sampled, (0, 0, 0, 0, 0, self.extra_channels))
 
