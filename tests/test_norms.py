@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normscope.errors import InvalidConfig, InvalidModel
+from normscope.layers import channel_dim
 from normscope.norms import EPS, NORMS, DynamicTanh, make_norm, num_groups
 
 # Both sides are float64, so they differ only by the order of summation.
@@ -134,6 +135,17 @@ def test_starts_as_the_bare_norm_and_draws_nothing(kind, channel_dim):
     for name, parameter in norm.named_parameters():
         start = {"weight": 1.0, "bias": 0.0, "alpha": 0.5}[name]
         assert torch.equal(parameter, torch.full_like(parameter, start))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NORMS if kind != "none"])
+@pytest.mark.parametrize(
+    ("shape", "where"),
+    [((2, 8, 3), 1), ((2, 8, 3, 3), 1), ((2, 3, 8), -1), ((2, 3, 4, 8), -1)],
+    ids=str,
+)
+def test_a_watched_norm_says_where_its_channels_are(kind, shape, where):
+    norm = make_norm(kind, 8, channel_dim=where, spatial_dims=len(shape) - 2)
+    assert channel_dim(norm, norm(torch.ones(shape))) == where % len(shape)
 
 
 @given(st.integers(1, 2048))

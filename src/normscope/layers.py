@@ -87,8 +87,12 @@ def channel_dim(module: nn.Module, output: Tensor) -> int:
 
     A kernel (a weight of three dimensions or more) has its channels in front of its spatial dimensions, as have the
     norms that count channels; linear maps, embeddings, attention and layer norm have them last. What owns no weight
-    follows the shape: last for (batch, channels) and (batch, tokens, features), else dimension 1.
+    follows the shape: last for (batch, channels) and (batch, tokens, features), else dimension 1. A module that says so
+    itself, by an attribute `channel_dim` as those of `normscope.norms` have, is believed.
     """
+    declared = getattr(module, "channel_dim", None)
+    if isinstance(declared, int):
+        return declared % output.ndim
     weight = next((p for p in module.parameters(recurse=False) if p.ndim >= 3), None)
     if weight is not None and output.ndim >= weight.ndim - 1:
         return output.ndim - (weight.ndim - 1)
