@@ -15,9 +15,10 @@
             probe(model, batch, loss_fn=entry.loss_fn)
 
 Models come in training mode, on the CPU, under 1,000 parameters each, and are the same bits for the same
-seed. A test that holds for some only picks by the flags, `[entry for entry in ZOO if not entry.couples]`, or by
-name, `by_name("shared")`. The entry "bf16" computes in bfloat16: compare it with a float64 twin at a tolerance of
-1e-2 or so. The entry "dropout" draws random numbers: seed torch before the probe and before its twin.
+seed. A test that holds for some only picks by the flags, `[entry for entry in ZOO if not entry.couples]`,
+or by name, `by_name("shared")`. The entry "bf16" computes in bfloat16: compare it with a float64 twin at a
+tolerance of 1e-2 or so. The entry "dropout" draws random numbers: seed torch before the probe and before its
+twin.
 """
 
 import copy
@@ -258,8 +259,8 @@ def scaled(batch: Any, factor: float) -> Any:
 def disturb(model: nn.Module, seed: int = 0) -> nn.Module:
     """The model in a state as unlike a fresh one as users bring.
 
-    Some gradients are filled and some not, some modules are in evaluation mode, and it has a hook of its own. What
-    it computes in training mode is unchanged.
+    Some gradients are filled and some not, some modules are in evaluation mode, and it has a hook of its own.
+    What it computes in training mode is unchanged.
     """
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -278,8 +279,8 @@ def _silent_hook(_module: nn.Module, _inputs: Any, _output: Any) -> None:
 def fingerprint(model: nn.Module, batch: Any = None) -> dict[str, object]:
     """All that a probe may not change, bit for bit.
 
-    Parameters and buffers (which object, bits, strides, gradient, requires_grad), modes, hooks and attributes' names
-    of every module, the batch, torch's random state on the CPU.
+    Parameters and buffers (which object, bits, strides, gradient, requires_grad), modes, hooks and
+    attributes' names of every module, the batch, torch's random state on the CPU.
     """
     found: dict[str, object] = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -304,7 +305,7 @@ def fingerprint(model: nn.Module, batch: Any = None) -> dict[str, object]:
 
 @contextmanager
 def no_trace(model: nn.Module, batch: Any = None) -> Iterator[None]:
-    """Assert that the body leaves model, batch and random state as they were; the failure names what changed."""
+    """Assert that the body leaves model, batch and random state as they were, or name what changed."""
     before = fingerprint(model, batch)
     yield
     after = fingerprint(model, batch)
