@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import nn
 
 from normscope.errors import InvalidConfig
-from normscope.objective import LossFn, checked_loss, default_loss
+from normscope.gradient_line import gradient_line
+from normscope.objective import LossFn
 from normscope.outcome import DIVERGENCE_FACTOR
 from normscope.results import labelled, provenance
-from normscope.untouched import untouched
 
 DEFAULT_STEP_SIZES = np.geomspace(1e-5, 1e1, 61)
 """Ten a decade, over all that has been seen to matter in networks with and without normalization."""
@@ -32,27 +32,9 @@ def losses_along_gradient(
 
     Every forward pass sees the same random numbers, so that dropout does not pass for an effect of the step.
     """
-    with untouched(model) as origin:
-        model.train()
-        gpus = sorted({p.device.index for p in model.parameters() if p.is_cuda})
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        with torch.random.fork_rng(devices=gpus):
-            loss = checked_loss(model, batch, loss_fn)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        used = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
-        moved, slopes = [p for p, _ in used], [g for _, g in used]
-        starts = [origin[p] for p in moved]
-        before = loss.detach().double()
-        norm = torch.stack([g.double().square().sum() for g in slopes]).sum().sqrt()
-        del loss, gradients, used
-        after: list[Tensor] = []
-        with torch.no_grad():
-            for step_size in step_sizes:
-                torch._foreach_copy_(moved, starts)
-                torch._foreach_add_(moved, slopes, alpha=-float(step_size))
-                with torch.random.fork_rng(devices=gpus):
-                    after.append((loss_fn or default_loss)(model, batch).double().reshape(()))
-    return float(before), float(norm), torch.stack(after).tolist()
+    with gradient_line(model, batch, loss_fn) as line:
+        after = torch.stack([line.loss_at(step_size) for step_size in step_sizes])
+        return float(line.loss), float(line.gradient_norm), after.tolist()
 
 
 def relative_loss(
