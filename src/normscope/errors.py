@@ -1,4 +1,4 @@
-"""Every exception that normscope raises on purpose. Each message is one line: what is wrong, what was there, what to do."""
+"""Every exception raised on purpose. Each message is one line: what is wrong, what was there, what to do."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

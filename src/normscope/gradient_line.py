@@ -1,4 +1,4 @@
-"""The line that one gradient step walks along: θ − α∇ℓ_B(θ) for one mini-batch B. What is measured on it is the probes'."""
+"""The line that one gradient step walks along: θ − α∇ℓ_B(θ) for one mini-batch B."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,11 +27,11 @@ class GradientLine:
 
 @contextmanager
 def gradient_line(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Iterator[GradientLine]:
-    """The loss and its gradient in training mode, and a way to walk along it; on leaving, the model is untouched.
+    """The loss and its gradient in training mode, and a way to walk along it; leaves the model untouched.
 
-    Every point is reached from θ itself, so that no rounding adds up, and every forward pass sees the same buffers and
-    random numbers, so that dropout does not pass for an effect of the step. One copy of the model and one of its
-    gradient are held.
+    Every point is reached from θ itself, so that no rounding adds up, and every forward pass sees the same
+    buffers and random numbers, so that dropout does not pass for an effect of the step. One copy of the model
+    and one of its gradient are held.
 
     Raises:
         InvalidModel, InvalidBatch, DeviceError: see `objective.checked_loss`.

@@ -144,9 +144,7 @@ def _torch_default(path: str, layer: nn.Module, seed: int) -> dict[str, Tensor]:
     copy = deepcopy(layer).to("cpu", torch.float32)
     reset = getattr(copy, "reset_parameters", None) or getattr(copy, "_reset_parameters", None)
     if reset is None:
-        raise InvalidModel(
-            f"layer {path!r} ({type(layer).__name__}) has no reset_parameters: no default known"
-        )
+        raise InvalidModel(f"layer {path!r} ({type(layer).__name__}) has no reset_parameters: no default known")
     # reset_parameters takes no generator; torch.manual_seed would reseed the GPUs' generators too
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -163,13 +161,9 @@ def _residual_tails(model: nn.Module) -> list[Tensor]:
         tail = getattr(module, name, None)
         weight = getattr(tail, "weight", None)
         if weight is None:
-            raise InvalidConfig(
-                f"init 'zero_residual': {path}.{name} ends a residual branch but has no weight"
-            )
+            raise InvalidConfig(f"init 'zero_residual': {path}.{name} ends a residual branch but has no weight")
         bias = getattr(tail, "bias", None)
         tails += [weight] if bias is None else [weight, bias]
     if not tails:
-        raise InvalidConfig(
-            "init 'zero_residual' needs blocks that name their residual_tail: this model has none"
-        )
+        raise InvalidConfig("init 'zero_residual' needs blocks that name their residual_tail: this model has none")
     return tails

@@ -34,14 +34,17 @@ def watched_modules(model: nn.Module, layers: str | Sequence[str] | None = None)
     weighted = {path: module for path, module in named.items() if owns_weight(module)}
     if layers is None:
         if not weighted:
-            raise InvalidModel(f"{type(model).__name__} has no layer with a weight of two dimensions: name layers by pattern")
+            raise InvalidModel(
+                f"{type(model).__name__} has no layer with a weight of two dimensions: name layers by pattern"
+            )
         return weighted
     patterns = [layers] if isinstance(layers, str) else list(layers)
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in named):
             some = ", ".join(list(weighted)[:3])
             raise InvalidModel(
-                f"no layer matches {pattern!r}; this model has {some}, ... ({len(weighted)} in all): see `normscope layers MODEL`"
+                f"no layer matches {pattern!r}; this model has {some}, ... ({len(weighted)} in all): "
+                "see `normscope layers MODEL`"
             )
     return {path: module for path, module in named.items() if any(fnmatchcase(path, p) for p in patterns)}
 
@@ -66,7 +69,10 @@ def watch(model: nn.Module, on_call: OnCall, layers: str | Sequence[str] | None 
 
         return hook
 
-    handles = [m.register_forward_hook(hook_for(path)) for path, m in watched_modules(model, layers).items()]
+    # In front of the hooks that a model has already: what is watched is the module's own output, as a convolution's in
+    # front of the norm that `with_norm` hung behind it.
+    watched = watched_modules(model, layers).items()
+    handles = [module.register_forward_hook(hook_for(path), prepend=True) for path, module in watched]
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What is minimised: the loss of a model on a batch, by default from the batch's type, and the loss of the best constant."""
+"""What is minimised: the loss of a model on a batch, by the batch's type, and the loss of the best constant."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from normscope.errors import DeviceError, InvalidBatch, InvalidModel, NormscopeError, one_line
 
 LossFn = Callable[[nn.Module, Any], Tensor]
-"""`loss_fn(model, batch)` gives the scalar that is minimised; a mean over examples, so that rates mean the same at any batch size."""
+"""`loss_fn(model, batch)` gives the scalar that is minimised: best a mean over examples, so that
+rates mean the same at any batch size."""
 
 IGNORED_LABEL = -100
 """The label that cross-entropy leaves out (torch's own convention)."""
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
-    """Cross-entropy of `model(x)` for a pair `(x, y)` of inputs and integer labels; `model(**batch).loss` for a mapping.
+    """Cross-entropy of `model(x)` for a pair `(x, y)` of inputs and labels; for a mapping `model(**batch).loss`.
 
     Logits are (examples, classes), (examples, classes, positions...) or (examples, positions, classes); computed in
     float32 where the logits have fewer bits.
@@ -27,7 +28,9 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         output = model(**batch)
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if loss is None:
-            raise InvalidBatch("the model gives no `.loss` for this mapping: add its labels, or give a loss_fn(model, batch)")
+            raise InvalidBatch(
+                "the model gives no `.loss` for this mapping: add its labels, or give a loss_fn(model, batch)"
+            )
         return loss
     inputs, labels = _pair(batch)
     return cross_entropy(model(inputs), labels)
@@ -57,9 +60,15 @@ def checked_loss(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) ->
     if examples == 0:
         raise InvalidBatch("the batch is empty: give one with two examples or more")
     if examples == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
-        raise InvalidBatch("a batch of one example has no batch statistics: give two or more, or put batch norm in eval mode")
+        raise InvalidBatch(
+            "a batch of one example has no batch statistics: give two or more, or put batch norm in eval mode"
+        )
     with readable_errors():
-        loss = _checked_cross_entropy(model, batch) if loss_fn is None and not isinstance(batch, Mapping) else (loss_fn or default_loss)(model, batch)
+        loss = (
+            _checked_cross_entropy(model, batch)
+            if loss_fn is None and not isinstance(batch, Mapping)
+            else (loss_fn or default_loss)(model, batch)
+        )
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise InvalidBatch(f"the loss is not one number but {shape}: reduce it, for example with .mean()")
@@ -83,7 +92,9 @@ def readable_errors() -> Iterator[None]:
             raise InvalidBatch(message) from error
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
             raise DeviceError(f"out of memory: give a smaller batch ({one_line(error)[:120]})") from error
-        raise InvalidBatch(f"the model or its loss does not take this batch: {type(error).__name__}: {one_line(error)}") from error
+        raise InvalidBatch(
+            f"the model or its loss does not take this batch: {type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 def constant_loss(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None = None) -> float:
@@ -130,7 +141,9 @@ def _checked_cross_entropy(model: nn.Module, batch: Any) -> Tensor:
         used = labels[labels != IGNORED_LABEL]
         if used.numel() and (int(used.min()) < 0 or int(used.max()) >= classes):
             span = f"from {int(used.min())} to {int(used.max())}"
-            raise InvalidBatch(f"labels go {span}, but the model has {classes} outputs: labels must lie in 0 to {classes - 1}")
+            raise InvalidBatch(
+                f"labels go {span}, but the model has {classes} outputs: labels must lie in 0 to {classes - 1}"
+            )
     return cross_entropy(logits, labels)
 
 
@@ -147,7 +160,9 @@ def _targets_rolled(batch: Any) -> Any:
 def output_spread(model: nn.Module, batch: Any) -> float:
     """How much the outputs depend on the input: their standard deviation over examples (root mean square over the
     outputs) as a share of their own root mean square. 0 for a network that says the same whatever it sees."""
-    output = model(**batch) if isinstance(batch, Mapping) else model(batch[0] if isinstance(batch, tuple | list) else batch)
+    output = (
+        model(**batch) if isinstance(batch, Mapping) else model(batch[0] if isinstance(batch, tuple | list) else batch)
+    )
     tensor = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     values = tensor.double().flatten(1)
     return float(values.var(0, correction=0).mean().sqrt() / values.square().mean().sqrt())

@@ -47,7 +47,9 @@ def has_diverged(loss: float, *, start: float, best: float, constant_loss: float
     return not math.isfinite(loss) or loss > DIVERGENCE_FACTOR * level
 
 
-def outcome(losses: Sequence[float], *, constant_loss: float, output_spread: float = math.nan, fine_tuning: bool = False) -> Outcome:
+def outcome(
+    losses: Sequence[float], *, constant_loss: float, output_spread: float = math.nan, fine_tuning: bool = False
+) -> Outcome:
     """The outcome of a descent from its mini-batch losses, the first of them the start.
 
     Args:
@@ -61,7 +63,10 @@ def outcome(losses: Sequence[float], *, constant_loss: float, output_spread: flo
     values = np.asarray(losses, dtype=np.float64)
     start = float(values[0])
     best = np.minimum.accumulate(np.where(np.isfinite(values), values, np.inf))
-    if any(has_diverged(v, start=start, best=b, constant_loss=constant_loss) for v, b in zip(values.tolist(), best.tolist(), strict=True)):
+    if any(
+        has_diverged(v, start=start, best=b, constant_loss=constant_loss)
+        for v, b in zip(values.tolist(), best.tolist(), strict=True)
+    ):
         return Outcome.DIVERGED
     end = values[-max(1, len(values) // 10) :]
     mean = float(end.mean())

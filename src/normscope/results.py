@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,9 @@ def labelled(variables: Mapping[str, Variable], coords: Mapping[str, Coordinate]
 def with_attributes(dataset: xr.Dataset, **attrs: Any) -> xr.Dataset:
     """The Dataset with these attributes in place of its own; what netCDF cannot hold becomes JSON text."""
     plain = {
-        key: value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
+        key: value
+        if isinstance(value, str | int | float | np.number) and not isinstance(value, bool)
+        else json.dumps(value)
         for key, value in attrs.items()
     }
     return dataset.drop_attrs(deep=False).assign_attrs(plain)
@@ -77,23 +80,41 @@ def provenance(*, device: Any = "cpu", dtype: Any = "float32", **config: Any) ->
 
 
 def save(result: xr.Dataset | xr.DataTree, path: str | Path) -> Path:
-    """Write a result as netCDF: beside its place first, then renamed, so that no half-written file is ever found.
+    """Write a result as netCDF, whole or not at all.
 
     Raises:
         OutputError: where the folder cannot be made or written, or the disk is full.
     """
-    path = Path(path)
+    # Encoded in memory first: a full disk then fails in one plain write, not deep inside the HDF5 library.
+    return _write(Path(path), bytes(result.to_netcdf(engine="h5netcdf")))
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file in UTF-8, whole or not at all; OutputError as in `save`."""
+    return _write(Path(path), text.encode())
+
+
+def ensure_writable(folder: str | Path) -> Path:
+    """Make a folder and try to write into it, so that a long measurement does not fail at its end.
+
+    Raises:
+        OutputError: where it cannot be made or written.
+    """
+    folder = Path(folder)
+    _write(folder / "writable", b"").unlink(missing_ok=True)
+    return folder
+
+
+def _write(path: Path, content: bytes) -> Path:
+    """Beside its place first, then renamed, so that no half-written file is ever found."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Encoded in memory first: a full disk then fails in one plain write, not deep inside the HDF5 library.
-        beside.write_bytes(bytes(result.to_netcdf(engine="h5netcdf")))
+        beside.write_bytes(content)
         beside.replace(path)
     except OSError as error:
-        try:
+        with suppress(OSError):
             beside.unlink(missing_ok=True)
-        except OSError:
-            pass
         raise OutputError(f"cannot write {path}: {error.strerror or one_line(error)}; give another --out") from error
     return path
 

@@ -68,4 +68,3 @@ def untouched(model: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
 
 def _copy(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().clone()
-

@@ -1,11 +1,11 @@
 """Statement + evidence over seeds -> reproduced, not reproduced, or not enough evidence. No torch, no probe."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import t as student_t
 
 REPRODUCED = "reproduced"
@@ -37,22 +37,26 @@ class Verdict:
     """Seeds that were measured."""
     diverged: int
     """Seeds whose value is NaN or not finite where that does not settle the claim: counted, never averaged away."""
+    beyond: int
+    """Seeds known only to lie beyond all that was measured (an infinite value)."""
     bounded: int
-    """Seeds known only to lie beyond the measured range (a censored value, infinite here)."""
+    """Seeds of which only a lower bound is known, which enters the mean in the value's place."""
     unit: str
     note: str = ""
 
     @property
     def measured(self) -> str:
         """The mean with its interval, and how many seeds are bounds or diverged, as text."""
-        finite = self.seeds - self.diverged - self.bounded
+        finite = self.seeds - self.diverged - self.beyond
         parts = []
         if finite:
-            parts.append(f"{_number(self.mean)}{self.unit}")
+            parts.append(f"{'at least ' if self.bounded else ''}{_number(self.mean)}{self.unit}")
         if finite > 1 and self.low < self.high:
             parts.append(f"[{_number(self.low)}, {_number(self.high)}]")
         if self.bounded:
-            parts.append(f"beyond the range in {self.bounded} of {self.seeds} seeds")
+            parts.append(f"(a bound in {self.bounded} of {self.seeds} seeds)")
+        if self.beyond:
+            parts.append(f"beyond the range in {self.beyond} of {self.seeds} seeds")
         if self.diverged:
             parts.append(f"{self.diverged} of {self.seeds} seeds not finite")
         return " ".join(parts)
@@ -61,12 +65,13 @@ class Verdict:
 def judge(
     statement: str,
     where: str,
-    measured: Sequence[float] | np.ndarray,
+    measured: ArrayLike,
     *,
     above: float | None = None,
     below: float | None = None,
     equals: float | None = None,
     margin: float | None = None,
+    lower_bound: ArrayLike | None = None,
     paper: object = "",
     scale: Scale = "linear",
     unit: str = "",
@@ -87,6 +92,8 @@ def judge(
 
     Args:
         measured: (seeds,) values.
+        lower_bound: (seeds,) whether the true value may be larger than the measured one (a ratio whose numerator is
+            censored): then being below a threshold, or equal to it, cannot be concluded, nor that "above" fails.
         scale: "log" takes the mean and the interval of the logarithms; values must be positive.
         unit: written behind the number, with its own leading space.
     """
@@ -97,6 +104,7 @@ def judge(
     supporting = int(((infinite >= low_limit) & (infinite <= high_limit)).sum())
     contrary = len(infinite) - supporting
     missing = int(np.isnan(values).sum())
+    bounded = 0 if lower_bound is None else int(np.asarray(lower_bound, dtype=bool).sum())
     mean, low, high = _interval(finite, scale)
     if len(values) < MIN_SEEDS or (0 < len(finite) < 2 and len(finite) + len(infinite) < MIN_SEEDS):
         verdict = NOT_ENOUGH
@@ -105,6 +113,8 @@ def judge(
         fails = len(finite) == 0 or high < low_limit or low > high_limit
         if len(finite) == 1:
             holds, fails = low_limit < mean < high_limit, not low_limit < mean < high_limit
+        if bounded:
+            holds, fails = holds and above is not None, fails and above is None and low > high_limit
         if missing == 0 and contrary == 0 and holds:
             verdict = REPRODUCED
         elif missing == 0 and supporting == 0 and fails:
@@ -112,12 +122,25 @@ def judge(
         else:
             verdict = NOT_ENOUGH
     return Verdict(
-        statement, where, verdict, mean, low, high, requirement, str(paper), len(values), missing, len(infinite), unit, note
+        statement,
+        where,
+        verdict,
+        mean,
+        low,
+        high,
+        requirement,
+        str(paper),
+        seeds=len(values),
+        diverged=missing,
+        beyond=len(infinite),
+        bounded=bounded,
+        unit=unit,
+        note=note,
     )
 
 
 def judge_band(
-    statement: str, where: str, measured: np.ndarray, published: np.ndarray, *, of: str, note: str = ""
+    statement: str, where: str, measured: ArrayLike, published: ArrayLike, *, of: str, note: str = ""
 ) -> Verdict:
     """Judge whether a published curve could be one more seed: at how many points it lies in the seeds' pointwise 95 %
     prediction band, mean ± t · s · sqrt(1 + 1/n). *Reproduced* if at all, *not reproduced* if at fewer than half.
@@ -138,11 +161,31 @@ def judge_band(
     missing = int((~np.isfinite(values).all(1)).sum())
     unit = f" of {points} {of}"
     requirement = f"all {points} {of} inside"
-    return Verdict(statement, where, verdict, inside, inside, inside, requirement, "", seeds, missing, 0, unit, note)
+    return Verdict(
+        statement,
+        where,
+        verdict,
+        inside,
+        inside,
+        inside,
+        requirement,
+        "",
+        seeds=seeds,
+        diverged=missing,
+        beyond=0,
+        bounded=0,
+        unit=unit,
+        note=note,
+    )
 
 
 def _limits(
-    above: float | None, below: float | None, equals: float | None, margin: float | None, scale: Scale, unit: str
+    above: float | None,
+    below: float | None,
+    equals: float | None,
+    margin: float | None,
+    scale: Scale,
+    unit: str,
 ) -> tuple[float, float, str]:
     """The open interval that the mean must lie in, and its description."""
     if sum(limit is not None for limit in (above, below, equals)) != 1:

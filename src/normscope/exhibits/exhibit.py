@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from normscope.errors import unknown
 from normscope.progress import Bar, progress
-from normscope.results import provenance, with_attributes
+from normscope.results import attribute, provenance, with_attributes
 from normscope.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
     from normscope.data import ImageData
 
-NORM_TITLES = {"batch": "with batch norm", "none": "without", "final": "batch norm before the last layer only"}
+NORM_TITLES = {
+    "batch": "with batch norm",
+    "frozen": "batch norm, statistics as constants",
+    "none": "without",
+    "final": "batch norm before the last layer only",
+}
 """How the networks are called in pictures and text, by their `norm`."""
 
 
@@ -132,8 +137,20 @@ def joined(parts: "list[xr.Dataset]", dim: str, values: Any, long_name: str | No
 
     along = xr.DataArray(list(values), dims=dim, attrs={"long_name": long_name or dim.replace("_", " "), "units": "1"})
     return xr.concat(
-        parts, along.rename(dim), data_vars="all", coords="minimal", compat="equals", join="exact", combine_attrs="override"
+        parts,
+        along.rename(dim),
+        data_vars="all",
+        coords="minimal",
+        compat="equals",
+        join="exact",
+        combine_attrs="override",
     )
+
+
+def on_paper_setting(dataset: "xr.Dataset") -> bool:
+    """Whether a result was measured on what the paper used, so that its published numbers can be compared."""
+    config = attribute(dataset, "config")
+    return config["data"]["name"] == "cifar10" and config["net"] == "resnet110"
 
 
 @cache

@@ -4,12 +4,11 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from normscope.exhibits.exhibit import Exhibit, Setting, over_networks
+from normscope.exhibits.exhibit import Exhibit, Setting, on_paper_setting, over_networks
 from normscope.exhibits.published import PUBLISHED
 from normscope.figures.channel_moments import log_moments, plot_channel_moments
-from normscope.figures.style import COLORS, figure_of
+from normscope.figures.style import COLORS, figure_of, legend_once
 from normscope.probes.channel_moments import channel_moments
-from normscope.results import attribute
 from normscope.verdict import Verdict, judge, judge_band
 
 NORMS = ("batch", "none")
@@ -37,12 +36,21 @@ def curves(dataset: xr.Dataset) -> xr.Dataset:
 
 def draw(dataset: xr.Dataset) -> Figure:
     """Means on the left, standard deviations on the right, both networks in each; published values hollow."""
-    figure, axes = figure_of(1, 2)
+    figure, axes = figure_of(1, 2, panel=(5.2, 3.4))
     published = PUBLISHED["figure5"]
+    shown = dataset.sel(layer=dataset["depth"].isin([1, *range(2, 1000, 2)]))  # every block's first convolution, and fc
     for ax, moment in zip(axes.flat, MOMENTS, strict=True):
-        plot_channel_moments(dataset, moment=moment, ax=ax)
+        plot_channel_moments(shown, moment=moment, ax=ax)
         for norm in NORMS:
-            ax.plot(published["layer"], published[moment][norm], "o", mfc="none", mec=COLORS[norm], label="published")
+            ax.plot(
+                published["layer"],
+                published[moment][norm],
+                "o",
+                mfc="none",
+                mec=COLORS[norm],
+                label="published, CIFAR-10",
+            )
+        legend_once(ax)
     return figure
 
 
@@ -52,8 +60,7 @@ def verdicts(dataset: xr.Dataset) -> list[Verdict]:
     result = []
     if int(logs["depth"].max()) > 30:
         result += growth_verdicts(logs)
-    config = attribute(dataset, "config")
-    if config["data"]["name"] == "cifar10" and config["net"] == "resnet110":
+    if on_paper_setting(dataset):
         result += published_verdicts(logs)
     return result
 
@@ -62,7 +69,7 @@ def growth_verdicts(logs: xr.Dataset) -> list[Verdict]:
     """Claims that can hold or fail on any data."""
     slope = logs["log_std"].isel(depth=slice(0, -1)).polyfit("depth", 1)["polyfit_coefficients"].sel(degree=1)
     growth = 100 * slope.sel(norm="none")
-    ratio = np.exp(logs["log_std"].sel(depth=int(logs["depth"].max()) - 1))
+    in_front = logs["log_std"].sel(depth=int(logs["depth"].max()) - 1)
     spread = logs["log_std"].sel(norm="batch").isel(depth=slice(0, -1))
     return [
         judge(
@@ -84,7 +91,7 @@ def growth_verdicts(logs: xr.Dataset) -> list[Verdict]:
         judge(
             "In front of the output layer the std without BN is at least 4 times that with BN",
             "Figure 5",
-            ratio.sel(norm="none") / ratio.sel(norm="batch"),
+            np.exp((in_front.sel(norm="none") - in_front.sel(norm="batch")).values),
             above=4,
             scale="log",
             paper="8 at layer 102",
@@ -97,13 +104,13 @@ def growth_verdicts(logs: xr.Dataset) -> list[Verdict]:
 def published_verdicts(logs: xr.Dataset) -> list[Verdict]:
     """The distance to the published curves, which were measured on CIFAR-10 with ResNet-110."""
     published = PUBLISHED["figure5"]
-    ours = logs[list(MOMENTS)].to_array("moment").sel(depth=published["layer"])
-    paper = xr.DataArray(
+    ours: xr.DataArray = logs[list(MOMENTS)].to_array("moment").sel(depth=published["layer"])
+    paper: xr.DataArray = xr.DataArray(
         [[published[moment][norm] for norm in NORMS] for moment in MOMENTS],
         dims=("moment", "norm", "depth"),
         coords={"moment": list(MOMENTS), "norm": list(NORMS), "depth": published["layer"]},
     )
-    with_bn = abs(ours - paper).sel(norm="batch")
+    with_bn: xr.DataArray = abs(ours - paper).sel(norm="batch")
     slopes = ours.sel(norm="none", depth=CONVOLUTION_LAYERS).polyfit("depth", 1)["polyfit_coefficients"].sel(degree=1)
     result = [
         judge(
@@ -163,8 +170,8 @@ EXHIBIT = Exhibit(
     place=5,
     paper_saw=(
         "Before any training, the means and standard deviations of the channels grow exponentially with depth without "
-        "batch norm. With it they are reset: the residual stream grows slowly within a stage and starts again at the next "
-        "(layers 42 and 78)."
+        "batch norm. With it they are reset: the residual stream grows slowly within a stage and starts again at "
+        "the next (layers 42 and 78)."
     ),
     measure=measure,
     draw=draw,

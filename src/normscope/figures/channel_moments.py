@@ -50,7 +50,9 @@ def plot_channel_moments(dataset: xr.Dataset, *, moment: str = "log_std", ax: Ax
         exploded = depth[np.isinf(centre)]
         if len(exploded):
             top = ax.get_xaxis_transform()
-            ax.plot(exploded, np.ones(len(exploded)), "^", color=color, transform=top, clip_on=False, label="not finite")
+            ax.plot(
+                exploded, np.ones(len(exploded)), "^", color=color, transform=top, clip_on=False, label="not finite"
+            )
     ax.set(xlabel=axis_label(main_path["depth"]), ylabel=axis_label(logs))
     legend_once(ax)
     return ax

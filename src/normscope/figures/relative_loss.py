@@ -15,8 +15,8 @@ LOWEST_SHOWN = 1e-2
 def plot_relative_loss(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw `relative_loss` over `step_size` on logarithmic axes: one colour a norm, one line a seed.
 
-    Points that diverged (not finite, or above the axis) are triangles on the upper edge, never left out. The dotted line
-    is the paper's threshold of divergence, 10³.
+    Points that diverged (not finite, or above the axis) are triangles on the upper edge, never left out. The dotted
+    line is the paper's threshold of divergence, 10³.
 
     Args:
         dataset: what `normscope.relative_loss` gives, also with the dims `norm` and `seed`.
@@ -36,8 +36,23 @@ def plot_relative_loss(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
             ax.plot(steps, shown, color=color, alpha=0.8, label=NAMES.get(norm, norm) or "relative loss")
             diverged = steps[np.isnan(shown)]
             if len(diverged):
-                ax.plot(diverged, np.full(len(diverged), HIGHEST_SHOWN), "^", color=color, ms=4, alpha=0.5, label="diverged", clip_on=False)
+                ax.plot(
+                    diverged,
+                    np.full(len(diverged), HIGHEST_SHOWN),
+                    "^",
+                    color=color,
+                    ms=4,
+                    alpha=0.5,
+                    label="diverged",
+                    clip_on=False,
+                )
     ax.axhline(1e3, color="0.4", lw=1, ls=":")
-    ax.set(xscale="log", yscale="log", ylim=(LOWEST_SHOWN, HIGHEST_SHOWN), xlabel=axis_label(dataset["step_size"]), ylabel=axis_label(curves))
+    ax.set(
+        xscale="log",
+        yscale="log",
+        ylim=(LOWEST_SHOWN, HIGHEST_SHOWN),
+        xlabel=axis_label(dataset["step_size"]),
+        ylabel=axis_label(curves),
+    )
     legend_once(ax)
     return ax

@@ -7,12 +7,24 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLORS = {"batch": "#1f6fb4", "none": "#c8442c", "final": "#2e8b57", "group": "#8250a8", "layer": "#b8860b"}
+COLORS = {
+    "batch": "#1f6fb4",
+    "frozen": "#6db0dd",
+    "none": "#c8442c",
+    "final": "#2e8b57",
+    "group": "#8250a8",
+    "layer": "#b8860b",
+}
 """The colour of each normalization; others take what is left of matplotlib's cycle."""
 
-NAMES = {"batch": "with batch norm", "none": "without", "final": "batch norm before the last layer"}
+NAMES = {
+    "batch": "with batch norm",
+    "frozen": "statistics frozen",
+    "none": "without",
+    "final": "batch norm before the last layer",
+}
 
-STYLE = {
+STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -27,7 +39,9 @@ STYLE = {
 }
 
 
-def figure_of(rows: int, columns: int, *, panel: tuple[float, float] = (3.7, 3.0), **options: Any) -> tuple[Figure, np.ndarray]:
+def figure_of(
+    rows: int, columns: int, *, panel: tuple[float, float] = (3.7, 3.0), **options: Any
+) -> tuple[Figure, np.ndarray]:
     """A figure of `rows` × `columns` panels, each about `panel` inches, in normscope's style; axes as a 2-d array.
 
     Belongs to no window, so that nothing has to be closed.

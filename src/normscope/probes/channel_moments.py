@@ -34,7 +34,11 @@ def moments(output: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     elif dim == 1 and not output.is_cuda:
         rows = output.detach()
     else:
-        rows = output.detach().movedim(dim, 1).reshape(-1, channels, *[n for i, n in enumerate(output.shape) if i not in (0, dim)])
+        rows = (
+            output.detach()
+            .movedim(dim, 1)
+            .reshape(-1, channels, *[n for i, n in enumerate(output.shape) if i not in (0, dim)])
+        )
     if rows.is_cuda or rows.dtype == torch.float64:
         return exact_moments(rows)
     # The kernel behind batch norm's training pass: both moments in one call, accumulated in float64.
@@ -63,7 +67,7 @@ def channel_moments(
 
     Returns:
         Dataset over `layer` and `channel` (padded with NaN up to the widest layer; `num_channels(layer)` says how many
-        are real): `mean`, `variance`; and the coordinate `depth(layer)`, its place on the main path (NaN on a shortcut).
+        are real): `mean`, `variance`; and the coordinate `depth(layer)`, its place on the main path (NaN beside it).
 
     Raises:
         InvalidModel: where no layer matches, and see `objective.checked_loss`.

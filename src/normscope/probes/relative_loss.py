@@ -62,7 +62,13 @@ def relative_loss(
         InvalidModel, InvalidBatch, DeviceError: see `objective.checked_loss`.
     """
     steps = np.asarray(DEFAULT_STEP_SIZES if step_sizes is None else step_sizes, dtype=np.float64)
-    if steps.ndim != 1 or not len(steps) or not (steps > 0).all() or not (np.diff(steps) > 0).all() or not np.isfinite(steps).all():
+    if (
+        steps.ndim != 1
+        or not len(steps)
+        or not (steps > 0).all()
+        or not (np.diff(steps) > 0).all()
+        or not np.isfinite(steps).all()
+    ):
         raise InvalidConfig("step_sizes must be positive, finite and increasing, for example np.geomspace(1e-5, 1, 50)")
     before, norm, after = losses_along_gradient(model, batch, loss_fn, steps.tolist())
     parameter = next(p for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,61 @@
+"""The `normscope` command: finds its commands, and turns every error into one line and an exit code."""
+
+import importlib
+import os
+import pkgutil
+import sys
+
+import typer
+
+from normscope.errors import NormscopeError, one_line
+from normscope.version import __version__
+
+FAILURE, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    name="normscope",
+    help="Ask a network why it cannot take a larger learning rate, and what normalization would buy it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"normscope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line. An error of normscope's, a full disk or Ctrl-C is one line and a non-zero exit; anything
+    else is a bug, shown in full only where NORMSCOPE_TRACEBACK is set."""
+    import normscope.cli.commands as commands
+
+    for module in pkgutil.iter_modules(commands.__path__):
+        app.command(module.name)(importlib.import_module(f"{commands.__name__}.{module.name}").command)
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("interrupted: what is done is kept, run the same command to go on", INTERRUPTED)
+    except NormscopeError as error:
+        _fail(str(error), FAILURE)
+    except Exception as error:
+        if os.environ.get("NORMSCOPE_TRACEBACK"):
+            raise
+        _fail(
+            f"bug in normscope: {type(error).__name__}: {one_line(error)}; set NORMSCOPE_TRACEBACK=1 to see where",
+            FAILURE,
+        )
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"normscope: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,17 @@
+"""`normscope report`: make the report again from saved results."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from normscope.cli.claims import print_claims
+
+
+def command(folder: Annotated[Path, typer.Argument(help="A folder of results.")]) -> None:
+    """Make the report again from the results in a folder, without measuring anything."""
+    from normscope.report.reproduction import report_reproduction
+
+    path, claims = report_reproduction(folder)
+    print_claims(claims)
+    print(path)

@@ -1,0 +1,45 @@
+"""`normscope reproduce`: measure the paper's exhibits, judge its claims, write the report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from normscope.cli.claims import print_claims
+
+
+def command(
+    exhibits: Annotated[
+        list[str] | None, typer.Argument(help="Names as in `normscope exhibits`; all if none is given.")
+    ] = None,
+    data: Annotated[str, typer.Option(help="digits (embedded) or cifar10.")] = "digits",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where CIFAR-10 lies; else NORMSCOPE_DATA, else it is downloaded.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Networks of this many seeds; a verdict needs three.")] = 3,
+    net: Annotated[
+        str, typer.Option(help="The network: resnet110 is the paper's; resnet20, plain20, ...")
+    ] = "resnet110",
+    batch_size: Annotated[int, typer.Option(help="Examples in a mini-batch.")] = 128,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results and report; what it holds is not measured again.")
+    ] = None,
+) -> None:
+    """Reproduce the paper's figures, tables and claims on real data; ends with the claims and the report's path."""
+    from normscope.data import load_data
+    from normscope.device import usable_device
+    from normscope.exhibits.exhibit import Setting, chosen
+    from normscope.exhibits.reproduce import reproduce
+    from normscope.report.reproduction import report_reproduction
+
+    names = list(exhibits or [])
+    chosen(names)
+    device = usable_device(device)
+    folder = out or Path("reproduction") / data
+    images = load_data(data, data_dir=data_dir, device=device)
+    setting = Setting(images, seeds=tuple(range(seeds)), device=device, net=net, batch_size=batch_size)
+    reproduce(names, setting, folder)
+    path, claims = report_reproduction(folder)
+    print_claims(claims)
+    print(path)

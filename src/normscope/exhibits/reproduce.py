@@ -1,0 +1,43 @@
+"""Reproduce the paper: measure exhibit by exhibit into a folder, keep what is already there, judge and report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import xarray as xr
+
+from normscope.errors import InvalidConfig, ResultError
+from normscope.exhibits.exhibit import Exhibit, Setting, chosen
+from normscope.results import attribute, ensure_writable, load, save, with_attributes
+
+
+def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
+    """Measure the exhibits of these names (all where none is named) and save each as `out/NAME.nc` as soon as it is
+    done. An exhibit whose result is there already, measured on the same setting by the same protocol, is kept.
+
+    Raises:
+        InvalidConfig: for an unknown exhibit, before anything is measured.
+        OutputError: for a folder that cannot be written, before anything is measured; for a full disk, when it is.
+    """
+    wanted = chosen(list(names))
+    if not setting.seeds:
+        raise InvalidConfig("no seeds: give one or more (three for a verdict)")
+    folder = ensure_writable(out)
+    for exhibit in wanted:
+        path = folder / f"{exhibit.name}.nc"
+        if not is_measured(exhibit, setting, path):
+            dataset = exhibit.measure(setting)
+            save(with_attributes(dataset, **{**dataset.attrs, "protocol": exhibit.protocol}), path)
+
+
+def is_measured(exhibit: Exhibit, setting: Setting, path: Path) -> bool:
+    """Whether `path` holds this exhibit, measured on this very setting by today's protocol."""
+    if not path.is_file():
+        return False
+    try:
+        dataset: xr.Dataset = load(path)
+    except ResultError:
+        return False
+    known: dict[str, object] = {
+        name: attribute(dataset, name) for name in ("config", "protocol", "device") if name in dataset.attrs
+    }
+    return known == {"config": setting.config(), "protocol": exhibit.protocol, "device": str(setting.device)}

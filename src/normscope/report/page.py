@@ -1,0 +1,89 @@
+"""One self-contained HTML page: claims first, then a section each; no network, any text escaped."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.resources import files
+
+import matplotlib as mpl
+from jinja2 import Environment
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
+from normscope.version import __version__
+
+VERDICT_CLASS = {REPRODUCED: "yes", NOT_REPRODUCED: "no", NOT_ENOUGH: "open"}
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A heading of its own and its text, for example "What the paper saw"."""
+
+    heading: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page: text, pictures (SVG), the claims with their numbers, the set-up as name and value."""
+
+    anchor: str
+    title: str
+    where: str = ""
+    paragraphs: Sequence[Paragraph] = ()
+    pictures: Sequence[str] = ()
+    caption: str = ""
+    claims: Sequence[Verdict] = ()
+    setup: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page says before its sections."""
+
+    title: str
+    question: str
+    lead: Sequence[str]
+    sections: Sequence[Section]
+    facts: Sequence[tuple[str, str]] = field(default=())
+    """Short name-and-value pairs under the title: data, network, seeds."""
+
+
+def render(page: Page) -> str:
+    """The page as one HTML document."""
+    folder = files("normscope.report")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((folder / "page.html.jinja").read_text())
+    claims = [(section, claim) for section in page.sections for claim in section.claims]
+    counts = [(word, sum(claim.verdict == word for _, claim in claims)) for word in VERDICT_CLASS]
+    return template.render(
+        page=page,
+        claims=claims,
+        counts=counts if claims else [],
+        verdict_class=VERDICT_CLASS,
+        style=Markup((folder / "page.css").read_text()),
+        version=__version__,
+        made=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
+        svg=Markup,
+    )
+
+
+def as_svg(figure: Figure, name: str) -> str:
+    """A matplotlib figure as inline SVG that scales with the page; `name` keeps its ids apart from other pictures'."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    return re.sub(
+        r'<svg ([^>]*?)width="[^"]+" height="[^"]+"|<svg ([^>]*?)height="[^"]+" ([^>]*?)width="[^"]+"',
+        r"<svg \1\2\3",
+        svg,
+        count=1,
+    )

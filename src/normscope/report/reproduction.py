@@ -1,0 +1,89 @@
+"""The report of a reproduction, from the results in a folder alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from normscope.errors import ResultError
+from normscope.exhibits.exhibit import Exhibit, exhibits, on_paper_setting
+from normscope.report.page import Page, Paragraph, Section, as_svg, render
+from normscope.results import attribute, load, write_text
+from normscope.verdict import Verdict
+
+REPORT_NAME = "report.html"
+
+
+def report_reproduction(folder: str | Path) -> tuple[Path, list[Verdict]]:
+    """Write `report.html` from every exhibit's result in `folder`, and give its path and all verdicts in its order.
+
+    Raises:
+        ResultError: where the folder holds no result, or a damaged one.
+        OutputError: where the page cannot be written.
+    """
+    folder = Path(folder)
+    found = [
+        (exhibit, load(path)) for exhibit in exhibits().values() if (path := result_path(folder, exhibit)).is_file()
+    ]
+    if not found:
+        raise ResultError(f"no results in {folder}: make some with `normscope reproduce --out {folder}`")
+    sections = [_section(exhibit, dataset) for exhibit, dataset in found]
+    path = write_text(folder / REPORT_NAME, render(_page(found[0][1], sections)))
+    return path, [claim for section in sections for claim in section.claims]
+
+
+def result_path(folder: Path, exhibit: Exhibit) -> Path:
+    """Where an exhibit's result lies."""
+    return folder / f"{exhibit.name}.nc"
+
+
+def _page(dataset: xr.Dataset, sections: Sequence[Section]) -> Page:
+    config = attribute(dataset, "config")
+    data = config["data"]
+    shape = " × ".join(map(str, data["image_shape"]))
+    reduced = (
+        f"The paper used ResNet-110 on CIFAR-10; this run used {config['net']} on {data['name']} ({shape} pixels). "
+        "Hollow marks in the pictures are the paper's own values, for its data."
+    )
+    return Page(
+        title="Understanding Batch Normalization, measured again",
+        question="Why can't a deep network take a larger learning rate, and what does normalization buy it?",
+        facts=[
+            ("data", data["name"]),
+            ("network", config["net"]),
+            ("seeds", str(len(config["seeds"]))),
+            ("mini-batch", str(config["batch_size"])),
+            ("device", str(dataset.attrs["device"])),
+        ],
+        lead=[
+            "Figures, tables and claims of Bjorck, Gomes, Selman and Weinberger (NeurIPS 2018), measured on real data "
+            "with a verdict each.",
+            *([] if on_paper_setting(dataset) else [reduced]),
+        ],
+        sections=sections,
+    )
+
+
+def _section(exhibit: Exhibit, dataset: xr.Dataset) -> Section:
+    we_saw = exhibit.we_saw(dataset)
+    return Section(
+        anchor=exhibit.name,
+        title=exhibit.title,
+        where=exhibit.where,
+        paragraphs=[
+            Paragraph("What the paper saw", exhibit.paper_saw),
+            *([Paragraph("What we saw", we_saw)] if we_saw else []),
+        ],
+        pictures=[as_svg(exhibit.draw(dataset), exhibit.name)],
+        claims=exhibit.verdicts(dataset),
+        setup=[(name.replace("_", " "), _plain(attribute(dataset, name))) for name in dataset.attrs],
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_plain(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return str(value)
