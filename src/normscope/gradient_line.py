@@ -56,10 +56,10 @@ def gradient_line(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -
 
         def loss_at(step_size: float) -> Tensor:
             with torch.no_grad(), torch.random.fork_rng(devices=gpus), readable_errors():
-                torch._foreach_copy_(moved, starts)
-                torch._foreach_add_(moved, slopes, alpha=-float(step_size))
+                torch._foreach_copy_(moved, starts)  # pyright: ignore
+                torch._foreach_add_(moved, slopes, alpha=-float(step_size))  # pyright: ignore
                 if buffers:
-                    torch._foreach_copy_(buffers, buffer_starts)
+                    torch._foreach_copy_(buffers, buffer_starts)  # pyright: ignore
                 return (loss_fn or default_loss)(model, batch).double().reshape(())
 
         yield GradientLine(before, norm, loss_at)

@@ -143,8 +143,8 @@ EXHIBIT = Exhibit(
     place=3,
     paper_saw=(
         "Take a mini-batch's gradient and walk along it: with batch norm the loss falls and is still of its own "
-        "size at α = 0.2, without it the loss falls only to α ≈ 2e-4 and passes a million times its start by 3e-3 to 7e-3. A "
-        "large learning rate is out of reach in the very first updates."
+        "size at α = 0.2, without it the loss falls only to α ≈ 2e-4 and passes a million times its start by 3e-3 to "
+        "7e-3. A large learning rate is out of reach in the very first updates."
     ),
     measure=measure,
     draw=draw,
