@@ -38,6 +38,23 @@ def measure(setting: Setting) -> xr.Dataset:
     return over_networks(setting, "figure3", measure_one, learning_rate=LEARNING_RATE)
 
 
+def we_saw(dataset: xr.Dataset) -> str:
+    """Medians over seeds at the first mini-batch, in words."""
+    first = dataset.sel(mini_batch=1)
+    diverges = first["divergence_step_size"].median("seed")
+    lowest = first["lowest_step_size"].median("seed")
+    with_bn = float(diverges.sel(norm="batch"))
+    end = float(dataset["step_size"].max())
+    bn_text = f"at α = {with_bn:.2g}" if np.isfinite(with_bn) else f"nowhere up to α = {end:.3g}"
+    without = float(diverges.sel(norm="none"))
+    none_text = f"at α = {without:.2g}" if np.isfinite(without) else f"nowhere up to α = {end:.3g}"
+    return (
+        f"On the first mini-batch the loss without batch norm is lowest at α = {float(lowest.sel(norm='none')):.2g} and "
+        f"passes a thousand times its start {none_text}; with it, it is lowest at "
+        f"α = {float(lowest.sel(norm='batch')):.2g} and passes a thousand times its start {bn_text} (medians over seeds)."
+    )
+
+
 def draw(dataset: xr.Dataset) -> Figure:
     """The paper's arrangement: one panel a mini-batch, both networks in each, every seed a line."""
     figure, axes = figure_of(1, len(dataset["mini_batch"]), sharey=True)
@@ -149,4 +166,5 @@ EXHIBIT = Exhibit(
     measure=measure,
     draw=draw,
     verdicts=verdicts,
+    we_saw=we_saw,
 )
