@@ -43,15 +43,17 @@ def we_saw(dataset: xr.Dataset) -> str:
     first = dataset.sel(mini_batch=1)
     diverges = first["divergence_step_size"].median("seed")
     lowest = first["lowest_step_size"].median("seed")
-    with_bn = float(diverges.sel(norm="batch"))
     end = float(dataset["step_size"].max())
-    bn_text = f"at α = {with_bn:.2g}" if np.isfinite(with_bn) else f"nowhere up to α = {end:.3g}"
-    without = float(diverges.sel(norm="none"))
-    none_text = f"at α = {without:.2g}" if np.isfinite(without) else f"nowhere up to α = {end:.3g}"
+
+    def passes(norm: str) -> str:
+        step = float(diverges.sel(norm=norm))
+        return f"at α = {step:.2g}" if np.isfinite(step) else f"nowhere up to α = {end:.3g}"
+
     return (
-        f"On the first mini-batch the loss without batch norm is lowest at α = {float(lowest.sel(norm='none')):.2g} and "
-        f"passes a thousand times its start {none_text}; with it, it is lowest at "
-        f"α = {float(lowest.sel(norm='batch')):.2g} and passes a thousand times its start {bn_text} (medians over seeds)."
+        f"On the first mini-batch the loss without batch norm is lowest at α = {float(lowest.sel(norm='none')):.2g} "
+        f"and passes a thousand times its start {passes('none')}; with it, it is lowest at "
+        f"α = {float(lowest.sel(norm='batch')):.2g} and passes a thousand times its start {passes('batch')} "
+        "(medians over seeds)."
     )
 
 

@@ -41,9 +41,9 @@ def we_saw(dataset: xr.Dataset) -> str:
     growth = float(np.exp((last - first).sel(norm="none").median()))
     span = np.exp((stds.max("depth") - stds.min("depth")).sel(norm="batch").median())
     return (
-        f"Without batch norm the channels' standard deviation grows {growth:.3g} times from the second layer to the last "
-        f"block; with it all layers stay within a factor {float(span):.2g} of each other, on a saw-tooth that starts again "
-        "at each stage (medians over seeds)."
+        f"From the second layer to the last block the channels' standard deviation grows by a factor {growth:.3g} "
+        f"without batch norm; with it all layers stay within a factor {float(span):.2g} of each other, on a saw-tooth "
+        "that starts again at each stage (medians over seeds)."
     )
 
 
