@@ -20,7 +20,7 @@ SOURCE = ROOT / "src" / "normscope"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # Imports follow the data: a folder imports from its own height and below. Single files lie at the bottom.
-HEIGHT = {"nets": 1, "data": 1, "probes": 2, "figures": 2, "train": 3, "sweep": 4}
+HEIGHT = {"nets": 1, "data": 1, "surgery": 1, "probes": 2, "figures": 2, "train": 3, "sweep": 4}
 HEIGHT |= {"exhibits": 5, "check": 5, "report": 5, "cli": 6}
 
 # A name that is public stays: whoever adds one, or takes one away, says so here.
@@ -33,14 +33,22 @@ PUBLIC_NAMES = [
     "batches",
     "build_net",
     "channel_moments",
+    "gradient_cancellation",
+    "gradient_histogram",
     "judge",
     "load",
     "load_data",
     "plot_channel_moments",
+    "plot_gradient_cancellation",
+    "plot_gradient_histogram",
     "plot_relative_loss",
+    "plot_stable_lr",
     "relative_loss",
     "save",
+    "stable_lr",
     "untouched",
+    "with_init",
+    "with_norm",
 ]
 
 # What draws and what judges reads Datasets only: all they may share with the rest.

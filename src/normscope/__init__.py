@@ -13,15 +13,26 @@ from typing import TYPE_CHECKING, Any
 from normscope.version import __version__
 
 if TYPE_CHECKING:
+    from normscope.check.stable_lr import stable_lr
     from normscope.data import ImageData, batches, load_data
     from normscope.errors import NormscopeError
     from normscope.figures.channel_moments import plot_channel_moments
+    from normscope.figures.gradient_cancellation import plot_gradient_cancellation
+    from normscope.figures.gradient_histogram import plot_gradient_histogram
+    from normscope.figures.moments_along_step import plot_moments_along_step
+    from normscope.figures.output_gradients import plot_output_gradients
     from normscope.figures.relative_loss import plot_relative_loss
+    from normscope.figures.stable_lr import plot_stable_lr
     from normscope.nets import build_net
     from normscope.outcome import Outcome
     from normscope.probes.channel_moments import channel_moments
+    from normscope.probes.gradient_cancellation import gradient_cancellation
+    from normscope.probes.gradient_histogram import gradient_histogram
+    from normscope.probes.moments_along_step import moments_along_step
+    from normscope.probes.output_gradients import output_gradients
     from normscope.probes.relative_loss import relative_loss
     from normscope.results import load, save
+    from normscope.surgery import with_init, with_norm
     from normscope.untouched import untouched
     from normscope.verdict import Verdict, judge
 
@@ -33,14 +44,26 @@ _HOME = {
     "batches": "data",
     "build_net": "nets",
     "channel_moments": "probes.channel_moments",
+    "gradient_cancellation": "probes.gradient_cancellation",
+    "gradient_histogram": "probes.gradient_histogram",
     "judge": "verdict",
     "load": "results",
     "load_data": "data",
+    "moments_along_step": "probes.moments_along_step",
+    "output_gradients": "probes.output_gradients",
     "plot_channel_moments": "figures.channel_moments",
+    "plot_gradient_cancellation": "figures.gradient_cancellation",
+    "plot_gradient_histogram": "figures.gradient_histogram",
+    "plot_moments_along_step": "figures.moments_along_step",
+    "plot_output_gradients": "figures.output_gradients",
     "plot_relative_loss": "figures.relative_loss",
+    "plot_stable_lr": "figures.stable_lr",
     "relative_loss": "probes.relative_loss",
     "save": "results",
+    "stable_lr": "check.stable_lr",
     "untouched": "untouched",
+    "with_init": "surgery",
+    "with_norm": "surgery",
 }
 """Where each public name lives."""
 
@@ -53,14 +76,26 @@ __all__ = [
     "batches",
     "build_net",
     "channel_moments",
+    "gradient_cancellation",
+    "gradient_histogram",
     "judge",
     "load",
     "load_data",
+    "moments_along_step",
+    "output_gradients",
     "plot_channel_moments",
+    "plot_gradient_cancellation",
+    "plot_gradient_histogram",
+    "plot_moments_along_step",
+    "plot_output_gradients",
     "plot_relative_loss",
+    "plot_stable_lr",
     "relative_loss",
     "save",
+    "stable_lr",
     "untouched",
+    "with_init",
+    "with_norm",
 ]
 
 

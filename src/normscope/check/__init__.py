@@ -1,0 +1,1 @@
+"""The paper's questions asked of somebody's own model."""

@@ -1,0 +1,100 @@
+"""The same mini-batches for the same seed at every rate, from whatever gives batches."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normscope.errors import DataError, InvalidBatch, NormscopeError, one_line
+
+KEPT_BYTES = 2**31
+"""Of a loader's batches at most this much is kept in memory (but two batches always): 2 GiB."""
+
+BatchesOfSeed = Callable[[int], Iterator[Any]]
+"""Mini-batches without end, and the same ones each time it is called with the same seed."""
+
+
+def mini_batches(source: Any, steps: int, seed: int = 0) -> tuple[BatchesOfSeed, int | None]:
+    """Endless mini-batches by seed, and how many different ones there are (None where `source` is a function).
+
+    A function `seed -> iterator` is called anew for every descent, and again when it ends early: it must give the same
+    batches for the same seed. Of anything else (a list, a DataLoader, an iterator) the first `steps` batches are taken
+    once and kept, with torch's generator at `seed`; every seed then walks them in random orders of its own, round after
+    round where there are fewer than `steps`.
+
+    Raises:
+        InvalidBatch: where there is no batch at all, or `source` gives none by its type.
+        DataError: where the source itself raises.
+    """
+    if callable(source) and not isinstance(source, Iterable):
+        function: Callable[[int], Any] = source
+        return lambda seed: _from_function(function, seed), None
+    if isinstance(source, Tensor | Mapping | str | tuple) or not isinstance(source, Iterable):
+        raise InvalidBatch(
+            f"batches is a {type(source).__name__}: give a list of batches, a DataLoader or a function seed -> iterator"
+        )
+    kept: list[Any] = []
+    size = 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for batch in _readable(lambda: source):
+            kept.append(batch)
+            size += _num_bytes(batch)
+            if len(kept) >= steps or (size > KEPT_BYTES and len(kept) > 1):
+                break
+    if not kept:
+        raise InvalidBatch(
+            f"the {type(source).__name__} gives no batch: is its data set empty or smaller than a batch?"
+        )
+    return lambda seed: _in_random_order(kept, seed), len(kept)
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """The batch with every tensor in its tuples, lists and mappings on the device; other objects are left alone."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: on_device(value, device) for key, value in batch.items()}
+    if type(batch) in (tuple, list):
+        return type(batch)(on_device(part, device) for part in batch)
+    return batch
+
+
+def _in_random_order(kept: list[Any], seed: int) -> Iterator[Any]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for i in torch.randperm(len(kept), generator=generator).tolist():
+            yield kept[i]
+
+
+def _from_function(source: Callable[[int], Iterable[Any]], seed: int) -> Iterator[Any]:
+    while True:
+        empty = True
+        for batch in _readable(lambda: source(seed)):
+            empty = False
+            yield batch
+        if empty:
+            raise InvalidBatch(f"batches(seed={seed}) gives no batch: it must give at least one")
+
+
+def _readable(source: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+    """Iterate, and say in one line what the source raises and when."""
+    count = 0
+    try:
+        for batch in source():
+            count += 1
+            yield batch
+    except NormscopeError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"the batches raised {type(error).__name__} after {count} of them: {one_line(error)}"
+        ) from error
+
+
+def _num_bytes(batch: Any) -> int:
+    if isinstance(batch, Tensor):
+        return batch.nbytes
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
+    return sum(_num_bytes(part) for part in parts)
