@@ -36,7 +36,7 @@ def test_a_small_step_lowers_the_loss_by_the_squared_norm():
 
 
 def test_buffers_that_the_forward_pass_changes_start_anew_at_every_point():
-    """Spectral norm estimates the largest singular value by one power iteration a forward pass, kept in a buffer."""
+    """Spectral norm goes one power iteration further in every forward pass, and keeps it in a buffer."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(7, 7)), nn.Linear(7, 4))
     batch = (torch.randn(6, 7), torch.arange(6) % 4)
@@ -79,6 +79,8 @@ def test_what_fails_along_the_line_is_said_in_one_line():
         return loss
 
     entry = by_name("regression")
-    with gradient_line(entry.build(0), entry.batch(0), fragile) as line:
-        with pytest.raises(InvalidBatch, match="ValueError: loss out of range"):
-            line.loss_at(1.0)
+    with (
+        gradient_line(entry.build(0), entry.batch(0), fragile) as line,
+        pytest.raises(InvalidBatch, match="ValueError: loss out of range"),
+    ):
+        line.loss_at(1.0)

@@ -1,0 +1,124 @@
+"""Where along a step do the activations explode? (Figure 4)
+
+For a mini-batch B, a step size α and a fraction f of the step, the moments of every watched call's output y
+(examples b, positions p, channels c) in the network with the parameters
+
+    θ − f α ∇ℓ_B(θ):    mean_c = E_{b,p} y_{bpc},    variance_c = E_{b,p} (y_{bpc} − mean_c)²    (biased).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from normscope.errors import InvalidConfig, InvalidModel
+from normscope.gradient_line import gradient_line
+from normscope.layers import channel_dim, depths, watch
+from normscope.objective import LossFn
+from normscope.probes.channel_moments import moments
+from normscope.results import labelled, provenance
+
+DEFAULT_FRACTIONS = np.linspace(0, 1, 51)
+"""Every second percent of the step."""
+
+
+def moments_along_gradient(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFn | None,
+    step_sizes: Sequence[float],
+    layers: str | Sequence[str] | None,
+) -> tuple[list[str], list[int], Tensor, Tensor]:
+    """Names and widths of the watched calls, their moments at θ − α∇ℓ_B(θ) for every α, one call's channels
+    behind the other's, (2, step_size, channels of all calls), and the losses there, (step_size,); in float64.
+    """
+    seen: list[tuple[str, Tensor, Tensor]] = []
+
+    def on_call(name: str, module: nn.Module, output: Tensor) -> None:
+        seen.append((name, *moments(output, channel_dim(module, output))))
+
+    calls: list[tuple[str, int]] = []
+    rows: list[Tensor] = []
+    losses: list[Tensor] = []
+    with gradient_line(model, batch, loss_fn) as line:
+        for step_size in step_sizes:
+            seen.clear()
+            with watch(model, on_call, layers):
+                losses.append(line.loss_at(step_size))
+            called = [(name, len(mean)) for name, mean, _ in seen]
+            calls = calls or called
+            if not called:
+                raise InvalidModel("none of the chosen layers is called: see `normscope layers MODEL`")
+            if called != calls:
+                raise InvalidModel(
+                    "the model calls other layers at one point of the step than at another: choose layers"
+                    " that are always called"
+                )
+            rows.append(torch.stack([torch.cat([m for _, m, _ in seen]), torch.cat([v for _, _, v in seen])]))
+    names, widths = zip(*calls, strict=True)
+    return list(names), list(widths), torch.stack(rows, 1).cpu(), torch.stack(losses).cpu()
+
+
+def moments_along_step(
+    model: nn.Module,
+    batch: Any,
+    *,
+    step_size: float,
+    fractions: Sequence[float] | np.ndarray | None = None,
+    layers: str | Sequence[str] | None = None,
+    loss_fn: LossFn | None = None,
+) -> xr.Dataset:
+    """Mean and biased variance of every channel of chosen layers at fractions of one gradient step (figure 4).
+
+    One gradient, and one forward pass a fraction, in training mode; the model comes back untouched. The moments
+    are finite wherever the activations are; an activation that overflows is kept as inf or NaN.
+
+    Args:
+        batch: `(inputs, labels)`, a mapping, or anything `loss_fn(model, batch)` takes.
+        step_size: α of the whole step, positive.
+        fractions: (fraction,) from 0 up, increasing; by default 0, 0.02, ... 1.
+        layers: None for every layer that owns a weight; else shell patterns on module paths ("layer1.*.conv1").
+
+    Returns:
+        Dataset over `fraction`, `layer` and `channel` (padded with NaN up to the widest layer; `num_channels(layer)`
+        says how many are real): `mean`, `variance`; `loss(fraction)`; the scalar `step_size`; and the coordinate
+        `depth(layer)`, its place among the watched calls of the main path (NaN on a shortcut).
+
+    Raises:
+        InvalidConfig: a step size that is not positive, fractions that are not increasing from 0 up.
+        InvalidModel: where no layer matches, and see `objective.checked_loss`.
+    """
+    points = np.asarray(DEFAULT_FRACTIONS if fractions is None else fractions, dtype=np.float64)
+    if not (np.isfinite(step_size) and step_size > 0):
+        raise InvalidConfig(f"step_size must be positive and finite, not {step_size}")
+    if points.ndim != 1 or not len(points) or not np.isfinite(points).all() or points.min() < 0:
+        raise InvalidConfig("fractions must be finite and not negative, for example np.linspace(0, 1, 50)")
+    if not (np.diff(points) > 0).all():
+        raise InvalidConfig("fractions must be increasing, for example np.linspace(0, 1, 50)")
+    steps = (points * step_size).tolist()
+    names, widths, measured, losses = moments_along_gradient(model, batch, loss_fn, steps, layers)
+    table = np.full((2, len(points), len(names), max(widths)), np.nan)
+    for row, (stop, width) in enumerate(zip(np.cumsum(widths), widths, strict=True)):
+        table[:, :, row, :width] = measured[:, :, stop - width : stop].numpy()
+    parameter = next(p for p in model.parameters() if p.requires_grad)
+    dims = ("fraction", "layer", "channel")
+    dataset = labelled(
+        {
+            "mean": (dims, table[0], "channel mean", "1"),
+            "variance": (dims, table[1], "channel variance", "1"),
+            "loss": ("fraction", losses.numpy(), "loss along the step", "nat"),
+            "step_size": ((), float(step_size), "step size α", "1"),
+            "num_channels": ("layer", widths, "number of channels", "1"),
+        },
+        {
+            "fraction": (points, "fraction of the step", "1"),
+            "layer": (names, "layer", "1"),
+            "channel": (np.arange(table.shape[3]), "channel", "1"),
+        },
+        **provenance(device=parameter.device, dtype=parameter.dtype),
+    )
+    depth = ("layer", depths(names), {"long_name": "layer on the main path", "units": "1"})
+    return dataset.assign_coords(depth=depth)

@@ -1,0 +1,185 @@
+"""Do the examples of a mini-batch agree on where to push the output? (Figure 6)
+
+For the outputs z_b (examples b, classes k) of a mini-batch B the rows
+
+    g_b = ∂ℓ_B / ∂z_b,    for a cross-entropy  g_bk = (softmax(z_b)_k − [k = y_b]) / |B|.
+
+If the network predicts one class whatever it sees, almost all rows are the same, and the gradient of every parameter
+before them, a sum over the examples, adds up where it would cancel.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from normscope.errors import InvalidModel
+from normscope.layers import channel_dim, first_tensor
+from normscope.objective import LossFn, checked_loss, readable_errors
+from normscope.results import labelled, provenance
+from normscope.untouched import untouched
+
+
+def mean_pairwise_cosine(rows: Tensor) -> float:
+    """Mean of cos(g_a, g_b) over all pairs a ≠ b of (example, label) rows that are not zero; NaN below two of them."""
+    rows = rows.double()
+    norms = rows.norm(dim=1)
+    units = rows[norms != 0] / norms[norms != 0, None]
+    count = len(units)
+    if count < 2:
+        return float("nan")
+    return float((units.sum(0).square().sum() - count) / (count * (count - 1)))
+
+
+def common_part(rows: Tensor) -> float:
+    """‖mean_b g_b‖² / mean_b ‖g_b‖²: how much of the squared (example, label) rows lies in what they share.
+
+    1 if all are the same, 1/|B| on average if they are independent without a mean; NaN if all are zero.
+    """
+    rows = rows.double()
+    return float(rows.mean(0).square().sum() / rows.square().sum(1).mean())
+
+
+def commonest_share(predicted: Tensor) -> float:
+    """Share of the examples that get the commonest prediction; an example without one (−1) counts as another.
+    NaN if none has one."""
+    known = predicted[predicted >= 0]
+    return int(torch.bincount(known).max()) / len(predicted) if len(known) else float("nan")
+
+
+def predictions(outputs: Tensor) -> Tensor:
+    """The class of the largest of the (example, label) outputs, −1 where one of them is NaN."""
+    return outputs.argmax(1).where(~outputs.isnan().any(1), -1)
+
+
+@dataclass(frozen=True)
+class CaughtOutput:
+    """The output tensor of one call of a model, before anything could change it in place."""
+
+    edge: GradientEdge
+    """Where its gradient is to be taken."""
+    dim: int
+    """The dimension that runs over classes."""
+    predicted: Tensor
+    """(examples,) see `predictions`."""
+
+
+@contextmanager
+def output_caught(model: nn.Module, batch: Any) -> Iterator[list[CaughtOutput]]:
+    """Catch the output of every call of the model while the context lasts: its `.logits`, else its first tensor
+    that is no scalar."""
+    caught: list[CaughtOutput] = []
+
+    def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+        tensor = _output_tensor(output)
+        if tensor is None or not tensor.requires_grad:
+            raise InvalidModel(f"{type(module).__name__} gives no output tensor that depends on its parameters")
+        dim = _class_dim(module, tensor, batch)
+        predicted = predictions(_as_rows(tensor.detach(), dim))
+        caught.append(CaughtOutput(get_gradient_edge(tensor), dim, predicted))
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield caught
+    finally:
+        handle.remove()
+
+
+def output_gradients(model: nn.Module, batch: Any, *, loss_fn: LossFn | None = None) -> xr.Dataset:
+    """The gradient of the loss at the model's output, example by example (figure 6).
+
+    One forward pass in training mode and the backward pass of the loss alone; the model comes back untouched. The
+    gradient is that of the batch's loss: of a mean over |B| examples, it has the factor 1/|B|.
+
+    Args:
+        batch: `(inputs, labels)`, a mapping, or anything `loss_fn(model, batch)` takes. The output is the model's
+            `.logits`, or its first tensor; several positions (tokens, pixels) are flattened into examples, and
+            where the loss calls the model several times, the calls' examples follow each other.
+
+    Returns:
+        Dataset over `example` and `label`: `gradient`, in the output's precision; `predicted(example)`, the label of
+        the largest output, −1 where an output is NaN; and scalars: `commonest_share` (share of the examples that get
+        the commonest prediction; NaN for an output of one number), `mean_cosine` (over all pairs of examples whose
+        gradient is not zero), `common_part` (‖mean row‖² / mean ‖row‖²) and `loss`.
+
+    Raises:
+        InvalidModel: an output, or a loss, that does not depend on the parameters through the output tensor.
+        InvalidModel, InvalidBatch, DeviceError: see `objective.checked_loss`.
+    """
+    with untouched(model), torch.enable_grad(), output_caught(model, batch) as caught:
+        model.train()
+        loss = checked_loss(model, batch, loss_fn)
+        if not caught:
+            raise InvalidModel(f"the loss never calls {type(model).__name__} itself, so it has no output to look at")
+        with readable_errors():
+            gradients = torch.autograd.grad(loss, [output.edge for output in caught], allow_unused=True)
+    used = [(output, g) for output, g in zip(caught, gradients, strict=True) if g is not None]
+    if not used:
+        raise InvalidModel(f"the loss does not depend on the output tensor of {type(model).__name__}")
+    parts = [_as_rows(gradient, output.dim) for output, gradient in used]
+    if len({part.shape[1] for part in parts}) > 1:
+        raise InvalidModel("the loss calls the model several times with outputs of different sizes")
+    rows, predicted = torch.cat(parts), torch.cat([output.predicted for output, _ in used])
+    rows = rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
+    share = commonest_share(predicted) if rows.shape[1] > 1 else float("nan")
+    parameter = next(p for p in model.parameters() if p.requires_grad)
+    return labelled(
+        {
+            "gradient": (("example", "label"), rows.cpu().numpy(), "gradient of the loss at the output", "1"),
+            "predicted": ("example", predicted.cpu().numpy(), "predicted label", "1"),
+            "commonest_share": ((), share, "share of the commonest prediction", "1"),
+            "mean_cosine": ((), mean_pairwise_cosine(rows), "mean cosine between two examples' gradients", "1"),
+            "common_part": ((), common_part(rows), "part of the gradient that all examples share", "1"),
+            "loss": ((), float(loss.detach()), "loss", "nat"),
+        },
+        {
+            "example": (np.arange(rows.shape[0]), "example", "1"),
+            "label": (np.arange(rows.shape[1]), "label", "1"),
+        },
+        **provenance(device=parameter.device, dtype=parameter.dtype),
+    )
+
+
+def _output_tensor(output: Any) -> Tensor | None:
+    """The output's `.logits`, else its first tensor that is no scalar, so that a model's own `.loss` is passed over."""
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    parts = [output] if isinstance(output, Tensor) else list(_parts(output))
+    tensors = (first_tensor(part) for part in parts)
+    return next((tensor for tensor in tensors if tensor is not None and tensor.ndim), None)
+
+
+def _parts(output: Any) -> Iterator[Any]:
+    if isinstance(output, Mapping):
+        yield from output.values()
+    elif isinstance(output, tuple | list):
+        yield from output
+    elif hasattr(output, "__dict__"):
+        yield from vars(output).values()
+
+
+def _class_dim(model: nn.Module, output: Tensor, batch: Any) -> int:
+    """The dimension of the output that runs over classes: the one that its labels lack, as for cross-entropy; where
+    the labels do not say, last for (examples, features) and (examples, tokens, features), else dimension 1."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        labels = batch[1]
+    if isinstance(labels, Tensor) and output.ndim > 2:
+        if labels.shape == output.shape[:-1]:
+            return output.ndim - 1
+        if labels.shape == (output.shape[0], *output.shape[2:]):
+            return 1
+    return channel_dim(model, output) if output.ndim > 1 else 0
+
+
+def _as_rows(tensor: Tensor, dim: int) -> Tensor:
+    """(examples, classes) of a tensor with its classes along `dim`, each position an example of its own; a vector is
+    one number for every example."""
+    return tensor[:, None] if tensor.ndim == 1 else tensor.movedim(dim, -1).flatten(0, -2)
