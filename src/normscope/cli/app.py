@@ -4,6 +4,9 @@ import importlib
 import os
 import pkgutil
 import sys
+from collections.abc import Callable
+from typing import NoReturn
+from collections.abc import Callable
 
 import typer
 
@@ -42,12 +45,16 @@ def main() -> None:
     for module in pkgutil.iter_modules(commands.__path__):
         app.command(module.name)(importlib.import_module(f"{commands.__name__}.{module.name}").command)
     try:
-        app()
-    except KeyboardInterrupt:
+        # On Ctrl-C some releases of typer return this code, others raise Abort.
+        if app(standalone_mode=False) == INTERRUPTED:
+            raise KeyboardInterrupt
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted: what is done is kept, run the same command to go on", INTERRUPTED)
     except NormscopeError as error:
         _fail(str(error), FAILURE)
     except Exception as error:
+        if isinstance(usage := getattr(error, "format_message", None), Callable):  # the parser's own usage errors
+            _fail(f"{' '.join(str(usage()).split())} See normscope --help", FAILURE)
         if os.environ.get("NORMSCOPE_TRACEBACK"):
             raise
         _fail(
@@ -56,6 +63,6 @@ def main() -> None:
         )
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print(f"normscope: {message}", file=sys.stderr)
     sys.exit(code)

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from normscope.cli.console import console
 from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
 
 COLORS = {REPRODUCED: "green", NOT_REPRODUCED: "red", NOT_ENOUGH: "yellow"}
@@ -17,8 +17,6 @@ def print_claims(claims: Sequence[Verdict]) -> None:
     for claim in claims:
         cells = (claim.where, claim.statement, claim.paper or "–", claim.measured)
         table.add_row(*map(Text, cells), Text(claim.verdict, style=COLORS[claim.verdict]))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(table)
-    console.print(", ".join(f"{sum(c.verdict == word for c in claims)} {word}" for word in COLORS))
+    output = console()
+    output.print(table)
+    output.print(", ".join(f"{sum(c.verdict == word for c in claims)} {word}" for word in COLORS))
