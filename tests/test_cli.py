@@ -1,4 +1,4 @@
-"""The command line: whole outputs, failures included. Every failure is one line on the error stream and an exit code."""
+"""The command line: whole outputs, failures included. A failure is one line on the error stream and an exit code."""
 
 import os
 import resource
@@ -155,7 +155,15 @@ def test_a_damaged_result_is_named(normscope, tmp_path):
 
 
 def test_help_loads_no_torch():
-    code = "import sys; sys.argv = ['normscope', '--help']\nfrom normscope.cli import main\ntry:\n    main()\nfinally:\n    assert 'torch' not in sys.modules"
+    code = """
+import sys
+from normscope.cli import main
+sys.argv = ["normscope", "--help"]
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "reproduce" in done.stdout

@@ -6,7 +6,6 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from typing import NoReturn
-from collections.abc import Callable
 
 import typer
 

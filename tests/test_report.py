@@ -1,0 +1,112 @@
+"""The report: one self-contained page, claims first, everything from users escaped."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from matplotlib.figure import Figure
+
+from normscope.exhibits.exhibit import Setting, exhibits
+from normscope.exhibits.reproduce import reproduce
+from normscope.report.page import Page, Paragraph, Section, as_svg, render
+from normscope.report.reproduction import report_reproduction
+from normscope.verdict import judge
+
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is closed out of order; collects ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_startendtag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def parsed(html: str) -> Balanced:
+    parser = Balanced()
+    parser.feed(html)
+    parser.close()
+    return parser
+
+
+@pytest.fixture
+def picture() -> Figure:
+    figure = Figure()
+    figure.subplots().plot([1, 2, 3])
+    return figure
+
+
+def page(title: str = "title", **section: object) -> str:
+    claims = [judge("it <grows> & grows", "Figure <1>", [3.0, 3.1, 3.2], above=1)]
+    content: dict = {"anchor": "one", "title": "One", "claims": claims, **section}
+    return render(Page(title=title, question="why?", lead=["because"], sections=[Section(**content)]))
+
+
+def test_text_of_users_is_escaped():
+    attack = "<script>alert(1)</script>"
+    html = page(attack, paragraphs=[Paragraph(attack, attack)], setup=[(attack, attack)], caption=attack)
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert "it &lt;grows&gt; &amp; grows" in html
+
+
+def test_page_is_balanced_and_needs_no_network(picture):
+    html = page(pictures=[as_svg(picture, "a"), as_svg(picture, "b")])
+    parser = parsed(html)
+    assert parser.open == []
+    assert not re.search(r"""(src|href)=["'](?!#)""", html), "nothing is fetched"
+    assert "@import" not in html
+    assert "url(http" not in html
+
+
+def test_two_pictures_share_no_id(picture):
+    parser = parsed(page(pictures=[as_svg(picture, "a"), as_svg(picture, "b")]))
+    assert len(parser.ids) == len(set(parser.ids))
+
+
+def test_every_reference_inside_a_picture_has_its_target(picture):
+    svg = as_svg(picture, "a")
+    targets = set(re.findall(r'href="#([^"]+)"', svg)) | set(re.findall(r"url\(#([^)]+)\)", svg))
+    assert targets
+    assert targets <= set(re.findall(r'id="([^"]+)"', svg))
+
+
+def test_a_picture_scales_with_the_page(picture):
+    opening = as_svg(picture, "a").split(">", 1)[0]
+    assert "viewBox" in opening
+    assert "width=" not in opening
+    assert "height=" not in opening
+
+
+def test_claims_come_first():
+    html = page(paragraphs=[Paragraph("What we saw", "much")])
+    assert html.index('id="claims"') < html.index('id="one"')
+    assert html.index("1 reproduced") < html.index('id="one"')
+
+
+def test_a_reproduction_reads_only_its_folder(tmp_path):
+    from normscope.data import load_data
+
+    reproduce(["figure5"], Setting(load_data("digits"), net="resnet8"), tmp_path)
+    path, claims = report_reproduction(tmp_path)
+    html = path.read_text()
+    exhibit = exhibits()["figure5"]
+    assert parsed(html).open == []
+    assert exhibit.title in html
+    assert "resnet8 on digits (1 × 8 × 8 pixels)" in html
+    assert "cb197b5c06b3" in html, "the data's fingerprint"
+    for claim in claims:
+        assert claim.verdict in html
