@@ -5,12 +5,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from threading import Lock, Timer
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -35,7 +36,7 @@ class _TerminalBar(Bar):
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -44,18 +45,15 @@ class _TerminalBar(Bar):
             transient=True,
         )
         self._task = self._progress.add_task(name, total=total, doing="")
-        self._begun = time.monotonic()
-        self._shown = False
+
+    def show(self) -> None:
+        self._progress.start()
 
     def advance(self, doing: str = "", by: float = 1) -> None:
         self._progress.update(self._task, advance=by, doing=doing)
-        if not self._shown and time.monotonic() - self._begun > PATIENCE_SECONDS:
-            self._shown = True
-            self._progress.start()
 
     def close(self) -> None:
-        if self._shown:
-            self._progress.stop()
+        self._progress.stop()
 
 
 class _Lines(Bar):
@@ -64,30 +62,47 @@ class _Lines(Bar):
         self._begun = time.monotonic()
         self._next = self._begun + PATIENCE_SECONDS
 
+    def show(self) -> None:
+        if not self._done:
+            print(f"{self._name}: begun", file=sys.stderr, flush=True)
+
     def advance(self, doing: str = "", by: float = 1) -> None:
         self._done += by
         now = time.monotonic()
-        if now >= self._next:
+        if now >= self._next and self._done:
             self._next = now + LINE_SECONDS
-            left = (now - self._begun) / max(self._done, 1e-9) * max(self._total - self._done, 0)
+            left = (now - self._begun) / self._done * max(self._total - self._done, 0)
             share = min(100, round(100 * self._done / max(self._total, 1e-9)))
             line = f"{self._name}: {share}%, {timedelta(seconds=round(left))} left"
             print(f"{line}, {doing}" if doing else line, file=sys.stderr, flush=True)
 
+    def close(self) -> None:
+        pass
+
+
+_showing = Lock()
+"""One bar at a time: what runs inside a measurement that shows its own progress stays silent."""
+
 
 @contextmanager
 def progress(name: str, total: float) -> Iterator[Bar]:
-    """A bar for `total` units of work called `name`, on the error stream.
+    """A bar for `total` units of work called `name`, on the error stream; silent inside another bar's work.
 
     >>> with progress("figure3", total=10) as bar:
     ...     bar.advance("seed 0, with BN")
     """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Lines(name, total)
+    if not _showing.acquire(blocking=False):
+        yield Bar()
         return
-    bar = _TerminalBar(name, total, console)
+    console = Console(stderr=True)
+    bar = _TerminalBar(name, total, console) if console.is_terminal else _Lines(name, total)
+    timer = Timer(PATIENCE_SECONDS, bar.show)
+    timer.daemon = True
+    timer.start()
     try:
         yield bar
     finally:
+        timer.cancel()
+        timer.join()
         bar.close()
+        _showing.release()

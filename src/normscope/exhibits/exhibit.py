@@ -124,6 +124,7 @@ def over_networks(
         for norm in norms:
             seeds = []
             for seed in setting.seeds:
+                bar.advance(f"{NORM_TITLES[norm]}, seed {seed}", by=0)
                 seeds.append(measure_one(norm, seed))
                 bar.advance(f"{NORM_TITLES[norm]}, seed {seed}")
             rows.append(joined(seeds, "seed", setting.seeds))
