@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from normscope.errors import InvalidModel
 
@@ -31,7 +32,9 @@ def watched_modules(model: nn.Module, layers: str | Sequence[str] | None = None)
         InvalidModel: where nothing matches; the message says what there is.
     """
     named = {path: module for path, module in model.named_modules() if path or module is model}
-    weighted = {path: module for path, module in named.items() if owns_weight(module)}
+    parametrized = [module for module in named.values() if is_parametrized(module)]
+    inner = {part for module in parametrized for part in module.get_submodule("parametrizations").modules()}
+    weighted = {path: module for path, module in named.items() if owns_weight(module) and module not in inner}
     if layers is None:
         if not weighted:
             raise InvalidModel(
@@ -51,19 +54,26 @@ def watched_modules(model: nn.Module, layers: str | Sequence[str] | None = None)
 
 def owns_weight(module: nn.Module) -> bool:
     """Whether a module itself holds a weight of two dimensions or more."""
-    return any(p is not None and p.ndim >= 2 for p in module.parameters(recurse=False))
+    return any(p.ndim >= 2 for p in own_parameters(module))
+
+
+def own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a module itself holds, with those that its parametrized weights are computed from."""
+    computed_from = module.get_submodule("parametrizations").parameters() if is_parametrized(module) else ()
+    return [*module.parameters(recurse=False), *computed_from]
 
 
 @contextmanager
 def watch(model: nn.Module, on_call: OnCall, layers: str | Sequence[str] | None = None) -> Iterator[None]:
     """Call `on_call(layer, module, output)` for every watched call, in execution order, before anything after the
-    module can change its output in place. Outputs that are tuples or mappings are seen by their first tensor."""
+    module can change its output in place. Outputs that are tuples or mappings are seen by their first tensor; single
+    numbers and integers have no channels and are passed over."""
     calls: dict[nn.Module, int] = {}
 
     def hook_for(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
             tensor = first_tensor(output)
-            if tensor is not None and tensor.is_floating_point():
+            if tensor is not None and tensor.ndim and tensor.is_floating_point():
                 calls[module] = calls.get(module, 0) + 1
                 on_call(path if calls[module] == 1 else f"{path}#{calls[module]}", module, tensor)
 
@@ -99,7 +109,7 @@ def channel_dim(module: nn.Module, output: Tensor) -> int:
     declared = getattr(module, "channel_dim", None)
     if isinstance(declared, int):
         return declared % output.ndim
-    weight = next((p for p in module.parameters(recurse=False) if p.ndim >= 3), None)
+    weight = next((p for p in own_parameters(module) if p.ndim >= 3), None)
     if weight is not None and output.ndim >= weight.ndim - 1:
         return output.ndim - (weight.ndim - 1)
     if hasattr(module, "num_features") or hasattr(module, "num_channels"):

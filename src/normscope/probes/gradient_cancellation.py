@@ -1,0 +1,269 @@
+"""Do the summands of a kernel's gradient cancel, or do they all pull the same way? (Table 1)
+
+The gradient of one kernel entry is a sum over examples b and output positions p, each summand the product of an input
+value x and a gradient g at the layer's output. For the entry (o, i, k) of a convolution
+
+    d_bp = g_{b,o,p} · x_{b,i,p+k},    a = Σ_bp |d_bp|,    b = |Σ_bp d_bp|,
+
+each averaged over the kernel's entries; a/b is 1 where all summands share their sign, and grows like √n where the
+signs of the n summands are independent. Since |g · x| = |g| · |x|, all the a of a layer together are its weight
+gradient taken with |g| and |x| in place of g and x: no summand is ever stored.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from torch import Tensor, nn
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
+
+from normscope.errors import InvalidModel
+from normscope.layers import channel_dim, depths, watched_modules
+from normscope.objective import LossFn, checked_loss, readable_errors
+from normscope.probes.channel_moments import moments
+from normscope.results import labelled, provenance
+from normscope.untouched import untouched
+
+SMALLEST_SAFE_SUM = 1e-30
+"""Below this float32 products start to lose digits, and the sums are taken again in float64."""
+
+WEIGHT_GRADIENT: dict[int, Any] = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
+"""By the number of spatial dimensions."""
+
+TORCH_FORWARDS = ("torch.nn.modules.conv", "torch.nn.modules.linear")
+"""Where the forward of a layer must come from for its terms to be known."""
+
+
+@dataclass
+class Kernel:
+    """One kernel's sums so far, over all calls that use it."""
+
+    layer: str
+    absolute_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """Σ |d|, averaged over the entries."""
+    signed_sum: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """Σ d of every entry, in the kernel's shape."""
+    num_terms: int = 0
+
+
+def kernel_gradient(module: nn.Module, inputs: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of a layer's weight, in the weight's shape, from its inputs and the gradient at its output.
+
+    It is bilinear in both, and what it adds up are the terms d of the module's docstring.
+
+    Args:
+        module: a convolution of one to three dimensions (grouped, dilated, strided, transposed, padded in any way) or
+            a linear map.
+        inputs: (batch, in_channels, *positions), or (..., in_features).
+        gradient: (batch, out_channels, *positions), or (..., out_features).
+    """
+    if isinstance(module, nn.Linear):
+        return gradient.reshape(-1, module.out_features).T @ inputs.reshape(-1, module.in_features)
+    assert isinstance(module, nn.modules.conv._ConvNd)
+    spatial = len(module.kernel_size)
+    if inputs.ndim == spatial + 1:
+        inputs, gradient = inputs[None], gradient[None]
+    padding: Any = module.padding
+    if isinstance(padding, str) or module.padding_mode != "zeros":
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        inputs, padding = F.pad(inputs, module._reversed_padding_repeated_twice, mode=mode), 0
+    if module.transposed:  # the transpose of the convolution that takes outputs to inputs, with the same kernel
+        inputs, gradient = gradient, inputs
+    shape = (gradient.shape[1], inputs.shape[1] // module.groups, *module.kernel_size)
+    return WEIGHT_GRADIENT[spatial](inputs, shape, gradient, module.stride, padding, module.dilation, module.groups)
+
+
+def num_terms(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
+    """How many terms d_bp add up to one entry's gradient in one call: examples times positions, zeros of the padding
+    counted."""
+    if isinstance(module, nn.Linear):
+        return inputs.numel() // module.in_features
+    assert isinstance(module, nn.modules.conv._ConvNd)
+    return inputs.numel() // module.in_channels if module.transposed else output.numel() // module.out_channels
+
+
+def gradient_cancellation(
+    model: nn.Module,
+    batch: Any,
+    *,
+    loss_fn: LossFn | None = None,
+    layers: str | Sequence[str] | None = None,
+    frozen_statistics: bool = False,
+) -> xr.Dataset:
+    """How far the summands of every kernel's gradient cancel (table 1), in execution order.
+
+    One forward and one backward pass in training mode, which takes each layer's sums when it comes by it and keeps
+    nothing; the model comes back untouched. A kernel that is used several times has the summands of all its calls.
+
+    Args:
+        batch: `(inputs, labels)`, a mapping, or anything `loss_fn(model, batch)` takes.
+        layers: None for all; else shell patterns on module paths ("layer1.*.conv1").
+        frozen_statistics: batch norm normalizes by the same batch's mean and variance, but as constants: outputs and
+            loss are the same, and the backward pass no longer centres the gradient. The control of the table.
+
+    Returns:
+        Dataset over `layer`, every trainable convolution and linear map: `sum_of_absolutes` (a), `absolute_of_sum` (b),
+        `ratio` (a/b; inf where everything cancels, NaN where all is zero), `normalized_ratio` ((a/b)/√n), `num_terms`
+        (n: examples times output positions, padding counted) and `num_entries`, those of the kernel; and the coordinate
+        `depth(layer)`, its place on the main path (NaN on a shortcut). The attribute `left_out` lists layers with
+        weights that have no such sums: frozen, unused, or no convolution or linear map with torch's own forward.
+
+    Raises:
+        InvalidModel: where no layer matches or none can be measured, or there is no batch norm to freeze; and see
+            `objective.checked_loss`.
+    """
+    watched = watched_modules(model, layers)
+    for smallest in (torch.float32, torch.float64):
+        measured, kernels = _kernels(model, batch, loss_fn, watched, frozen_statistics, smallest)
+        sums = torch.stack([_sums(kernel) for kernel in kernels]).cpu().numpy()
+        if np.isfinite(sums).all() and (sums[sums > 0] > SMALLEST_SAFE_SUM).all():
+            break
+    a, b = sums.T
+    n = np.array([kernel.num_terms for kernel in kernels])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = a / b
+    names = [kernel.layer for kernel in kernels]
+    parameter = next(model.parameters())
+    dataset = labelled(
+        {
+            "sum_of_absolutes": ("layer", a, "a, mean over entries of Σ|d|", "1"),
+            "absolute_of_sum": ("layer", b, "b, mean over entries of |Σd|", "1"),
+            "ratio": ("layer", ratio, "cancellation a/b", "1"),
+            "normalized_ratio": ("layer", ratio / np.sqrt(n), "cancellation (a/b)/√n", "1"),
+            "num_terms": ("layer", n, "number of summands n", "1"),
+            "num_entries": ("layer", [k.signed_sum.numel() for k in kernels], "entries of the kernel", "1"),
+        },
+        {"layer": (names, "layer", "1")},
+        frozen_statistics=frozen_statistics,
+        left_out=[path for path in watched if path not in measured],
+        **provenance(device=parameter.device, dtype=parameter.dtype),
+    )
+    return dataset.assign_coords(depth=("layer", depths(names), {"long_name": "layer on the main path", "units": "1"}))
+
+
+def _sums(kernel: Kernel) -> Tensor:
+    """a and b of a kernel, (2,) float64."""
+    return torch.stack([kernel.absolute_sum, kernel.signed_sum.abs().mean(dtype=torch.float64)])
+
+
+def _kernels(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFn | None,
+    watched: dict[str, nn.Module],
+    frozen_statistics: bool,
+    smallest: torch.dtype,
+) -> tuple[set[str], list[Kernel]]:
+    """The paths that were measured, and the sums of their kernels, in execution order."""
+    terms = Terms(smallest)
+    known = {path: module for path, module in watched.items() if has_known_terms(module)}
+    with untouched(model):
+        model.train()
+        for path, module in known.items():
+            module.register_forward_hook(terms.hook_for(path), prepend=True, with_kwargs=True)
+        if frozen_statistics:
+            freeze_statistics(model)
+        with torch.enable_grad():
+            loss = checked_loss(model, batch, loss_fn)
+            # The kernels' own gradients are not asked for, so that autograd computes none of them.
+            unseen = [module for module in model.modules() if module not in terms.called]
+            others = [p for module in unseen for p in module.parameters(recurse=False) if p.requires_grad]
+            if terms.called:
+                with readable_errors():
+                    torch.autograd.grad(loss, terms.taps + others, allow_unused=True)
+    kernels = [kernel for kernel in terms.kernels.values() if kernel.num_terms]
+    if not kernels:
+        some = ", ".join(list(watched)[:3])
+        raise InvalidModel(
+            f"none of {some} is a trainable convolution or linear map that the loss depends on: name others"
+        )
+    return terms.measured, kernels
+
+
+def has_known_terms(module: nn.Module) -> bool:
+    """Whether a module is a trainable convolution or linear map that computes what torch's own does."""
+    if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear) or "forward" in vars(module):
+        return False
+    trainable = any(p.requires_grad for name, p in module.named_parameters() if name != "bias")
+    return trainable and type(module).forward.__module__ in TORCH_FORWARDS
+
+
+@dataclass
+class Terms:
+    """Adds up the terms of every kernel during a backward pass."""
+
+    smallest: torch.dtype
+    """What is added up in, where a layer's own dtype is not wider."""
+    kernels: dict[object, Kernel] = field(default_factory=dict)
+    """By the weight, which several modules may share, or by the module where the weight is computed."""
+    called: set[nn.Module] = field(default_factory=set)
+    measured: set[str] = field(default_factory=set)
+    """Paths of the modules whose gradient arrived."""
+    taps: list[Tensor] = field(default_factory=list)
+    """Zeros added to the outputs where no gradient would arrive otherwise: every watched layer lies between the loss
+    and one of them, or a parameter of a module that is not watched."""
+
+    def hook_for(self, path: str) -> Callable[..., Tensor | None]:
+        """A forward hook for the module at `path`."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+            if not torch.is_grad_enabled():
+                return None
+            self.called.add(module)
+            inputs = args[0] if args else kwargs["input"]
+            weight = module._parameters.get("weight")
+            kernel = self.kernels.setdefault(module if weight is None else weight, Kernel(path))
+            if not inputs.requires_grad or inputs.is_leaf:
+                self.taps.append(torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True))
+                output = output + self.taps[-1]
+            elif output._base is not None:
+                output = output.clone()  # changing a view in place takes its hooks out of the backward pass
+            saved, version = [inputs.detach()], inputs._version
+
+            def on_gradient(gradient: Tensor) -> None:
+                x = saved.pop()
+                if x._version != version:
+                    raise InvalidModel(f"the input of {path} is changed in place after its call: its terms are lost")
+                self.measured.add(path)
+                self.add(kernel, module, x, gradient)
+
+            output.register_hook(on_gradient)
+            return output
+
+        return hook
+
+    @torch.no_grad()
+    def add(self, kernel: Kernel, module: nn.Module, inputs: Tensor, gradient: Tensor) -> None:
+        """Add the terms of one call."""
+        dtype = torch.promote_types(inputs.dtype, self.smallest)
+        with torch.autocast(inputs.device.type, enabled=False):
+            x, g = inputs.to(dtype), gradient.to(dtype)
+            kernel.signed_sum = kernel.signed_sum + kernel_gradient(module, x, g)
+            absolute = kernel_gradient(module, x.abs(), g.abs())
+            kernel.absolute_sum = kernel.absolute_sum + absolute.mean(dtype=torch.float64)
+        kernel.num_terms += num_terms(module, inputs, gradient)
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """Hook every batch norm, in training mode, to normalize by the batch's mean and variance as constants."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+        inputs = args[0] if args else kwargs["input"]
+        dim = channel_dim(module, output)
+        rows = inputs if dim == 1 else inputs.movedim(dim, -1).reshape(-1, inputs.shape[dim])
+        dtype = torch.promote_types(inputs.dtype, torch.float32)
+        mean, variance = (moment.to(dtype) for moment in moments(inputs, dim))
+        weight, bias = (None if p is None else p.to(dtype) for p in (module.weight, module.bias))
+        frozen = F.batch_norm(rows.to(dtype), mean, variance, weight, bias, training=False, eps=module.eps)
+        return frozen.reshape(inputs.shape).to(output.dtype)
+
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        raise InvalidModel(f"{type(model).__name__} has no batch norm: there are no statistics to freeze")
+    for norm in norms:
+        norm.register_forward_hook(hook, prepend=True, with_kwargs=True)
