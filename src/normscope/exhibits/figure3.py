@@ -15,8 +15,8 @@ from normscope.verdict import Verdict, judge
 
 LEARNING_RATE = {"batch": 0.1, "none": 1e-4}
 MINI_BATCHES = (1, 4, 7)
-STEP_SIZES = np.concatenate([np.geomspace(1.5e-5, 0.2, 34), np.geomspace(0.4, 100, 9)])
-"""The paper's range, about eight a decade, and on to where batch norm gives way too."""
+STEP_SIZES = np.concatenate([np.geomspace(1.5e-5, 0.2, 25), np.geomspace(0.4, 100, 7)])
+"""The paper's range, about six a decade, and on to where batch norm gives way too."""
 
 
 def measure(setting: Setting) -> xr.Dataset:
