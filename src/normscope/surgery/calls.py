@@ -1,0 +1,66 @@
+"""What a forward pass on a batch calls, in which order, and what shapes come out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from normscope.layers import watch
+from normscope.objective import LossFn, readable_errors
+from normscope.surgery.existing import is_norm
+from normscope.untouched import untouched
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The calls of one forward pass."""
+
+    order: list[nn.Module] = field(default_factory=list)
+    """The module of each call, in the order in which the calls end."""
+    shapes: dict[nn.Module, list[torch.Size]] = field(default_factory=dict)
+    """The shape of the output of each call of a module."""
+
+
+def calls_of(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Calls:
+    """Pass the batch through the model, in the mode that it is in, leaving it untouched.
+
+    Raises:
+        InvalidBatch: where the model does not take this batch.
+    """
+    calls = Calls()
+
+    def on_call(_name: str, module: nn.Module, output: Tensor) -> None:
+        calls.order.append(module)
+        calls.shapes.setdefault(module, []).append(output.shape)
+
+    with untouched(model), torch.no_grad(), watch(model, on_call, "*"), readable_errors():
+        forward(model, batch, loss_fn)
+    return calls
+
+
+def forward(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Any:
+    """`loss_fn(model, batch)`; without it, the model of `(inputs, labels)`, of a mapping's items or of a tensor."""
+    if loss_fn is not None:
+        return loss_fn(model, batch)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(batch[0] if isinstance(batch, tuple | list) else batch)
+
+
+def output_layer(model: nn.Module, calls: Calls | None) -> tuple[str, nn.Module | None]:
+    """Path and module of the last layer with a weight of two dimensions or more: the last that is called or, without
+    calls, registered. ("", None) where there is no such layer."""
+    paths = {module: path for path, module in model.named_modules() if owns_layer_weight(path, module)}
+    last = next((m for m in reversed(list(paths) if calls is None else calls.order) if m in paths), None)
+    return ("", None) if last is None else (paths[last], last)
+
+
+def owns_layer_weight(path: str, module: nn.Module) -> bool:
+    """Whether a module is a layer with a weight of two dimensions or more; norms and bare parameters are none."""
+    if is_norm(path, module) or "parametrizations" in path.split("."):
+        return False
+    own = module.named_parameters(recurse=False)
+    return is_parametrized(module, "weight") or any("weight" in name and p.ndim >= 2 for name, p in own)

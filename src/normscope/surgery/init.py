@@ -1,0 +1,71 @@
+"""Weights drawn anew, on any `nn.Module`: `with_init(model, "kaiming_normal", seed=0)`."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from normscope.errors import InvalidConfig, unknown
+from normscope.inits import INITS, init_
+from normscope.objective import LossFn
+from normscope.surgery.calls import calls_of, output_layer
+from normscope.surgery.refusals import changeable_copy
+from normscope.surgery.residual_tails import declared_tails, found_tails, tail_tensors
+
+
+def with_init(
+    model: nn.Module,
+    kind: str,
+    *,
+    seed: int,
+    scale: float = 1.0,
+    keep_output_layer: bool = True,
+    batch: Any = None,
+    loss_fn: LossFn | None = None,
+) -> nn.Module:
+    """A copy of `model` with its weights drawn anew; the model itself stays untouched.
+
+    Args:
+        kind: a name of `normscope.inits`: default, xavier_uniform, xavier_normal, kaiming_normal, orthogonal,
+            zero_residual. See `inits.init_` for what each sets, and for `scale`.
+        seed: fixes every number drawn; torch's generators are not touched.
+        keep_output_layer: leave the output layer, and what is tied to it, as it is: the last layer called, where a
+            batch is given, else the last registered.
+        batch: a batch to learn the order of calls from, as for `with_norm`. For `zero_residual` it also shows where
+            residual branches end, in models whose blocks do not say so in a `residual_tail`.
+
+    Norms keep their weights and statistics, but for `zero_residual`, which sets to zero the weight and bias of the
+    last layer or norm of each residual branch, so that the branch adds nothing at first.
+
+    Raises:
+        InvalidConfig: an unknown kind, a scale that is not positive, `zero_residual` where there is no residual branch
+            or none can be seen.
+        InvalidModel: what cannot be changed safely: models compiled, scripted, quantized, fused or wrapped; weights
+            computed from others; a residual branch that ends in neither a layer nor a norm.
+        InvalidBatch: a batch that the model does not take.
+    """
+    if kind not in INITS:
+        raise unknown("init", kind, INITS)
+    changed = changeable_copy(model)
+    output = None if batch is None else output_layer(changed, calls_of(changed, batch, loss_fn))[1]
+    tails: list[nn.Module] = []
+    if kind == "zero_residual":
+        tails = declared_tails(changed)
+        if not tails and batch is None:
+            raise InvalidConfig(
+                "init 'zero_residual': no block names its residual_tail; give a batch, so that the branches can be seen"
+            )
+        tails = tails or found_tails(changed, batch, loss_fn)
+    drawn = "xavier_uniform" if kind == "zero_residual" else kind
+    if output is None:
+        init_(changed, drawn, seed=seed, scale=scale, keep_output_layer=keep_output_layer)
+    else:
+        kept = list(output.parameters(recurse=False)) if keep_output_layer else []
+        values = [parameter.detach().clone() for parameter in kept]
+        init_(changed, drawn, seed=seed, scale=scale, keep_output_layer=False)
+        with torch.no_grad():
+            for parameter, value in zip(kept, values, strict=True):
+                parameter.copy_(value)
+    for tensor in (tensor for tail in tails for tensor in tail_tensors(changed, tail)):
+        nn.init.zeros_(tensor)
+    return changed

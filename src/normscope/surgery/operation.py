@@ -1,0 +1,132 @@
+"""The cuts that `with_norm` is made of, on a copy that is its own: swap a norm, take it out, put one at a layer."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from normscope.errors import InvalidConfig, InvalidModel
+from normscope.surgery.attached import OUTPUT_NORM, attach_behind, attach_in_front, detach, is_attached
+from normscope.surgery.calls import Calls
+from normscope.surgery.existing import Place, place_of
+from normscope.surgery.placed import norm_at
+from normscope.surgery.refusals import why_mixed, why_unsafe
+
+
+@dataclass
+class Operation:
+    """A model under change, towards norms of one kind."""
+
+    model: nn.Module
+    kind: str
+    calls: Calls | None
+    placed: dict[nn.Module, nn.Module] = field(default_factory=dict)
+    """The fresh norms, each by the layer or the old norm that it was put at."""
+    parents: set[nn.Module] = field(default_factory=set)
+    """The modules that have a child changed."""
+
+    def __post_init__(self) -> None:
+        self._paths: dict[nn.Module, list[str]] = {}
+        self._owners: dict[int, list[nn.Module]] = {}
+        self._holders: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+        for path, module in self.model.named_modules(remove_duplicate=False):
+            self._paths.setdefault(module, []).append(path)
+        for module in self._paths:
+            for parameter in module.parameters(recurse=False):
+                self._owners.setdefault(id(parameter), []).append(module)
+            for name, child in module._modules.items():  # named_children leaves a child's second name out
+                if child is not None:
+                    self._holders.setdefault(child, []).append((module, name))
+        parameters = self.model.parameters()
+        self._any_parameter = next((one for one in parameters if one.is_floating_point()), None)
+
+    def swap(self, path: str, old: nn.Module) -> None:
+        """Put a fresh norm in the place of an old one, wherever that is registered; "none" takes it out."""
+        if self.kind == "none":
+            return self.take_out(path, old)
+        _refuse_fused(path, old)
+        shape = self._shape(old)
+        place = place_of(old, shape)
+        if place is None:
+            more = "" if shape is not None else "; give a batch, and the shape of its output may tell"
+            raise InvalidModel(
+                f"norm {path!r} ({type(old).__name__}) does not say which dimension holds its channels{more}"
+            )
+        self._replace(old, self._fresh(path, old, place))
+
+    def take_out(self, path: str, old: nn.Module) -> None:
+        """Leave `nn.Identity` in the place of a norm, or nothing where it had been attached."""
+        _refuse_fused(path, old)
+        self._replace(old, None)
+
+    def put_behind(self, path: str, layer: nn.Module) -> None:
+        """Put a norm behind a layer, in the place of one that was put there before."""
+        weight = layer._parameters.get("weight")
+        others = [owner for owner in self._owners.get(id(weight), []) if owner is not layer]
+        self._refuse_unsafe(path, layer, self._paths[others[0]][0] if others else None)
+        norm = self._fresh(path, layer, _outputs_of(layer))
+        if is_attached(layer, OUTPUT_NORM):
+            detach(layer, OUTPUT_NORM)
+        attach_behind(layer, norm)
+        self.parents.add(layer)
+
+    def put_in_front(self, path: str, layer: nn.Module) -> None:
+        """Put a norm in front of a layer. Its weight may be tied: in front of it the scale goes on to count."""
+        self._refuse_unsafe(path, layer, None)
+        attach_in_front(layer, self._fresh(path, layer, _inputs_of(layer)))
+        self.parents.add(layer)
+
+    def _refuse_unsafe(self, path: str, layer: nn.Module, tied_to: str | None) -> None:
+        reason = why_unsafe(layer, tied_to)
+        if reason is not None:
+            raise InvalidModel(f"layer {path!r} {reason}")
+
+    def _fresh(self, path: str, at: nn.Module, place: Place) -> nn.Module:
+        """A norm with the device, the dtype and the mode of the layer or norm that it is put at."""
+        times = None if self.calls is None else len(self.calls.shapes.get(at, ()))
+        reason = why_mixed(times, self._paths[at]) if self.kind == "batch" else None
+        if reason is not None:
+            raise InvalidModel(f"{path!r} {reason}")
+        try:
+            norm = norm_at(self.kind, place, self._shape(at))
+        except InvalidConfig as error:
+            raise InvalidConfig(f"at {path!r}: {error}") from None
+        own = [tensor for tensor in [*at.parameters(), *at.buffers()] if tensor.is_floating_point()]
+        like = own[0] if own else self._any_parameter
+        if like is not None:
+            norm.to(like.device, like.dtype)
+        self.placed[at] = norm.train(at.training)
+        return norm
+
+    def _replace(self, old: nn.Module, new: nn.Module | None) -> None:
+        if old is self.model:
+            self.model = nn.Identity() if new is None else new
+        for parent, name in self._holders.get(old, []):
+            self.parents.add(parent)
+            if new is None and is_attached(parent, name):
+                detach(parent, name)
+            else:
+                parent.register_module(name, nn.Identity() if new is None else new)
+
+    def _shape(self, module: nn.Module) -> torch.Size | None:
+        """The shape that comes out of a module: for a layer's input, good for the number of its dims."""
+        return self.calls.shapes[module][0] if self.calls is not None and module in self.calls.shapes else None
+
+
+def _refuse_fused(path: str, norm: nn.Module) -> None:
+    inside = [name for name, child in norm.named_children() if not isinstance(child, nn.Identity)]
+    if inside:
+        raise InvalidModel(f"norm {path!r} ({type(norm).__name__}) is fused: it holds {', '.join(inside)} as well")
+
+
+def _outputs_of(layer: nn.Module) -> Place:
+    if isinstance(layer, _ConvNd):
+        return Place(layer.out_channels, 1, layer.weight.ndim - 2)
+    return Place(layer.get_parameter("weight").shape[0], -1, None)
+
+
+def _inputs_of(layer: nn.Module) -> Place:
+    if isinstance(layer, _ConvNd):
+        return Place(layer.in_channels, 1, layer.weight.ndim - 2)
+    return Place(layer.get_parameter("weight").shape[1], -1, None)
