@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from normscope.figures.moments_along_step import plot_moments_along_step
     from normscope.figures.output_gradients import plot_output_gradients
     from normscope.figures.relative_loss import plot_relative_loss
+    from normscope.figures.sharpness import plot_sharpness
     from normscope.figures.stable_lr import plot_stable_lr
     from normscope.nets import build_net
     from normscope.outcome import Outcome
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from normscope.probes.moments_along_step import moments_along_step
     from normscope.probes.output_gradients import output_gradients
     from normscope.probes.relative_loss import relative_loss
+    from normscope.probes.sharpness import sharpness
     from normscope.results import load, save
     from normscope.surgery import with_init, with_norm
     from normscope.untouched import untouched
@@ -57,9 +59,11 @@ _HOME = {
     "plot_moments_along_step": "figures.moments_along_step",
     "plot_output_gradients": "figures.output_gradients",
     "plot_relative_loss": "figures.relative_loss",
+    "plot_sharpness": "figures.sharpness",
     "plot_stable_lr": "figures.stable_lr",
     "relative_loss": "probes.relative_loss",
     "save": "results",
+    "sharpness": "probes.sharpness",
     "stable_lr": "check.stable_lr",
     "untouched": "untouched",
     "with_init": "surgery",
@@ -89,9 +93,11 @@ __all__ = [
     "plot_moments_along_step",
     "plot_output_gradients",
     "plot_relative_loss",
+    "plot_sharpness",
     "plot_stable_lr",
     "relative_loss",
     "save",
+    "sharpness",
     "stable_lr",
     "untouched",
     "with_init",
