@@ -1,0 +1,99 @@
+"""Results survive the disk, and a failed write leaves what was there."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+
+from normscope.errors import OutputError, ResultError
+from normscope.results import attribute, ensure_writable, labelled, load, provenance, save, with_attributes, write_text
+
+VALUES = st.one_of(
+    st_numpy.arrays(np.float64, 4, elements=st.floats()),
+    st_numpy.arrays(np.float32, 4, elements=st.floats(width=32)),
+    st_numpy.arrays(np.int64, 4),
+    st_numpy.arrays(np.bool_, 4),
+    st.lists(st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=5), min_size=4, max_size=4).map(np.array),
+)
+ATTRIBUTES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**31), 2**31) | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=3), inner, max_size=3),
+)
+
+
+def dataset(values: object, **attrs: object) -> xr.Dataset:
+    return labelled(
+        {"loss": ("step_size", values, "loss", "nat"), "start": ((), 2.5, "loss at the start", "nat")},
+        {"step_size": (np.arange(4.0), "step size α", "1")},
+        **attrs,
+    )
+
+
+@given(VALUES, ATTRIBUTES)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_dataset_survives_the_disk(tmp_path, values, value):
+    before = dataset(values, config=value, data="digits")
+    after = load(save(before, tmp_path / "result.nc"))
+    xr.testing.assert_identical(after, before)
+    assert after["loss"].dtype.kind == before["loss"].dtype.kind
+    assert attribute(after, "config") == value
+    assert attribute(after, "data") == "digits"
+
+
+def test_inf_and_nan_are_kept_apart(tmp_path):
+    after = load(save(dataset([np.nan, np.inf, -np.inf, 0.0]), tmp_path / "result.nc"))
+    assert np.array_equal(after["loss"], [np.nan, np.inf, -np.inf, 0.0], equal_nan=True)
+
+
+def test_everything_is_labelled():
+    made = dataset(np.zeros(4))
+    for name in [*made.variables]:
+        assert made[name].attrs["long_name"]
+        assert made[name].attrs["units"]
+    with pytest.raises(AssertionError, match="epoch"):
+        labelled({"loss": ("epoch", [1.0], "loss", "nat")}, {})
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = save(dataset(np.zeros(4)), tmp_path / "result.nc")
+    old = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(OutputError, match=r"^cannot write .*result\.nc: No space left on device; give another --out$"):
+        save(dataset(np.ones(4)), path)
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["result.nc"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write"):
+        ensure_writable(tmp_path / "file" / "folder")
+    assert not list(ensure_writable(tmp_path / "a" / "b").iterdir())
+
+
+def test_text_is_utf8(tmp_path):
+    assert write_text(tmp_path / "page.html", "α ≤ 10³").read_bytes().decode() == "α ≤ 10³"
+
+
+def test_a_missing_and_a_damaged_file_are_named(tmp_path):
+    with pytest.raises(ResultError, match=r"no result file .*result\.nc"):
+        load(tmp_path / "result.nc")
+    path = save(dataset(np.zeros(4)), tmp_path / "result.nc")
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ResultError, match=r"result\.nc is damaged"):
+        load(path)
+
+
+def test_provenance_says_where_a_result_comes_from():
+    attrs = with_attributes(xr.Dataset(), **provenance(seed=3, config={"lr": 0.1})).attrs
+    assert {"normscope", "torch", "python", "machine", "device", "dtype", "threads", "seed", "config"} == set(attrs)
+    assert json.loads(attrs["config"]) == {"lr": 0.1}
