@@ -131,9 +131,7 @@ class SeveralInputs(nn.Module):
 
     def forward(self, *, input_ids: Tensor, pixels: Tensor, labels: Tensor | None = None) -> SimpleNamespace:
         logits = self.head(torch.tanh(self.words(input_ids).mean(1) + self.image(pixels)))
-        return SimpleNamespace(
-            logits=logits, loss=None if labels is None else F.cross_entropy(logits, labels)
-        )
+        return SimpleNamespace(logits=logits, loss=None if labels is None else F.cross_entropy(logits, labels))
 
 
 class Recurrent(nn.Module):
@@ -233,9 +231,7 @@ ZOO = [
     Entry("bf16", _mlp, _features(7), dtype=torch.bfloat16),
     Entry("dropout", _dropout, _features(7), random=True),
     Entry("recurrent", Recurrent, _features(4, 5)),
-    Entry(
-        "regression", _mlp, lambda: (torch.randn(EXAMPLES, 7), torch.randn(EXAMPLES, CLASSES)), squared_error
-    ),
+    Entry("regression", _mlp, lambda: (torch.randn(EXAMPLES, 7), torch.randn(EXAMPLES, CLASSES)), squared_error),
 ]
 
 
@@ -284,7 +280,7 @@ def fingerprint(model: nn.Module, batch: Any = None) -> dict[str, object]:
     """
     found: dict[str, object] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        found[f"{path}: mode"] = module.training
+        found[f"{path}: mode"] = (module.training, module._is_full_backward_hook)
         found[f"{path}: attributes"] = tuple(vars(module))
         for kind, value in vars(module).items():
             if kind.endswith("_hooks") or "_hooks_" in kind:

@@ -1,6 +1,5 @@
 """Leave no trace: whatever happens inside `untouched(model)`, the model comes out bit for bit as it went in."""
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,52 +18,64 @@ _HOOKS = (
     "_backward_pre_hooks",
 )
 
+_FLAGS = ("training", "_is_full_backward_hook")
+
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
-    """Restore, on leaving, the model's parameters, buffers, `.grad`, `requires_grad`, mode and hooks, and torch's
-    random state on the CPU and on every GPU that the model lives on: the same objects holding the same bits.
+    """Restore, on leaving, all of the model's state and torch's random state.
 
-    Yields the saved value of each parameter and buffer, to read: the one copy that this costs. Also restores when the
-    body raises.
+    That is: parameters, buffers, `.grad`, `requires_grad`, mode and hooks, the same objects holding the same bits; and
+    the random state on the CPU and on every GPU that the model lives on. Also restores when the body raises.
+
+    Yields the saved value of each parameter and buffer, to read: the one copy that this costs.
 
     Raises:
         InvalidModel: where a parameter has not been initialized yet (a lazy module before its first call).
     """
-    modules = list(model.modules())
-    owned = [(module, name) for module in modules for name in ("_parameters", "_buffers")]
-    slots = [(getattr(module, name), dict(getattr(module, name))) for module, name in owned]
+    states = [vars(module) for module in model.modules()]
+    slots = [(state[name], dict(state[name])) for state in states for name in ("_parameters", "_buffers")]
     tensors = list(dict.fromkeys(t for _, slot in slots for t in slot.values() if t is not None))
     if any(nn.parameter.is_lazy(t) for t in tensors):
         raise InvalidModel("the model has lazy parameters without a shape: call it once on a batch first")
-    values = {t: t.detach().clone() for t in tensors}
-    grads = [(t, t.grad, _copy(t.grad), t.requires_grad) for t in tensors]
-    modes = [module.training for module in modules]
-    hooks = [(getattr(m, h), OrderedDict(getattr(m, h))) for m in modules for h in _HOOKS if hasattr(m, h)]
+    with torch.no_grad():
+        values = {t: t.clone() for t in tensors}
+        grads = [(t, t.grad, None if t.grad is None else t.grad.clone(), t.requires_grad) for t in tensors]
+    flags = [(state, {name: state[name] for name in _FLAGS if name in state}) for state in states]
+    hooks = [(state[name], list(state[name].items())) for state in states for name in _HOOKS if name in state]
     gpus = sorted({t.device.index for t in tensors if t.is_cuda})
     with torch.random.fork_rng(devices=gpus):
         try:
             yield values
         finally:
+            for slot, before in slots:
+                slot.clear()
+                slot.update(before)
             with torch.no_grad():
-                for slot, before in slots:
-                    slot.clear()
-                    slot.update(before)
-                for tensor, grad, grad_value, requires_grad in grads:
-                    if tensor.grad_fn is not None:
-                        tensor.detach_()
-                    tensor.copy_(values[tensor])
-                    if tensor.requires_grad is not requires_grad:
-                        tensor.requires_grad_(requires_grad)
-                    if grad is not None and grad_value is not None:
-                        grad.copy_(grad_value)
-                    tensor.grad = grad
-            for module, mode in zip(modules, modes, strict=True):
-                module.training = mode
+                for tensor, grad, saved, requires_grad in grads:
+                    _restore(tensor, values[tensor], requires_grad)
+                    if grad is not None and saved is not None:
+                        _write(grad, saved)
+                    if tensor.grad is not grad:
+                        tensor.grad = grad
+            for state, before in flags:
+                state.update(before)
             for hook, before in hooks:
                 hook.clear()
                 hook.update(before)
 
 
-def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().clone()
+def _restore(tensor: Tensor, value: Tensor, requires_grad: bool) -> None:
+    if tensor.grad_fn is not None:
+        tensor.detach_()
+    _write(tensor, value)
+    if tensor.requires_grad is not requires_grad:
+        tensor.requires_grad_(requires_grad)
+
+
+def _write(tensor: Tensor, value: Tensor) -> None:
+    """Copy in place, but for an expanded tensor: torch refuses to write there, so that nothing can have changed it."""
+    dense = tensor.layout == torch.strided
+    if dense and any(stride == 0 and n > 1 for stride, n in zip(tensor.stride(), tensor.shape, strict=True)):
+        return
+    tensor.copy_(value)
