@@ -5,7 +5,9 @@ For every watched call with output y (examples b, positions p, channels c)
     mean_c = E_{b,p} y_{bpc},    variance_c = E_{b,p} (y_{bpc} − mean_c)²    (the biased estimate, as batch norm uses).
 """
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,45 +15,117 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from normscope.errors import InvalidModel
 from normscope.layers import channel_dim, depths, watch
 from normscope.objective import LossFn, checked_loss
 from normscope.results import labelled, provenance
 from normscope.untouched import untouched
 
-SMALLEST_SAFE_VARIANCE = 1e-30
-"""Below this a float32 variance starts to lose digits, and the moments are taken again in float64."""
+COLUMNS = 2048
+"""Positions are folded into the columns up to this width: there the kernel is fastest, its float32 sums are short."""
+
+LARGEST_SHIFT = 10.0
+"""With a |mean| above this many standard deviations, E x² − mean² has lost digits that float32 cannot give back."""
+
+SMALLEST_VARIANCE = 1e-30
+"""Below this, squares start to fall under what float32 can hold."""
+
+CHUNK = 2**17
+"""Elements taken at a time in float64: a mebibyte, so that what is read twice is read from the cache."""
 
 
 def moments(output: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel along `dim`, over everything else: two (channels,) float64 tensors.
 
-    They are finite wherever the activations are: a float32 variance, which overflows once activations reach 1e19, is
-    taken again in float64.
+    They are finite wherever the activations are. On the CPU one pass takes short float32 sums of x and x², pooled in
+    float64; where that overflows (activations of 1e19 have squares that do) or loses digits, the output is taken again
+    in float64 throughout.
     """
-    channels = output.shape[dim]
-    if output.ndim < 3 or dim == output.ndim - 1:
-        rows = output.detach().movedim(dim, -1).reshape(-1, channels)
-    elif dim == 1 and not output.is_cuda:
-        rows = output.detach()
-    else:
-        rows = (
-            output.detach()
-            .movedim(dim, 1)
-            .reshape(-1, channels, *[n for i, n in enumerate(output.shape) if i not in (0, dim)])
-        )
-    if rows.is_cuda or rows.dtype == torch.float64:
-        return exact_moments(rows)
-    # The kernel behind batch norm's training pass: both moments in one call, accumulated in float64.
-    mean, variance = torch.batch_norm_update_stats(rows.float(), None, None, 0.0)
-    if bool((variance > SMALLEST_SAFE_VARIANCE).all() & torch.isfinite(variance).all()):
-        return mean.double(), variance.double()
-    return exact_moments(rows)
+    output = output.detach()
+    if output.device.type != "cpu":
+        rows = output.movedim(dim, -1).reshape(-1, output.shape[dim])
+        variance, mean = torch.var_mean(rows.double(), dim=0, correction=0)
+        return mean, variance
+    table, shape = _as_table(output, dim)
+    if output.dtype == torch.float64:
+        return exact_moments(table, shape)
+    mean, variance = one_pass_moments(table, shape)
+    shifted = (LARGEST_SHIFT**2 * variance <= mean * mean).any()
+    if shifted or not SMALLEST_VARIANCE < variance.min() < math.inf or not math.isfinite(variance.sum()):
+        return exact_moments(table, shape)
+    return torch.from_numpy(mean), torch.from_numpy(variance)
 
 
-def exact_moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over all but dimension 1, in float64."""
-    variance, mean = torch.var_mean(rows.double(), dim=[i for i in range(rows.ndim) if i != 1], correction=0)
+def one_pass_moments(table: Tensor, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """E x and E x² − (E x)² of each channel, two (channels,) float64 arrays, from a table of (rows, columns) whose
+    columns are of `shape` (outer, channels, inner)."""
+    rows, columns = table.shape
+    zeros, ones, weight = _constants(rows, columns)
+    table = table.float()
+    # Layer norm's backward pass with input and output gradient x, mean 0 and scale 1: its weight gets Σ x·x, its bias
+    # Σ x, column by column. It is the one kernel of torch that reads x once for both.
+    backward = torch.ops.aten.native_layer_norm_backward.default
+    _, squares, sums = backward(table, table, [columns], zeros, ones, weight, weight, [False, True, True])
+    examples = rows * shape[0] * shape[2]
+    with np.errstate(all="ignore"):
+        mean = _pooled(sums, shape) / examples
+        return mean, _pooled(squares, shape) / examples - mean * mean
+
+
+def exact_moments(table: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel in float64, from the same table: those of every column j over a chunk of
+    rows, pooled as mean = E mean_j and variance = E [variance_j + (mean_j − mean)²]."""
+    chunks = table.split(max(16, CHUNK // table.shape[1]))
+    # The kernel behind batch norm's training pass, which centres before it squares.
+    pairs = [torch.batch_norm_update_stats(chunk.double(), None, None, 0.0) for chunk in chunks]
+    means, variances = (torch.stack([pair[i] for pair in pairs]).view(-1, *shape) for i in range(2))
+    share = torch.tensor([len(chunk) / (len(table) * shape[0] * shape[2]) for chunk in chunks], dtype=torch.float64)
+    share = share.view(-1, 1, 1, 1)
+    mean = (share * means).sum((0, 1, 3))
+    variance = (share * (variances + (means - mean[:, None]).square())).sum((0, 1, 3))
     return mean, variance
+
+
+def _pooled(columns: Tensor, shape: tuple[int, int, int]) -> np.ndarray:
+    values = columns.numpy().reshape(shape)
+    return np.add.reduce(values[..., 0] if shape[2] == 1 else values.sum(2, dtype=np.float64), 0, dtype=np.float64)
+
+
+def _as_table(output: Tensor, dim: int) -> tuple[Tensor, tuple[int, int, int]]:
+    """The output as (rows, columns), without a copy where its memory is dense, and the columns' shape."""
+    layout = _layout(output.shape, output.stride(), dim)
+    if layout is None:
+        output = output.movedim(dim, -1).contiguous()
+        layout = _layout(output.shape, output.stride(), output.ndim - 1)
+        assert layout is not None
+    size, shape = layout
+    return output.as_strided(size, (size[1], 1)), shape
+
+
+# Both caches only spare Python work, which is slow between two layers that have just swept the processor's caches.
+@lru_cache(maxsize=256)
+def _layout(size: torch.Size, stride: tuple[int, ...], dim: int) -> tuple[tuple[int, int], tuple[int, int, int]] | None:
+    """(rows, columns) and the columns' shape (outer, channels, inner) of an output that is dense in memory, channels
+    last or in the order of its dimensions; None for any other."""
+    in_order = list(range(len(size)))
+    for order in ([*in_order[:dim], *in_order[dim + 1 :], dim], in_order):
+        expected = 1
+        for d in reversed(order):
+            if size[d] != 1 and stride[d] != expected:
+                break
+            expected *= size[d]
+        else:
+            inner = math.prod(size[d] for d in order[order.index(dim) + 1 :])
+            width = size[dim] * inner
+            rows = math.prod(size) // width
+            outer = math.gcd(rows, 2 ** int(math.log2(max(1, COLUMNS // width))))
+            return (rows // outer, outer * width), (outer, size[dim], inner)
+    return None
+
+
+@lru_cache(maxsize=64)
+def _constants(rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.zeros(rows, 1), torch.ones(rows, 1), torch.ones(columns)
 
 
 def channel_moments(
@@ -70,7 +144,8 @@ def channel_moments(
         are real): `mean`, `variance`; and the coordinate `depth(layer)`, its place on the main path (NaN beside it).
 
     Raises:
-        InvalidModel: where no layer matches, and see `objective.checked_loss`.
+        InvalidModel: where no layer matches or is called, and see `objective.checked_loss`.
+        InvalidBatch, DeviceError: see there too.
     """
     names: list[str] = []
     measured: list[tuple[Tensor, Tensor]] = []
@@ -83,8 +158,10 @@ def channel_moments(
         model.train()
         checked_loss(model, batch, loss_fn)
     parameter = next(model.parameters())
+    if not names:
+        raise InvalidModel("none of the chosen layers is called, or gives a tensor: see `normscope layers MODEL`")
     widths = [len(mean) for mean, _ in measured]
-    table = np.full((2, len(names), max(widths, default=0)), np.nan)
+    table = np.full((2, len(names), max(widths)), np.nan)
     flat = torch.stack([torch.cat([pair[i] for pair in measured]) for i in range(2)]).cpu().numpy()
     for row, (stop, width) in enumerate(zip(np.cumsum(widths), widths, strict=True)):
         table[:, row, :width] = flat[:, stop - width : stop]
