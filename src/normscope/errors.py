@@ -37,7 +37,7 @@ class OutputError(NormscopeError):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an exception's message, or the name of its type where it has none."""
+    """An exception's message on one line, cut after 300 characters; the name of its type where it has none."""
     text = " ".join(str(error).split())
     return text[:300] or type(error).__name__
 

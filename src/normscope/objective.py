@@ -42,6 +42,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         raise InvalidBatch(f"the model gives a {type(logits).__name__}, not logits: give a loss_fn(model, batch)")
     if logits.ndim > 2 and labels.shape == logits.shape[:-1]:
         logits, labels = logits.flatten(0, -2), labels.flatten()
+    if not labels.is_floating_point():
+        labels = labels.long()  # torch takes no other integers
     return F.cross_entropy(logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits, labels)
 
 
@@ -101,16 +103,18 @@ def constant_loss(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | No
     """L_c, the loss of the best constant output: what can be reached without looking at the input.
 
     With the default cross-entropy the entropy of the labels (nats); otherwise the mean loss with the targets permuted
-    against the inputs (a pair's second part, a mapping's `labels`). NaN where the targets cannot be told apart.
+    against the inputs (a pair's second part, a mapping's `labels`), which runs the model in the mode it is in. NaN
+    where there are no targets, or they cannot be told from the inputs.
     """
     batches = list(batches)
     if loss_fn is None and all(not isinstance(batch, Mapping) for batch in batches):
-        labels = torch.cat([_pair(batch)[1].flatten() for batch in batches])
-        share = torch.bincount(labels[labels != IGNORED_LABEL]).double()
-        share = share[share > 0] / share.sum()
-        return float(-(share * share.log()).sum())
-    permuted = [_targets_rolled(batch) for batch in batches]
-    if any(batch is None for batch in permuted):
+        labels = torch.cat([_pair(batch)[1].flatten() for batch in batches]).long()
+        with readable_errors():
+            counts = torch.bincount(labels[labels != IGNORED_LABEL]).double()
+        share = counts[counts > 0] / counts.sum()
+        return float(-(share * share.log()).sum()) + 0.0 if len(share) else float("nan")
+    permuted = [_targets_permuted(batch) for batch in batches]
+    if not permuted or any(batch is None for batch in permuted):
         return float("nan")
     with torch.no_grad(), readable_errors():
         losses = [(loss_fn or default_loss)(model, batch).double() for batch in permuted]
@@ -139,6 +143,8 @@ def _checked_cross_entropy(model: nn.Module, batch: Any) -> Tensor:
         along_last = logits.ndim > 2 and labels.shape == logits.shape[:-1]
         classes = logits.shape[-1 if along_last else 1]
         used = labels[labels != IGNORED_LABEL]
+        if labels.numel() and not used.numel():
+            raise InvalidBatch(f"every label is {IGNORED_LABEL}, which cross-entropy leaves out: give some others")
         if used.numel() and (int(used.min()) < 0 or int(used.max()) >= classes):
             span = f"from {int(used.min())} to {int(used.max())}"
             raise InvalidBatch(
@@ -147,22 +153,38 @@ def _checked_cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     return cross_entropy(logits, labels)
 
 
-def _targets_rolled(batch: Any) -> Any:
-    """The batch with every target moved on by one example: a permutation that leaves no target in its place."""
+def _targets_permuted(batch: Any) -> Any:
+    """The batch with every target at another example; None where there are no targets, or only one."""
     if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
-        return {**batch, "labels": batch["labels"].roll(1, 0)}
+        labels = _moved(batch["labels"])
+        return None if labels is None else {**batch, "labels": labels}
     if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
-        return batch[0], batch[1].roll(1, 0)
+        targets = _moved(batch[1])
+        return None if targets is None else (batch[0], targets)
     return None
+
+
+def _moved(targets: Tensor) -> Tensor | None:
+    """One cycle through all examples in an order that is always the same, and random: a batch may come sorted."""
+    if not targets.ndim or len(targets) < 2:
+        return None
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
+    source = torch.empty_like(order)
+    source[order] = order.roll(1)
+    return targets[source.to(targets.device)]
 
 
 @torch.no_grad()
 def output_spread(model: nn.Module, batch: Any) -> float:
     """How much the outputs depend on the input: their standard deviation over examples (root mean square over the
-    outputs) as a share of their own root mean square. 0 for a network that says the same whatever it sees."""
+    outputs) as a share of their own root mean square. 0 for a network that says the same whatever it sees; NaN where
+    there is no output to see. Runs the model in the mode it is in."""
     output = (
         model(**batch) if isinstance(batch, Mapping) else model(batch[0] if isinstance(batch, tuple | list) else batch)
     )
     tensor = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-    values = tensor.double().flatten(1)
-    return float(values.var(0, correction=0).mean().sqrt() / values.square().mean().sqrt())
+    if not isinstance(tensor, Tensor) or not tensor.numel() or not tensor.ndim:
+        return float("nan")
+    values = tensor.double().reshape(len(tensor), -1)
+    size = float(values.square().mean().sqrt())
+    return float(values.var(0, correction=0).mean().sqrt()) / size if size else 0.0

@@ -9,6 +9,8 @@ from enum import StrEnum
 
 import numpy as np
 
+from normscope.errors import InvalidBatch
+
 DIVERGENCE_FACTOR = 1e3
 """The paper's rule: above a thousand times, a loss has diverged."""
 
@@ -40,11 +42,13 @@ def reference_loss(start: float, constant_loss: float) -> float:
 
 
 def has_diverged(loss: float, *, start: float, best: float, constant_loss: float) -> bool:
-    """Non-finite, or above 10³ · max(L_c, min(start, best so far)). Decides at once, on one mini-batch's loss."""
-    level = min(start, best)
-    if not math.isnan(constant_loss):
-        level = max(constant_loss, level)
-    return not math.isfinite(loss) or loss > DIVERGENCE_FACTOR * level
+    """Non-finite, or above 10³ · max(L_c, min(start, best so far)). Decides at once, on one mini-batch's loss.
+
+    Where L_c is not known, the start stands in its place: to come back from a loss near 0 is not to diverge. A loss
+    that is negative, as a log density can be, has no thousandfold: then only a non-finite one has diverged.
+    """
+    level = max(start if math.isnan(constant_loss) else constant_loss, min(start, best))
+    return not math.isfinite(loss) or (level > 0 and loss > DIVERGENCE_FACTOR * level)
 
 
 def outcome(
@@ -59,8 +63,13 @@ def outcome(
             measured, and then nothing is called dead.
         fine_tuning: the model came trained, so that "learns" means only that it does not end above its start by three
             standard errors.
+
+    Raises:
+        InvalidBatch: no losses, since there was no mini-batch.
     """
     values = np.asarray(losses, dtype=np.float64)
+    if not len(values):
+        raise InvalidBatch("no mini-batch to descend on: give one or more")
     start = float(values[0])
     best = np.minimum.accumulate(np.where(np.isfinite(values), values, np.inf))
     if any(

@@ -43,13 +43,13 @@ def labelled(variables: Mapping[str, Variable], coords: Mapping[str, Coordinate]
 
 def with_attributes(dataset: xr.Dataset, **attrs: Any) -> xr.Dataset:
     """The Dataset with these attributes in place of its own; what netCDF cannot hold becomes JSON text."""
-    plain = {
-        key: value
-        if isinstance(value, str | int | float | np.number) and not isinstance(value, bool)
-        else json.dumps(value)
-        for key, value in attrs.items()
-    }
-    return dataset.drop_attrs(deep=False).assign_attrs(plain)
+    return dataset.drop_attrs(deep=False).assign_attrs({name: _plain(value) for name, value in attrs.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str | int | float | np.number) and not isinstance(value, bool):
+        return value
+    return json.dumps(value, default=lambda item: item.tolist() if hasattr(item, "tolist") else str(item))
 
 
 def attribute(dataset: xr.Dataset, name: str) -> Any:
@@ -129,7 +129,8 @@ def load(path: str | Path) -> xr.Dataset:
     if not path.is_file():
         raise ResultError(f"no result file {path}: run the measurement first")
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as dataset:
+        # A unit of "seconds" is a unit, and not a request to turn the values into dates.
+        with xr.open_dataset(path, engine="h5netcdf", decode_times=False, decode_timedelta=False) as dataset:
             return dataset.load()
     except Exception as error:
         raise ResultError(f"{path} is damaged ({one_line(error)}): delete it and measure again") from error

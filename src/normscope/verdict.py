@@ -89,6 +89,7 @@ def judge(
 
     A NaN is a seed without a value. An infinity is a bound ("no divergence up to the largest step" is +inf for the
     step of divergence): it counts for the claim where it lies on the right side of the threshold, against it where not.
+    Where bounds leave a single finite value, which has no interval, that value has to lie beyond the threshold itself.
 
     Args:
         measured: (seeds,) values.
@@ -112,7 +113,7 @@ def judge(
         holds = len(finite) == 0 or (low > low_limit and high < high_limit)
         fails = len(finite) == 0 or high < low_limit or low > high_limit
         if len(finite) == 1:
-            holds, fails = low_limit < mean < high_limit, not low_limit < mean < high_limit
+            holds, fails = low_limit < mean < high_limit, mean < low_limit or mean > high_limit
         if bounded:
             holds, fails = holds and above is not None, fails and above is None and low > high_limit
         if missing == 0 and contrary == 0 and holds:
@@ -152,8 +153,9 @@ def judge_band(
     seeds, points = values.shape
     inside = 0
     if seeds > 1:
-        half = student_t.ppf(0.5 + CONFIDENCE / 2, seeds - 1) * values.std(0, ddof=1) * math.sqrt(1 + 1 / seeds)
-        inside = int((np.abs(paper - values.mean(0)) <= half).sum())
+        with np.errstate(invalid="ignore"):
+            half = student_t.ppf(0.5 + CONFIDENCE / 2, seeds - 1) * values.std(0, ddof=1) * math.sqrt(1 + 1 / seeds)
+            inside = int((np.abs(paper - values.mean(0)) <= half).sum())
     if seeds < MIN_SEEDS or not np.isfinite(values).all():
         verdict = NOT_ENOUGH
     else:
@@ -210,16 +212,15 @@ def _interval(values: np.ndarray, scale: Scale) -> tuple[float, float, float]:
         if (values <= 0).any():
             return math.nan, math.nan, math.nan
         mean, low, high = _interval(np.log(values), "linear")
-        return math.exp(mean), _exp(low), _exp(high)
-    mean = float(values.mean())
-    if len(values) == 1:
-        return mean, -math.inf, math.inf
-    half = float(student_t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+        return _exp(mean), _exp(low), _exp(high)
+    with np.errstate(over="ignore", invalid="ignore"):  # squares of values near the largest float: no interval
+        mean, std = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else math.inf
+    half = float(student_t.ppf(0.5 + CONFIDENCE / 2, max(1, len(values) - 1))) * std / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if value < 709 else math.inf
+    return math.exp(value) if value < 709 else math.inf  # the largest float is e^709.78
 
 
 def _number(value: float) -> str:

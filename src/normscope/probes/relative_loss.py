@@ -72,7 +72,8 @@ def relative_loss(
         raise InvalidConfig("step_sizes must be positive, finite and increasing, for example np.geomspace(1e-5, 1, 50)")
     before, norm, after = losses_along_gradient(model, batch, loss_fn, steps.tolist())
     parameter = next(p for p in model.parameters() if p.requires_grad)
-    relative = np.asarray(after) / before
+    with np.errstate(divide="ignore", invalid="ignore"):  # a loss of exactly 0 has no relative loss: inf or NaN
+        relative = np.asarray(after) / before
     return labelled(
         {
             "relative_loss": ("step_size", relative, "relative loss", "1"),
