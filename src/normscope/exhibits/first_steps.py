@@ -198,7 +198,7 @@ EXHIBIT = Exhibit(
     name="first_steps",
     title="The first ten updates",
     where="Text on figures 3 and 6",
-    place=6.5,
+    place=6.2,
     paper_saw=(
         "Without batch norm the network starts by predicting one class, typically the wrong one, which a strong "
         "gradient then corrects: at a large learning rate the loss diverges in the first few updates. With batch norm "
