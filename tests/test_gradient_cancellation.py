@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 from zoo import ZOO, by_name, disturb, in_float64, no_trace
 
 import normscope as ns
@@ -177,6 +178,39 @@ def test_a_penalty_on_the_weights_is_no_summand():
 
     expected = ns.gradient_cancellation(model, batch)
     np.testing.assert_array_equal(ns.gradient_cancellation(model, batch, loss_fn=penalized)["ratio"], expected["ratio"])
+
+
+def test_norms_hung_behind_layers_are_no_part_of_them():
+    batch = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+    built = ns.build_net("plain8", norm="batch", in_channels=1, width=4)
+    hung = ns.with_norm(ns.build_net("plain8", in_channels=1, width=4), "batch", "everywhere", batch=batch)
+    for frozen in (False, True):
+        one, two = (ns.gradient_cancellation(net, batch, frozen_statistics=frozen) for net in (built, hung))
+        np.testing.assert_allclose(one["ratio"], two["ratio"], rtol=1e-5)  # biases in front of norms round differently
+
+
+class Checkpointed(nn.Sequential):
+    """Its hidden layers are computed a second time in the backward pass."""
+
+    def forward(self, input):
+        hidden = checkpoint(nn.Sequential(*list(self)[:-1]), input, use_reentrant=False)
+        assert isinstance(hidden, torch.Tensor)
+        return self[-1](hidden)
+
+
+def test_checkpointed_layers_are_counted_once():
+    model, batch = by_name("mlp").build(0), by_name("mlp").batch(0)
+    again = ns.gradient_cancellation(Checkpointed(*model), batch)
+    assert again.equals(ns.gradient_cancellation(model, batch))
+
+
+def test_autocast_rounds_the_network_and_not_the_sums():
+    model, batch = by_name("mlp").build(0), by_name("mlp").batch(0)
+    expected = ns.gradient_cancellation(model, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        dataset = ns.gradient_cancellation(model, batch)
+    assert not dataset.equals(expected)
+    np.testing.assert_allclose(dataset["ratio"], expected["ratio"], rtol=5e-2)  # activations of eight bits
 
 
 class OwnForward(nn.Linear):

@@ -88,14 +88,14 @@ numbers = st.floats(allow_nan=True, allow_infinity=True, width=32)
 @given(st.lists(numbers, min_size=1, max_size=60), st.integers(1, 9))
 @settings(max_examples=150, deadline=None)
 def test_every_entry_is_counted_once(values, num_bins):
-    counts, edges = histogram(torch.tensor(values), num_bins)
+    counts, edges = histogram(np.array(values), num_bins)
     finite = [v for v in values if math.isfinite(v)]
     assert counts.sum() == len(finite)
     if finite:
         assert edges[0] <= min(finite) and edges[-1] >= max(finite)
-        np.testing.assert_array_equal(counts, np.histogram(finite, bins=edges.numpy())[0])
+        np.testing.assert_array_equal(counts, np.histogram(finite, bins=edges)[0])
     else:
-        assert edges.isnan().all()
+        assert np.isnan(edges).all()
 
 
 @given(st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=60))
@@ -112,9 +112,9 @@ def test_what_lies_beyond_given_limits_is_counted_too(values):
 
 def test_known_tails():
     generator = torch.Generator().manual_seed(0)
-    normal = torch.randn(200_000, generator=generator)
-    uniform = torch.rand(200_000, generator=generator).double()
-    laplace = -torch.log(uniform) * torch.sign(normal)
+    normal = torch.randn(200_000, generator=generator).double().numpy()
+    uniform = torch.rand(200_000, generator=generator).double().numpy()
+    laplace = -np.log(uniform) * np.sign(normal)
     pareto = uniform ** (-1 / 1.5)
     # Standard errors: kurtosis of a normal √(24/N) = 0.011, of a Laplace about 0.2; Hill's index α/√k = 1 %.
     assert float(kurtosis(normal)) == pytest.approx(3, abs=0.06)
@@ -122,24 +122,32 @@ def test_known_tails():
     assert float(tail_index(normal)) == pytest.approx(6.0, abs=0.25)
     assert float(tail_index(laplace)) == pytest.approx(1 / 0.2610, rel=0.05)
     assert float(tail_index(pareto)) == pytest.approx(1.5, rel=0.05)
-    assert float(tail_index(torch.tensor([1.0, math.e]))) == pytest.approx(1)
-    assert float(kurtosis(torch.tensor([-1.0, 1.0]))) == 1  # the smallest there is
+    assert float(tail_index(np.array([1.0, math.e]))) == pytest.approx(1)
+    assert float(kurtosis(np.array([-1.0, 1.0]))) == 1  # the smallest there is
 
 
-@pytest.mark.parametrize("factor", [1e-30, 1e30])
+@pytest.mark.parametrize("factor", [1e-45, 1e38])
 def test_tails_do_not_depend_on_the_scale_even_at_the_ends_of_float32(factor):
-    values = torch.randn(500, generator=torch.Generator().manual_seed(0))
-    # float32 rounds the scaled values to 24 bits anew
-    assert float(kurtosis(values * factor)) == pytest.approx(float(kurtosis(values)), rel=1e-5)
-    assert float(tail_index(values * factor)) == pytest.approx(float(tail_index(values)), rel=1e-5)
+    values = np.random.default_rng(0).normal(size=500)
+    assert kurtosis(values * factor) == pytest.approx(kurtosis(values), rel=1e-12)
+    assert tail_index(values * factor) == pytest.approx(tail_index(values), rel=1e-12)
 
 
 def test_exact_zeros_are_counted_and_not_in_the_tail():
-    values = torch.cat([torch.zeros(1000), torch.randn(1000, generator=torch.Generator().manual_seed(0))])
-    assert float(tail_index(values)) == float(tail_index(values[1000:]))
-    assert math.isnan(float(tail_index(torch.zeros(5)))) and math.isnan(float(kurtosis(torch.zeros(5))))
-    counts, edges = histogram(torch.zeros(5), 3)
+    values = np.concatenate([np.zeros(1000), np.random.default_rng(0).normal(size=1000)])
+    assert tail_index(values) == tail_index(values[1000:])
+    assert math.isnan(tail_index(np.zeros(5)))
+    counts, edges = histogram(np.zeros(5), 3)
+    close = 1e6 * (1 + 1e-16 * np.arange(3))
+    assert histogram(close, 9)[0].sum() == 3 and histogram(close, 9)[1][0] < 6e5
     assert counts.tolist() == [0, 5, 0] and edges.tolist() == pytest.approx([-0.5, -1 / 6, 1 / 6, 0.5])
+
+
+def test_a_gradient_of_zeros_is_a_result():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    nn.init.zeros_(model[1].weight)
+    one = ns.gradient_histogram(model, (torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))).sel(layer="0")
+    assert one["num_zero"] == 12 and one["std"] == 0 and np.isnan(one["kurtosis"]) and np.isnan(one["tail_index"])
 
 
 def test_what_is_not_finite_is_a_result():

@@ -28,63 +28,60 @@ TAIL_SHARE = 0.05
 it gives 6.0."""
 
 VARIABLES = {
-    "num_below": ("entries below the range shown", "1"),
-    "num_above": ("entries above the range shown", "1"),
-    "num_not_finite": ("entries that are not finite", "1"),
-    "num_zero": ("entries that are exactly zero", "1"),
-    "num_entries": ("entries of the gradient", "1"),
-    "minimum": ("smallest entry", "1"),
-    "maximum": ("largest entry", "1"),
-    "mean": ("mean over entries", "1"),
-    "std": ("standard deviation over entries", "1"),
-    "kurtosis": ("kurtosis", "1"),
-    "tail_index": ("tail index", "1"),
+    "num_below": "entries below the range shown",
+    "num_above": "entries above the range shown",
+    "num_not_finite": "entries that are not finite",
+    "num_zero": "entries that are exactly zero",
+    "num_entries": "entries of the gradient",
+    "minimum": "smallest entry",
+    "maximum": "largest entry",
+    "mean": "mean over entries",
+    "std": "standard deviation over entries",
+    "kurtosis": "kurtosis",
+    "tail_index": "tail index",
 }
+"""What is said of every layer beside its histogram, with the long names."""
 
 
-def histogram(values: Tensor, num_bins: int, limits: tuple[float, float] | None = None) -> tuple[Tensor, Tensor]:
-    """Counts, (num_bins,), and edges, (num_bins + 1,) float64, of bins of equal width; what is not finite is in no bin.
+def histogram(
+    values: np.ndarray, num_bins: int, limits: tuple[float, float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Counts, (num_bins,), and edges, (num_bins + 1,), of bins of equal width; what is not finite is in no bin.
 
     The bins reach from the smallest finite value to the largest, or over `limits`; each holds its left edge, the last
-    one its right edge too. Where all values are the same the range is half a unit to either side, as numpy's; where
-    none is finite the edges are NaN.
+    one its right edge too. Where all values are the same, or too close for so many bins, the range is half their
+    magnitude to either side (half a unit for zero); where none is finite the edges are NaN.
     """
-    finite = values[torch.isfinite(values)].double()
+    finite = values[np.isfinite(values)]
     if limits is None:
         if not len(finite):
-            return values.new_zeros(num_bins, dtype=torch.int64), values.new_full(
-                (num_bins + 1,), math.nan, dtype=torch.float64
-            )
-        limits = float(finite.min()), float(finite.max())
-        if limits[0] == limits[1]:
-            limits = limits[0] - 0.5, limits[1] + 0.5
-    edges = torch.from_numpy(np.linspace(*limits, num_bins + 1)).to(values.device)
-    inside = finite[(finite >= limits[0]) & (finite <= limits[1])]
-    counts = torch.bincount(torch.bucketize(inside, edges[1:-1], right=True), minlength=num_bins)
-    return counts, edges
+            return np.zeros(num_bins, dtype=np.int64), np.full(num_bins + 1, np.nan)
+        low, high = float(finite.min()), float(finite.max())
+        largest = max(-low, high)
+        if high - low <= num_bins * np.spacing(largest):
+            low, high = low - (largest or 1) / 2, high + (largest or 1) / 2
+        limits = low, high
+    return np.histogram(finite, num_bins, limits)
 
 
-def kurtosis(values: Tensor) -> Tensor:
-    """Fourth central moment over the squared variance, both over the number of values; 0-d float64. NaN where all are
-    the same or one is not finite."""
-    deviations = values.double() - values.double().mean()
-    square = deviations.square()
-    scale = square.mean()  # divided out before it is squared again, so that tiny gradients do not underflow
-    return (square / scale).square().mean()
+def kurtosis(values: np.ndarray) -> float:
+    """Fourth central moment over the squared variance, both over the number of values; NaN where all are the same or
+    one is not finite."""
+    square = (values - values.mean()) ** 2
+    return float(((square / square.mean()) ** 2).mean())  # divided first: a fourth power alone may underflow
 
 
-def tail_index(values: Tensor, share: float = TAIL_SHARE) -> Tensor:
-    """Hill's estimate from the largest `share` of the magnitudes that are not zero; 0-d float64.
+def tail_index(values: np.ndarray, share: float = TAIL_SHARE) -> float:
+    """Hill's estimate from the largest `share` of the magnitudes that are not zero.
 
     NaN with fewer than two of those or where one is not finite; infinite where the k + 1 largest are equal.
     """
-    magnitudes = values.double().abs()
-    magnitudes = magnitudes[magnitudes != 0]
-    if len(magnitudes) < 2 or not bool(torch.isfinite(magnitudes).all()):
-        return magnitudes.new_tensor(math.nan)
+    magnitudes = np.abs(values[values != 0])
+    if len(magnitudes) < 2 or not np.isfinite(magnitudes).all():
+        return math.nan
     k = min(max(1, round(share * len(magnitudes))), len(magnitudes) - 1)
-    largest = torch.topk(magnitudes, k + 1).values.log()
-    return 1 / (largest[:k] - largest[k]).mean()
+    largest = np.partition(magnitudes, len(magnitudes) - k - 1)[-k - 1 :]  # the smallest of them first
+    return float(1 / np.log(largest[1:] / largest[0]).mean())
 
 
 def gradient_histogram(
@@ -124,23 +121,23 @@ def gradient_histogram(
     if limits is not None and not (np.isfinite(limits).all() and limits[0] < limits[1]):
         raise InvalidConfig(f"limits={limits}: they must be finite, the lower one first; None takes them from the data")
     gradients, left_out = layer_gradients(model, batch, loss_fn, layers)
-    counts, edges = [], []
-    numbers: dict[str, list[Tensor]] = {name: [] for name in VARIABLES}
-    for layer in list(gradients):
-        values = gradients[layer][1]
-        count, edge = histogram(values, num_bins, limits)
-        counts.append(count)
-        edges.append(edge)
-        for name, number in _numbers(values, limits).items():
-            numbers[name].append(number)
     names = list(gradients)
+    counts = np.zeros((len(names), num_bins), dtype=np.int64)
+    edges = np.zeros((len(names), num_bins + 1))
+    numbers: dict[str, list[float]] = {name: [] for name in VARIABLES}
+    with np.errstate(all="ignore"):  # NaN and infinity are results
+        for i, (_, gradient) in enumerate(gradients.values()):
+            values = gradient.double().cpu().numpy()  # one layer at a time
+            counts[i], edges[i] = histogram(values, num_bins, limits)
+            for name, number in _numbers(values, limits).items():
+                numbers[name].append(number)
     parameter = next(model.parameters())
     variables: dict[str, Any] = {
-        "count": (("layer", "bin"), torch.stack(counts).cpu().numpy(), "number of entries", "1"),
-        "bin_edge": (("layer", "edge"), torch.stack(edges).cpu().numpy(), "gradient entry", "1"),
+        "count": (("layer", "bin"), counts, "number of entries", "1"),
+        "bin_edge": (("layer", "edge"), edges, "gradient entry", "1"),
     }
-    for name, (long_name, units) in VARIABLES.items():
-        variables[name] = ("layer", torch.stack(numbers[name]).cpu().numpy(), long_name, units)
+    for name, long_name in VARIABLES.items():
+        variables[name] = ("layer", numbers[name], long_name, "1")
     coords = {
         "layer": (names, "layer", "1"),
         "bin": (np.arange(num_bins), "bin", "1"),
@@ -184,21 +181,20 @@ def layer_gradients(
     return gradients, [path for path in watched if path not in gradients]
 
 
-def _numbers(values: Tensor, limits: tuple[float, float] | None) -> dict[str, Tensor]:
-    """Everything but the histogram, in float64 or as counts, 0-d."""
-    exact = values.double()
-    finite = torch.isfinite(exact)
+def _numbers(values: np.ndarray, limits: tuple[float, float] | None) -> dict[str, float]:
+    """Everything but the histogram."""
+    finite = np.isfinite(values)
     low, high = limits or (-math.inf, math.inf)
     return {
-        "num_below": (finite & (exact < low)).sum(),
-        "num_above": (finite & (exact > high)).sum(),
-        "num_not_finite": (~finite).sum(),
-        "num_zero": (exact == 0).sum(),
-        "num_entries": torch.tensor(len(exact), device=exact.device),
-        "minimum": exact.min(),
-        "maximum": exact.max(),
-        "mean": exact.mean(),
-        "std": exact.std(correction=0),
-        "kurtosis": kurtosis(exact),
-        "tail_index": tail_index(exact),
+        "num_below": int((finite & (values < low)).sum()),
+        "num_above": int((finite & (values > high)).sum()),
+        "num_not_finite": int((~finite).sum()),
+        "num_zero": int((values == 0).sum()),
+        "num_entries": len(values),
+        "minimum": values.min(),
+        "maximum": values.max(),
+        "mean": values.mean(),
+        "std": values.std(),
+        "kurtosis": kurtosis(values),
+        "tail_index": tail_index(values),
     }
