@@ -1,8 +1,9 @@
 """Which calls of a model are watched, in execution order, and where their channels are.
 
 A *layer* here is one call of a module that owns a weight of two dimensions or more: a convolution, a linear map, an
-embedding, attention's input map, or anything of that kind somebody wrote themselves. It is named by its
-`named_modules` path; a module's second call is `path#2`.
+embedding, attention's input map, or anything of that kind somebody wrote themselves; but not a call that contains other
+layers, such as that of a whole network with a table of positions of its own. It is named by its `named_modules` path; a
+module's second call is `path#2`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -67,13 +68,19 @@ def own_parameters(module: nn.Module) -> list[nn.Parameter]:
 def watch(model: nn.Module, on_call: OnCall, layers: str | Sequence[str] | None = None) -> Iterator[None]:
     """Call `on_call(layer, module, output)` for every watched call, in execution order, before anything after the
     module can change its output in place. Outputs that are tuples or mappings are seen by their first tensor; single
-    numbers and integers have no channels and are passed over."""
+    numbers and integers have no channels and are passed over. A call that contains other layers is watched only where
+    a pattern names it."""
     calls: dict[nn.Module, int] = {}
+    open_calls: list[int] = []
 
-    def hook_for(path: str) -> Callable[..., None]:
+    def before(_module: nn.Module, _inputs: Any) -> None:
+        open_calls.append(sum(calls.values()))
+
+    def hook_for(path: str, container: bool) -> Callable[..., None]:
         def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+            contains_layers = container and sum(calls.values()) > open_calls.pop()
             tensor = first_tensor(output)
-            if tensor is not None and tensor.ndim and tensor.is_floating_point():
+            if tensor is not None and tensor.ndim and tensor.is_floating_point() and not contains_layers:
                 calls[module] = calls.get(module, 0) + 1
                 on_call(path if calls[module] == 1 else f"{path}#{calls[module]}", module, tensor)
 
@@ -81,8 +88,14 @@ def watch(model: nn.Module, on_call: OnCall, layers: str | Sequence[str] | None 
 
     # In front of the hooks that a model has already: what is watched is the module's own output, as a convolution's in
     # front of the norm that `with_norm` hung behind it.
-    watched = watched_modules(model, layers).items()
-    handles = [module.register_forward_hook(hook_for(path), prepend=True) for path, module in watched]
+    watched = watched_modules(model, layers)
+    handles = []
+    for path, module in watched.items():
+        inner = {part for part in module.modules() if part is not module} if layers is None else set()
+        container = not inner.isdisjoint(watched.values())
+        if container:
+            handles.append(module.register_forward_pre_hook(before))
+        handles.append(module.register_forward_hook(hook_for(path, container), prepend=True))
     try:
         yield
     finally:
@@ -101,20 +114,26 @@ def first_tensor(output: Any) -> Tensor | None:
 def channel_dim(module: nn.Module, output: Tensor) -> int:
     """The dimension of `output` that runs over channels.
 
-    A kernel (a weight of three dimensions or more) has its channels in front of its spatial dimensions, as have the
-    norms that count channels; linear maps, embeddings, attention and layer norm have them last. What owns no weight
+    A kernel (a weight of three dimensions or more, its first as long as the output's) has its channels in front of its
+    spatial dimensions, as have the norms that count channels, and layer norm over images; linear maps, embeddings,
+    attention and other layer norms have them last. What owns no weight
     follows the shape: last for (batch, channels) and (batch, tokens, features), else dimension 1. A module that says so
     itself, by an attribute `channel_dim` as those of `normscope.norms` have, is believed.
     """
     declared = getattr(module, "channel_dim", None)
     if isinstance(declared, int):
         return declared % output.ndim
-    weight = next((p for p in own_parameters(module) if p.ndim >= 3), None)
-    if weight is not None and output.ndim >= weight.ndim - 1:
-        return output.ndim - (weight.ndim - 1)
+    normalized = getattr(module, "normalized_shape", None)
+    if normalized is not None:
+        return output.ndim - (len(normalized) if len(normalized) > 2 else 1)
+    kernel = next((p for p in own_parameters(module) if p.ndim >= 3), None)
+    if kernel is not None and output.ndim >= kernel.ndim - 1:
+        dim = output.ndim - (kernel.ndim - 1)
+        if output.shape[dim] in (kernel.shape[0], getattr(module, "out_channels", None)):
+            return dim
     if hasattr(module, "num_features") or hasattr(module, "num_channels"):
         return 1
-    if owns_weight(module) or hasattr(module, "normalized_shape") or output.ndim <= 3:
+    if owns_weight(module) or output.ndim <= 3:
         return output.ndim - 1
     return 1
 
