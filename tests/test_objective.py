@@ -62,6 +62,38 @@ def test_constant_loss_is_unknown_where_targets_cannot_be_told():
     assert math.isnan(constant_loss(net(), [object()], lambda model, batch: torch.tensor(1.0)))
 
 
+def test_constant_loss_sees_through_a_batch_that_comes_sorted():
+    x = torch.arange(10.0)[:, None].repeat_interleave(10, 0)
+    sorted_loss = constant_loss(nn.Identity(), [(x, x)], lambda model, batch: F.mse_loss(model(batch[0]), batch[1]))
+    # independent pairs differ by twice the variance, 2 · (10² − 1)/12 = 16.5; of 100 pairs one draw scatters by ± 2
+    assert sorted_loss == pytest.approx(16.5, abs=6)
+
+
+def test_constant_loss_needs_two_targets():
+    one = (torch.ones(1, 2), torch.ones(1, 2))
+    assert math.isnan(constant_loss(nn.Identity(), [one], lambda model, batch: F.mse_loss(*batch)))
+    assert math.isnan(constant_loss(net(), [], lambda model, batch: F.mse_loss(*batch)))
+    assert math.isnan(constant_loss(net(), [(BATCH[0], LABELS * 0 - 100)]))
+    assert constant_loss(net(), [(BATCH[0], LABELS * 0)]) == 0.0
+
+
+def test_constant_loss_of_a_mapping_permutes_its_labels():
+    seen = []
+
+    def loss(model, batch):
+        seen.append(batch["labels"].tolist())
+        return batch["x"].sum()
+
+    constant_loss(net(), [{"x": torch.zeros(5), "labels": torch.arange(5)}], loss)
+    assert sorted(seen[0]) == [0, 1, 2, 3, 4] and all(label != place for place, label in enumerate(seen[0]))
+
+
+def test_output_spread_of_nothing():
+    assert output_spread(nn.Identity(), (torch.zeros(4, 3), None)) == 0, "the same whatever it sees"
+    assert output_spread(nn.Identity(), (torch.tensor([1.0, -1.0]), None)) == pytest.approx(1.0)
+    assert math.isnan(output_spread(nn.GRU(3, 3), (torch.zeros(4, 3), None))), "no logits to see"
+
+
 def test_output_spread():
     class Constant(nn.Module):
         def forward(self, x):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from normscope.descend import descend
+from normscope.errors import InvalidBatch
 from normscope.objective import constant_loss, output_spread
 from normscope.outcome import Outcome, has_diverged, outcome
 
@@ -69,9 +70,32 @@ def test_a_loss_within_a_thousand_constant_losses_has_not_diverged():
     assert has_diverged(1001.0, start=1.0, best=1.0, constant_loss=math.nan)
 
 
-@pytest.mark.parametrize("start", [math.nan, math.inf])
-def test_a_start_that_is_not_finite_has_diverged(start):
-    assert outcome([start], constant_loss=L_C) is Outcome.DIVERGED
+def test_where_no_constant_is_known_coming_back_from_zero_is_not_to_diverge():
+    assert not has_diverged(0.5, start=1.0, best=0.0, constant_loss=math.nan)
+    assert outcome([1.0, 1e-9, 0.5], constant_loss=math.nan) is Outcome.LEARNS
+
+
+def test_a_negative_loss_has_no_thousandfold():
+    assert not has_diverged(-5.0, start=-5.0, best=-5.0, constant_loss=-1.0)
+    assert outcome([-5.0] + [-9.0] * 20, constant_loss=-5.0) is Outcome.LEARNS
+    assert outcome([-5.0, math.inf], constant_loss=-5.0) is Outcome.DIVERGED
+
+
+@pytest.mark.parametrize("constant", [L_C, math.nan])
+@pytest.mark.parametrize("start", [math.nan, math.inf, -math.inf])
+def test_a_start_that_is_not_finite_has_diverged(start, constant):
+    assert outcome([start], constant_loss=constant) is Outcome.DIVERGED
+    assert outcome([start, 1.0, 0.5], constant_loss=constant) is Outcome.DIVERGED
+
+
+def test_an_unknown_constant_leaves_the_start_to_be_beaten():
+    assert outcome([1.0] + [0.9] * 20, constant_loss=math.nan) is Outcome.LEARNS
+    assert outcome([1.0] * 20, constant_loss=math.nan, output_spread=0.0) is Outcome.STALLED, "dead needs L_c"
+
+
+def test_no_mini_batch_has_no_outcome():
+    with pytest.raises(InvalidBatch, match="no mini-batch"):
+        outcome([], constant_loss=L_C)
 
 
 def test_learning_beats_start_and_constant_by_three_percent():

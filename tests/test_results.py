@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -11,7 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from normscope.errors import OutputError, ResultError
-from normscope.results import attribute, ensure_writable, labelled, load, provenance, save, with_attributes, write_text
+from normscope.results import (
+    attribute,
+    ensure_writable,
+    labelled,
+    load,
+    load_tree,
+    provenance,
+    save,
+    with_attributes,
+    write_text,
+)
 
 VALUES = st.one_of(
     st_numpy.arrays(np.float64, 4, elements=st.floats()),
@@ -71,6 +82,54 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         save(dataset(np.ones(4)), path)
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["result.nc"]
+
+
+def test_a_full_disk(tmp_path):
+    """A process that may write no file above 1 KiB stands in for one: the write fails halfway through."""
+    path = save(dataset(np.zeros(4)), tmp_path / "result.nc")
+    old = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"^cannot write .*result\.nc: File too large; give another --out$"):
+            save(dataset(np.ones(4)), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["result.nc"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_may_not_be_written(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match="Permission denied"):
+            save(dataset(np.zeros(4)), tmp_path / "result.nc")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path):
+    (tmp_path / "result.nc").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*result\.nc: Is a directory"):
+        save(dataset(np.zeros(4)), tmp_path / "result.nc")
+    assert [p.name for p in tmp_path.iterdir()] == ["result.nc"]
+
+
+def test_units_of_time_are_no_dates(tmp_path):
+    before = labelled({"time": ("step", [1.5, 2.5], "time", "seconds")}, {"step": ([1, 2], "step", "days")})
+    xr.testing.assert_identical(load(save(before, tmp_path / "result.nc")), before)
+
+
+def test_a_tree_survives_the_disk(tmp_path):
+    before = xr.DataTree.from_dict({"/": dataset(np.zeros(4)), "/run": dataset([np.nan, 1, 2, np.inf], lr=0.1)})
+    xr.testing.assert_identical(load_tree(save(before, tmp_path / "result.nc")), before)
+
+
+def test_numpy_values_in_the_configuration():
+    attrs = dataset(np.zeros(4), config={"lr": np.float32(0.5), "steps": np.arange(3)}, flag=np.bool_(True)).attrs
+    assert json.loads(attrs["config"]) == {"lr": 0.5, "steps": [0, 1, 2]}
+    assert attrs["flag"] == "true"
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -40,6 +40,64 @@ def test_reproduced_only_if_the_whole_interval_lies_beyond(values, threshold):
     assert (claim.verdict == NOT_REPRODUCED) == (claim.high < threshold)
 
 
+ANY = st.one_of(FINITE, st.sampled_from([math.inf, -math.inf, math.nan, 1.7e308, -1.7e308, 0.0]))
+REQUIREMENTS = st.one_of(
+    FINITE.map(lambda limit: {"above": limit}),
+    FINITE.map(lambda limit: {"below": limit}),
+    st.tuples(FINITE, st.floats(1e-3, 1e6)).map(lambda pair: {"equals": pair[0], "margin": pair[1]}),
+    st.floats(1e-3, 1e3).map(lambda limit: {"above": limit, "scale": "log"}),
+    st.tuples(st.floats(1e-3, 1e3), st.floats(1.1, 100)).map(
+        lambda pair: {"equals": pair[0], "margin": pair[1], "scale": "log"}
+    ),
+)
+
+
+@given(st.lists(ANY, max_size=8), REQUIREMENTS)
+def test_whatever_the_seeds_nothing_is_concluded_but_from_the_whole_interval(values, requirement):
+    """An infinite value is a bound on its own side; a single finite one beside bounds stands for itself."""
+    claim = judge("it grows", "Figure 1", values, **requirement)
+    margin = requirement.get("margin", 0.0)
+    if "above" in requirement:
+        low, high = requirement["above"], math.inf
+    elif "below" in requirement:
+        low, high = -math.inf, requirement["below"]
+    elif requirement.get("scale") == "log":
+        low, high = requirement["equals"] / margin, requirement["equals"] * margin
+    else:
+        low, high = requirement["equals"] - margin, requirement["equals"] + margin
+    finite = [value for value in values if math.isfinite(value)]
+    bounds = [value for value in values if math.isinf(value)]
+    interval = (claim.low, claim.high) if len(finite) > 1 else (finite * 2 or None)
+    if claim.verdict == REPRODUCED:
+        assert interval is None or (low < interval[0] and interval[1] < high)
+        assert all(low <= bound <= high for bound in bounds)
+    if claim.verdict == NOT_REPRODUCED:
+        assert interval is None or interval[1] < low or interval[0] > high
+        assert not any(low <= bound <= high for bound in bounds)
+    if claim.verdict != NOT_ENOUGH:
+        assert len(values) >= 3 and not any(math.isnan(value) for value in values)
+    assert (claim.seeds, claim.beyond) == (len(values), len(bounds))
+    assert claim.diverged == len(values) - len(finite) - len(bounds)
+    assert "\n" not in claim.measured
+
+
+@pytest.mark.parametrize("values", [[], [math.nan] * 5, [math.nan, math.inf, math.inf], [1.7e308, -1.7e308, 1.7e308]])
+def test_what_has_no_interval_settles_nothing(values):
+    assert verdict(values, above=0) == verdict(values, below=0) == NOT_ENOUGH
+
+
+def test_a_censored_value_is_said_to_be_one():
+    claim = judge("no divergence", "Figure 3", [math.inf, math.inf, 50.0], above=1, unit=" times")
+    assert claim.verdict == REPRODUCED
+    assert claim.measured == "50 times beyond the range in 2 of 3 seeds"
+    assert judge("no divergence", "Figure 3", [math.inf] * 3, above=1).measured == "beyond the range in 3 of 3 seeds"
+
+
+def test_seeds_that_agree_have_an_interval_of_no_width():
+    assert verdict([2.0] * 3, above=1) == REPRODUCED
+    assert verdict([2.0] * 3, above=2) == NOT_ENOUGH, "exactly on the threshold"
+
+
 @given(st.lists(FINITE, min_size=3, max_size=8), FINITE)
 def test_below_mirrors_above(values, threshold):
     mirrored = [-value for value in values]
@@ -109,3 +167,11 @@ def test_band_verdicts():
     shifted = seeds.mean(0) + 100 * (np.arange(10) < 2)
     assert judge_band("", "", seeds, shifted, of="layers").verdict == NOT_ENOUGH
     assert judge_band("", "", seeds[:2], seeds.mean(0), of="layers").verdict == NOT_ENOUGH
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_seed_that_is_not_finite_leaves_the_band_open(value):
+    seeds = np.random.default_rng(0).normal(size=(5, 10))
+    seeds[2, 7] = value
+    claim = judge_band("", "", seeds, np.zeros(10), of="layers")
+    assert (claim.verdict, claim.diverged) == (NOT_ENOUGH, 1)

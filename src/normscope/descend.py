@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -44,9 +45,7 @@ def descend(
             warmup's rate.
     """
     loss_fn = loss_fn or default_loss
-    for index, batch in enumerate(batches):
-        if steps is not None and index >= steps:
-            return
+    for index, batch in enumerate(islice(batches, steps)):
         optimizer.zero_grad(set_to_none=True)
         with autocast():
             loss = loss_fn(model, batch)
