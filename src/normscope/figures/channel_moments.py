@@ -6,7 +6,11 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
+from normscope.errors import unknown
 from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once
+
+SOURCES = {"log_std": "variance", "log_abs_mean": "mean"}
+"""The moments that can be drawn, and what each is the logarithm of."""
 
 
 def log_moments(dataset: xr.Dataset) -> xr.Dataset:
@@ -23,31 +27,39 @@ def log_moments(dataset: xr.Dataset) -> xr.Dataset:
 def plot_channel_moments(dataset: xr.Dataset, *, moment: str = "log_std", ax: Axes | None = None) -> Axes:
     """Draw the mean over channels (and seeds) of a log moment against depth; the band is ± one std over channels.
 
-    Layers on a shortcut have no depth and are left out; layers with a moment that is not finite are triangles on the
-    upper edge.
+    Layers on a shortcut have no depth and are left out. A layer with a moment that is not finite, in any channel and
+    seed, is a triangle on the upper edge instead: nothing is averaged over the rest.
 
     Args:
         dataset: what `normscope.channel_moments` gives, also with the dims `norm` and `seed`.
         moment: "log_std" or "log_abs_mean".
         ax: axes to draw on; new ones if None.
+
+    Raises:
+        InvalidConfig: another moment.
     """
+    if moment not in SOURCES:
+        raise unknown("moment", moment, SOURCES)
     ax = axes_or_new(ax)
     main_path = dataset.sel(layer=dataset["depth"].notnull())
     logs = log_moments(main_path)[moment]
+    measured = main_path["channel"] < main_path["num_channels"]
+    odd = (measured & ~np.isfinite(main_path[SOURCES[moment]])).any("channel")
     for dim in ("norm", "seed"):
         if dim not in logs.dims:
-            logs = logs.expand_dims(dim)
+            logs, odd = logs.expand_dims(dim), odd.expand_dims(dim)
     depth = main_path["depth"].values
     for i, norm in enumerate(logs["norm"].values.tolist() if "norm" in logs.coords else [""]):
-        color = color_of(norm) if norm else "C0"
+        color = color_of(norm, i) if norm else "C0"
         of_norm = logs.isel(norm=i)
+        broken = odd.isel(norm=i).any("seed").values
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a layer without one finite logarithm
-            centre = of_norm.mean(["channel", "seed"]).values
+            centre = np.where(broken, np.nan, of_norm.mean(["channel", "seed"]).values)
             half = of_norm.std("channel").mean("seed").values
         ax.plot(depth, centre, color=color, label=NAMES.get(norm, norm) or axis_label(logs))
         ax.fill_between(depth, centre - half, centre + half, color=color, alpha=0.15, lw=0)
-        exploded = depth[np.isinf(centre)]
+        exploded = depth[broken]
         if len(exploded):
             top = ax.get_xaxis_transform()
             ax.plot(

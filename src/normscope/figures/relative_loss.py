@@ -5,11 +5,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once
+from normscope.outcome import DIVERGENCE_FACTOR
 
 HIGHEST_SHOWN = 1e7
 """The paper's figure ends here; what lies above or is not finite is drawn on the upper edge, as diverged."""
 
 LOWEST_SHOWN = 1e-2
+"""... and here; it is extended to a curve that lies lower."""
 
 
 def plot_relative_loss(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
@@ -29,7 +31,7 @@ def plot_relative_loss(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         if dim not in curves.dims:
             curves = curves.expand_dims(dim)
     for i, norm in enumerate(curves["norm"].values.tolist() if "norm" in curves.coords else [""]):
-        color = color_of(norm) if norm else "C0"
+        color = color_of(norm, i) if norm else "C0"
         of_norm = curves.isel(norm=i)
         for values in of_norm.transpose("seed", "step_size").values:
             shown = np.where(np.isfinite(values) & (values < HIGHEST_SHOWN), values, np.nan)
@@ -46,11 +48,13 @@ def plot_relative_loss(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
                     label="diverged",
                     clip_on=False,
                 )
-    ax.axhline(1e3, color="0.4", lw=1, ls=":")
+    ax.axhline(DIVERGENCE_FACTOR, color="0.4", lw=1, ls=":")
+    positive = curves.values[curves.values > 0]
+    lowest = min(LOWEST_SHOWN, positive.min() / 2) if len(positive) else LOWEST_SHOWN
     ax.set(
         xscale="log",
         yscale="log",
-        ylim=(LOWEST_SHOWN, HIGHEST_SHOWN),
+        ylim=(lowest, HIGHEST_SHOWN),
         xlabel=axis_label(dataset["step_size"]),
         ylabel=axis_label(curves),
     )
