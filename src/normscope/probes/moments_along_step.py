@@ -43,16 +43,17 @@ def moments_along_gradient(
     calls: list[tuple[str, int]] = []
     rows: list[Tensor] = []
     losses: list[Tensor] = []
-    with gradient_line(model, batch, loss_fn) as line:
+    # Watched once for all points, since finding the layers of a deep network takes as long as several of its calls; a
+    # call's number, path#2, then runs on from point to point, and is that of the first.
+    with gradient_line(model, batch, loss_fn) as line, watch(model, on_call, layers):
         for step_size in step_sizes:
             seen.clear()
-            with watch(model, on_call, layers):
-                losses.append(line.loss_at(step_size))
+            losses.append(line.loss_at(step_size))
+            if not seen:
+                raise InvalidModel("none of the chosen layers is called: see `normscope layers MODEL`")
             called = [(name, len(mean)) for name, mean, _ in seen]
             calls = calls or called
-            if not called:
-                raise InvalidModel("none of the chosen layers is called: see `normscope layers MODEL`")
-            if called != calls:
+            if [(_path(name), width) for name, width in called] != [(_path(name), width) for name, width in calls]:
                 raise InvalidModel(
                     "the model calls other layers at one point of the step than at another: choose layers"
                     " that are always called"
@@ -60,6 +61,10 @@ def moments_along_gradient(
             rows.append(torch.stack([torch.cat([m for _, m, _ in seen]), torch.cat([v for _, _, v in seen])]))
     names, widths = zip(*calls, strict=True)
     return list(names), list(widths), torch.stack(rows, 1).cpu(), torch.stack(losses).cpu()
+
+
+def _path(name: str) -> str:
+    return name.partition("#")[0]
 
 
 def moments_along_step(
