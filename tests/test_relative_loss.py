@@ -212,6 +212,29 @@ def test_step_sizes_are_positive_finite_and_increasing(steps):
         relative_loss(by_name("mlp").build(0), by_name("mlp").batch(0), step_sizes=steps)
 
 
+def peak_bytes(work):
+    """The most memory that torch has given out at once while `work` ran."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return int(np.cumsum([change for _, change in changes]).max())
+
+
+def test_memory_is_that_of_the_passes_and_two_copies_of_the_parameters():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 1000), nn.ReLU(), nn.Linear(1000, 1000), nn.ReLU(), nn.Linear(1000, 4))
+    batch = by_name("mlp").batch(0)
+
+    def passes():
+        default_loss(model, batch).backward()
+        model.zero_grad()
+
+    parameters = sum(4 * p.numel() for p in model.parameters())
+    probe = peak_bytes(lambda: relative_loss(model, batch, step_sizes=STEP_SIZES))
+    assert parameters < probe <= peak_bytes(passes) + 2 * parameters
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
 def test_labels_may_be_any_integers(dtype):
     model = by_name("mlp").build(0)

@@ -51,7 +51,9 @@ def gradient_line(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -
         buffers = list(dict.fromkeys(model.buffers()))
         starts, buffer_starts = [origin[p] for p in moved], [origin[b] for b in buffers]
         before = loss.detach().double()
-        norm = torch.stack([g.double().square().sum() for g in slopes]).sum().sqrt()
+        # A piece at a time: in float64 the largest weight of a network would be the largest thing in memory.
+        pieces = (piece for g in slopes for piece in g.reshape(-1).split(2**16))
+        norm = torch.stack([piece.double().square().sum() for piece in pieces]).sum().sqrt()
         del loss, gradients, used
 
         def loss_at(step_size: float) -> Tensor:
