@@ -128,7 +128,7 @@ class InPlace(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.third = nn.Linear(4, 5), nn.Linear(5, 5, bias=False), nn.Linear(5, 3)
+        self.first, self.second, self.third = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
 
     def forward(self, x):
         return self.third(F.relu_(self.second(F.relu_(self.first(x)))).mean(1))
@@ -211,6 +211,50 @@ def test_autocast_rounds_the_network_and_not_the_sums():
         dataset = ns.gradient_cancellation(model, batch)
     assert not dataset.equals(expected)
     np.testing.assert_allclose(dataset["ratio"], expected["ratio"], rtol=5e-2)  # activations of eight bits
+
+
+def test_two_layers_with_one_weight_are_one_kernel():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    model[2].weight = model[0].weight
+    batch = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    dataset = ns.gradient_cancellation(model, batch)
+    assert dataset["layer"].values.tolist() == ["0", "4"] and attribute(dataset, "left_out") == []
+    assert dataset["num_terms"].values.tolist() == [10, 5]
+    default_loss(model, batch).backward()
+    # two float32 summations of the same terms
+    np.testing.assert_allclose(dataset["absolute_of_sum"][0], model[0].weight.grad.abs().mean(), rtol=1e-5)
+
+
+def test_a_call_without_gradient_adds_nothing():
+    model, (x, y) = by_name("mlp").build(0), by_name("mlp").batch(0)
+
+    def loss_fn(model, batch):
+        with torch.no_grad():
+            model(batch[0])
+        return default_loss(model, batch)
+
+    assert ns.gradient_cancellation(model, (x, y), loss_fn=loss_fn).equals(ns.gradient_cancellation(model, (x, y)))
+
+
+def test_an_input_changed_in_place_after_the_call_is_said():
+    class Overwrites(nn.Sequential):
+        def forward(self, input):
+            hidden = self[0](input)
+            output = self[1](hidden)
+            hidden.add_(1)
+            return output
+
+    model = Overwrites(nn.Linear(3, 3), nn.Linear(3, 2))
+    with pytest.raises(InvalidModel, match="the input of 1 is changed in place"):
+        ns.gradient_cancellation(model, (torch.ones(4, 3), torch.tensor([0, 1, 0, 1])))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_mode_is_training_whatever_it_was(frozen):
+    model, batch = by_name("batch_norm").build(0), by_name("batch_norm").batch(0)
+    expected = ns.gradient_cancellation(model, batch, frozen_statistics=frozen)
+    assert ns.gradient_cancellation(model.eval(), batch, frozen_statistics=frozen).equals(expected)
 
 
 class OwnForward(nn.Linear):

@@ -167,6 +167,28 @@ def test_an_exploded_gradient_is_still_within_float64():
     assert np.isfinite(dataset["kurtosis"]).all() and (dataset["std"] > 1e20 * plain["std"]).all()
 
 
+def test_the_mode_is_training_whatever_it_was():
+    model, batch = by_name("batch_norm").build(0), by_name("batch_norm").batch(0)
+    expected = ns.gradient_histogram(model, batch)
+    assert ns.gradient_histogram(model.eval(), batch).equals(expected)
+
+
+class Backwards(nn.Module):
+    """Calls its layers in another order than it names them."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.first = nn.Linear(4, 2), nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.last(self.first(x))
+
+
+def test_layers_come_as_they_are_called():
+    dataset = ns.gradient_histogram(Backwards(), (torch.ones(4, 3), torch.tensor([0, 1, 0, 1])))
+    assert dataset["layer"].values.tolist() == ["first", "last"]
+
+
 def test_layers_in_execution_order_and_those_without_a_gradient():
     frozen = by_name("frozen")
     dataset = ns.gradient_histogram(frozen.build(0), frozen.batch(0))
