@@ -20,7 +20,7 @@ SOURCE = ROOT / "src" / "normscope"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # Imports follow the data: a folder imports from its own height and below. Single files lie at the bottom.
-HEIGHT = {"nets": 1, "data": 1, "surgery": 1, "probes": 2, "figures": 2, "train": 3, "sweep": 4}
+HEIGHT = {"nets": 1, "data": 1, "surgery": 1, "per_example": 1, "probes": 2, "figures": 2, "train": 3, "sweep": 4}
 HEIGHT |= {"exhibits": 5, "check": 5, "report": 5, "cli": 6}
 
 # A name that is public stays: whoever adds one, or takes one away, says so here.
@@ -35,6 +35,8 @@ PUBLIC_NAMES = [
     "channel_moments",
     "gradient_cancellation",
     "gradient_histogram",
+    "gradient_noise",
+    "gradient_norms",
     "judge",
     "load",
     "load_data",
@@ -43,6 +45,8 @@ PUBLIC_NAMES = [
     "plot_channel_moments",
     "plot_gradient_cancellation",
     "plot_gradient_histogram",
+    "plot_gradient_noise",
+    "plot_gradient_norms",
     "plot_moments_along_step",
     "plot_output_gradients",
     "plot_relative_loss",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from normscope.figures.channel_moments import plot_channel_moments
     from normscope.figures.gradient_cancellation import plot_gradient_cancellation
     from normscope.figures.gradient_histogram import plot_gradient_histogram
+    from normscope.figures.gradient_noise import plot_gradient_noise
+    from normscope.figures.gradient_norms import plot_gradient_norms
     from normscope.figures.moments_along_step import plot_moments_along_step
     from normscope.figures.output_gradients import plot_output_gradients
     from normscope.figures.relative_loss import plot_relative_loss
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from normscope.probes.channel_moments import channel_moments
     from normscope.probes.gradient_cancellation import gradient_cancellation
     from normscope.probes.gradient_histogram import gradient_histogram
+    from normscope.probes.gradient_noise import gradient_noise
+    from normscope.probes.gradient_norms import gradient_norms
     from normscope.probes.moments_along_step import moments_along_step
     from normscope.probes.output_gradients import output_gradients
     from normscope.probes.relative_loss import relative_loss
@@ -48,6 +52,8 @@ _HOME = {
     "channel_moments": "probes.channel_moments",
     "gradient_cancellation": "probes.gradient_cancellation",
     "gradient_histogram": "probes.gradient_histogram",
+    "gradient_noise": "probes.gradient_noise",
+    "gradient_norms": "probes.gradient_norms",
     "judge": "verdict",
     "load": "results",
     "load_data": "data",
@@ -56,6 +62,8 @@ _HOME = {
     "plot_channel_moments": "figures.channel_moments",
     "plot_gradient_cancellation": "figures.gradient_cancellation",
     "plot_gradient_histogram": "figures.gradient_histogram",
+    "plot_gradient_noise": "figures.gradient_noise",
+    "plot_gradient_norms": "figures.gradient_norms",
     "plot_moments_along_step": "figures.moments_along_step",
     "plot_output_gradients": "figures.output_gradients",
     "plot_relative_loss": "figures.relative_loss",
@@ -82,6 +90,8 @@ __all__ = [
     "channel_moments",
     "gradient_cancellation",
     "gradient_histogram",
+    "gradient_noise",
+    "gradient_norms",
     "judge",
     "load",
     "load_data",
@@ -90,6 +100,8 @@ __all__ = [
     "plot_channel_moments",
     "plot_gradient_cancellation",
     "plot_gradient_histogram",
+    "plot_gradient_noise",
+    "plot_gradient_norms",
     "plot_moments_along_step",
     "plot_output_gradients",
     "plot_relative_loss",

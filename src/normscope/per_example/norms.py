@@ -1,0 +1,36 @@
+"""Norms of gradients that do not overflow before the gradients do."""
+
+import torch
+from torch import Tensor
+
+Gradient = list[Tensor]
+"""One tensor a trainable parameter, of its shape; zeros where the loss does not depend on it."""
+
+SMALLEST_SAFE_NORM = 1e-15
+"""Below this the squares behind a float32 norm start to lose digits."""
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What gradients are computed and added up in: float32 where they have fewer bits."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def norms_of(rows: Tensor) -> Tensor:
+    """Euclidean norm over the last dimension, finite wherever the rows are."""
+    wide = torch.float64 if rows.is_cuda else torch.promote_types(rows.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(rows, dim=-1, dtype=wide)
+    return norms if are_safe(norms) else torch.linalg.vector_norm(rows.double(), dim=-1)
+
+
+def are_safe(norms: Tensor) -> bool:
+    """Whether no square behind these norms left the range of their precision; float64 norms always are."""
+    if norms.dtype == torch.float64:
+        return True
+    low, high = norms.aminmax()
+    return bool((low > SMALLEST_SAFE_NORM) & (high < torch.inf))
+
+
+def norm_of_each(gradient: Gradient) -> Tensor:
+    """Norm of every parameter's part: (parameters,) in float64."""
+    norms = torch.stack(torch._foreach_norm(gradient))  # pyright: ignore
+    return norms.double() if are_safe(norms) else torch.stack([each.double().norm() for each in gradient])

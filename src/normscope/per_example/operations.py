@@ -1,0 +1,305 @@
+"""The operations that `taps` listens to: how each is met in a forward pass, and its backward pass.
+
+For each there is a function that finds, in the arguments of a call, the input and the operands that may be parameters,
+and a rule: the gradient of the input, and the summands of the operands' gradients (see `example_gradients`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from normscope.per_example.norms import wide
+from normscope.per_example.summands import Convolution, Summand, of_convolution, of_embedding, of_linear, of_rows
+
+Operands = Sequence[Tensor | None]
+
+
+class Front(Protocol):
+    """Brings a tensor into the form (examples, entries of each, *other dimensions)."""
+
+    def __call__(self, tensor: Tensor) -> Tensor: ...  # noqa: D102
+
+
+class Rule(Protocol):
+    """The backward pass of one call."""
+
+    def x_gradient(self, x: Tensor, operands: Operands, delta: Tensor) -> Tensor:
+        """The gradient of the input, from delta = the gradient of the output."""
+        ...
+
+    def summands(self, x: Tensor, operands: Operands, delta: Tensor, front: Front, dim: int) -> list[Summand | None]:
+        """What each operand's gradient is made of; `dim` is the examples' dimension of x."""
+        ...
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A call with its parts told apart."""
+
+    x: Tensor
+    operands: tuple[Tensor | None, ...]
+    rule: Rule
+    call: Callable[[], Tensor] | None = None
+    """What to call in place of the function, where that would give a view of a parameter."""
+
+
+class Linear:
+    """x (..., in) times weight (out, in), plus bias."""
+
+    def x_gradient(self, x: Tensor, operands: Operands, delta: Tensor) -> Tensor:
+        """Shape of x."""
+        (weight, _) = operands
+        assert weight is not None
+        return (delta.to(weight.dtype) @ weight).to(x.dtype)
+
+    def summands(self, x: Tensor, operands: Operands, delta: Tensor, front: Front, dim: int) -> list[Summand | None]:
+        """Of weight and bias."""
+        weight, bias = operands
+        assert weight is not None
+        wide_x, wide_delta = (front(t.to(wide(weight.dtype))).flatten(1, -2) for t in (x, delta))
+        return [of_linear(wide_x, wide_delta), None if bias is None else of_rows(wide_delta.sum(1))]
+
+
+@dataclass(frozen=True)
+class Convolve:
+    """x (images, channels, *positions) with a kernel, plus bias."""
+
+    how: Convolution
+
+    def x_gradient(self, x: Tensor, operands: Operands, delta: Tensor) -> Tensor:
+        """Shape of x."""
+        weight = operands[0]
+        assert weight is not None
+        delta, same = delta.to(weight.dtype), x.to(weight.dtype)
+        return self.how.backward(delta, same, weight, 1, [True, False, False])[0].to(x.dtype)
+
+    def summands(self, x: Tensor, operands: Operands, delta: Tensor, front: Front, dim: int) -> list[Summand | None]:
+        """Of weight and bias."""
+        weight, bias = operands
+        assert weight is not None
+        ahead = front(x)
+        images_x, images_delta = (front(t).flatten(0, 1).to(wide(weight.dtype)) for t in (x, delta))
+        kernel = of_convolution(images_x, images_delta, weight.to(wide(weight.dtype)), self.how, len(ahead))
+        if bias is None:
+            return [kernel, None]
+        over_positions = images_delta.sum(tuple(range(2, images_delta.ndim)))
+        return [kernel, of_rows(over_positions.unflatten(0, ahead.shape[:2]).sum(1))]
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Rows of a table (words, features) for tokens of any shape."""
+
+    padding_idx: int
+
+    def x_gradient(self, x: Tensor, operands: Operands, delta: Tensor) -> Tensor:
+        """Never asked for: tokens are integers."""
+        raise NotImplementedError
+
+    def summands(self, x: Tensor, operands: Operands, delta: Tensor, front: Front, dim: int) -> list[Summand | None]:
+        """Of the table."""
+        table = operands[0]
+        assert table is not None
+        tokens, wide_delta = front(x).flatten(1), front(delta).flatten(1, -2)
+        return [of_embedding(tokens, wide_delta.to(wide(table.dtype)), len(table), self.padding_idx)]
+
+
+@dataclass(frozen=True)
+class ScaleAndShift:
+    """normalize(x) * weight + bias, where both broadcast against x: what norms do behind their normalization.
+
+    `normalize` is run again in the backward pass, which costs less memory than keeping what it gave.
+    """
+
+    normalize: Callable[[Tensor], Tensor] | None
+    channel_dim: int | None = None
+    """Where a weight of one dimension lies along x; None where it broadcasts by itself."""
+
+    def x_gradient(self, x: Tensor, operands: Operands, delta: Tensor) -> Tensor:
+        """Shape of x."""
+        weight = operands[0]
+        scaled = delta if weight is None else delta * self._along(weight, x)
+        if self.normalize is None:
+            return scaled.to(x.dtype)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            normalized = self.normalize(leaf)
+        return torch.autograd.grad(normalized, leaf, scaled.to(normalized.dtype))[0]
+
+    def summands(self, x: Tensor, operands: Operands, delta: Tensor, front: Front, dim: int) -> list[Summand | None]:
+        """Of weight and bias."""
+        weight, bias = operands
+        found: list[Summand | None] = [None, None]
+        if weight is not None:
+            normalized = x if self.normalize is None else self.normalize(x)
+            found[0] = self._summed(delta * normalized, weight, front, dim)
+        if bias is not None:
+            found[1] = self._summed(delta, bias, front, dim)
+        return found
+
+    def _along(self, operand: Tensor, x: Tensor) -> Tensor:
+        if self.channel_dim is None:
+            return operand
+        return operand.view(-1, *[1] * (x.ndim - 1 - self.channel_dim))
+
+    def _summed(self, terms: Tensor, operand: Tensor, front: Front, dim: int) -> Summand:
+        """Terms of x's shape, summed over all that the operand does not vary along, but for the examples."""
+        along = self._along(operand, terms)
+        sizes = [1] * (terms.ndim - along.ndim) + list(along.shape)
+        if sizes.pop(dim) != 1:
+            raise RuntimeError("a parameter varies along the examples")
+        ahead = front(terms.to(wide(operand.dtype)))
+        dims = [1] + [i + 2 for i, size in enumerate(sizes) if size == 1]
+        return of_rows(ahead.sum(dims).reshape(len(ahead), *operand.shape))
+
+
+def _linear(func: Any, args: Any, kwargs: Any) -> Heard | None:
+    x, weight, bias = _named(args, kwargs, "input", "weight", "bias")
+    return Heard(x, (weight, bias), Linear())
+
+
+def _convolution(transposed: bool) -> Callable[[Any, Any, Any], Heard | None]:
+    def meet(func: Any, args: Any, kwargs: Any) -> Heard | None:
+        names = ["input", "weight", "bias", "stride", "padding"]
+        names += ["output_padding", "groups", "dilation"] if transposed else ["dilation", "groups"]
+        given = dict(zip(names, _named(args, kwargs, *names), strict=True))
+        kernel = tuple(given["weight"].shape[2:])
+        if given["input"].ndim != len(kernel) + 2:
+            return None
+
+        def each(name: str, default: int) -> tuple[int, ...]:
+            value = default if given.get(name) is None else given[name]
+            return (value,) * len(kernel) if isinstance(value, int) else tuple(value) * (len(kernel) // len(value))
+
+        dilation = each("dilation", 1)
+        if isinstance(given["padding"], str):
+            spread = [rate * (size - 1) for rate, size in zip(dilation, kernel, strict=True)]
+            if given["padding"] == "same" and any(amount % 2 for amount in spread):
+                return None
+            given["padding"] = [amount // 2 for amount in spread] if given["padding"] == "same" else 0
+        groups = given["groups"] or 1
+        how = Convolution(
+            kernel, each("stride", 1), each("padding", 0), dilation, groups, transposed, each("output_padding", 0)
+        )
+        return Heard(given["input"], (given["weight"], given["bias"]), Convolve(how))
+
+    return meet
+
+
+def _embedding(func: Any, args: Any, kwargs: Any) -> Heard | None:
+    names = ("weight", "input", "padding_idx", "scale_grad_by_freq")
+    weight, tokens, padding_idx, by_frequency = _named(args, kwargs, *names)
+    if by_frequency:
+        return None  # counts words over the whole batch
+    return Heard(tokens, (weight,), Embed(-1 if padding_idx is None else padding_idx))
+
+
+def _norm(*names: str, channel_dim: int | None) -> Callable[[Any, Any, Any], Heard | None]:
+    def meet(func: Any, args: Any, kwargs: Any) -> Heard | None:
+        given = dict(zip(names, _named(args, kwargs, *names), strict=True))
+        if func is torch.batch_norm and given["training"]:
+            return None  # couples the examples
+        plain = given | {"weight": None} | ({"bias": None} if "bias" in given else {})
+
+        def normalize(x: Tensor) -> Tensor:
+            return func(*(plain | {"input": x}).values())
+
+        return Heard(given["input"], (given["weight"], given.get("bias")), ScaleAndShift(normalize, channel_dim))
+
+    return meet
+
+
+def _product(func: Any, args: Any, kwargs: Any) -> Heard | None:
+    found = _x_and_operand(args, kwargs)
+    return found and Heard(found[0], (found[1], None), ScaleAndShift(None))
+
+
+def _sum(func: Any, args: Any, kwargs: Any) -> Heard | None:
+    found = _x_and_operand(args, kwargs)
+    return found and Heard(found[0], (None, found[1]), ScaleAndShift(None))
+
+
+def _expansion(func: Any, args: Any, kwargs: Any) -> Heard | None:
+    operand = args[0]
+    if kwargs or not operand.requires_grad:
+        return None
+    expanded = operand.detach().expand(*args[1:])
+    return Heard(expanded, (None, operand), ScaleAndShift(None), expanded.clone)
+
+
+def _x_and_operand(args: Any, kwargs: Any) -> tuple[Tensor, Tensor] | None:
+    """Which of two factors or summands is a parameter (a leaf, or a view of one), where it broadcasts against the
+    other."""
+    if len(args) != 2 or kwargs or not all(isinstance(arg, Tensor) for arg in args):
+        return None
+    leaves = [arg.requires_grad and (arg if arg._base is None else arg._base).is_leaf for arg in args]
+    if sum(leaves) != 1:
+        return None
+    x, operand = args if leaves[1] else reversed(args)
+    if torch.broadcast_shapes(x.shape, operand.shape) != x.shape or x.dtype != torch.result_type(x, operand):
+        return None
+    return x, operand
+
+
+def _named(args: Any, kwargs: Any, *names: str) -> list[Any]:
+    """The arguments of these names, in this order; None for one that was not given."""
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return [given.get(name) for name in names]
+
+
+OPERATIONS: dict[Any, Callable[[Any, Any, Any], Heard | None]] = {
+    F.linear: _linear,
+    torch.conv1d: _convolution(False),
+    torch.conv2d: _convolution(False),
+    torch.conv3d: _convolution(False),
+    torch.conv_transpose1d: _convolution(True),
+    torch.conv_transpose2d: _convolution(True),
+    torch.conv_transpose3d: _convolution(True),
+    torch.embedding: _embedding,
+    torch.layer_norm: _norm("input", "normalized_shape", "weight", "bias", "eps", "cudnn_enable", channel_dim=None),
+    torch.rms_norm: _norm("input", "normalized_shape", "weight", "eps", channel_dim=None),
+    torch.group_norm: _norm("input", "num_groups", "weight", "bias", "eps", "cudnn_enabled", channel_dim=1),
+    torch.batch_norm: _norm(
+        "input",
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+        "training",
+        "momentum",
+        "eps",
+        "cudnn_enabled",
+        channel_dim=1,
+    ),
+    torch.instance_norm: _norm(
+        "input",
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+        "use_input_stats",
+        "momentum",
+        "eps",
+        "cudnn_enabled",
+        channel_dim=1,
+    ),
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), _product),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _sum),
+    Tensor.expand: _expansion,
+}
+"""How each function is met, by the function that a `TorchFunctionMode` is shown."""
+
+COMPOSITES = (
+    F.embedding,
+    F.layer_norm,
+    F.rms_norm,
+    F.group_norm,
+    F.batch_norm,
+    F.instance_norm,
+    F.multi_head_attention_forward,
+)
+"""Functions in Python that a `TorchFunctionMode` is shown whole, although they call the above."""

@@ -1,0 +1,132 @@
+"""How large are the gradients, layer by layer, for weights and for activations: do they explode backwards too?
+
+For every watched call with weight W and output y (of n entries), in one backward pass of the mini-batch's loss ℓ
+
+    weight gradient ‖∂ℓ/∂W‖,    update ratio ‖∂ℓ/∂W‖ / ‖W‖,    activation gradient rms ‖∂ℓ/∂y‖ / √n.
+
+A step of plain SGD with learning rate lr changes W by lr · update ratio, relative to its norm.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from normscope.layers import depths, own_parameters, watch, watched_modules
+from normscope.objective import LossFn, checked_loss, readable_errors
+from normscope.per_example.norms import norms_of
+from normscope.results import labelled, provenance
+from normscope.untouched import untouched
+
+
+def gradient_norms(
+    model: nn.Module,
+    batch: Any,
+    *,
+    loss_fn: LossFn | None = None,
+    layers: str | Sequence[str] | None = None,
+    training: bool = True,
+) -> xr.Dataset:
+    """Norms of the weight's and of the output's gradient for every watched call, in execution order.
+
+    One forward and one backward pass; the model comes back untouched. A layer's weight is all that it owns with two
+    dimensions or more (all of its parameters, where a pattern names a layer that has only biases or scales).
+
+    Args:
+        batch: `(inputs, labels)`, a mapping, or anything `loss_fn(model, batch)` takes.
+        layers: None for every layer that owns a weight; else shell patterns on module paths ("layer1.*.conv1").
+        training: batch norm normalizes by the batch, as in training; False takes the running statistics.
+
+    Returns:
+        Dataset over `layer`: `weight_gradient_norm`, `weight_norm`, `update_ratio` (their quotient: what SGD with a
+        learning rate of 1 changes, relative to the weight), `activation_gradient_norm` and `activation_gradient_rms`
+        (over examples, positions and channels; of a mean loss, so with the factor 1/examples), `num_weights`,
+        `has_weight_gradient` and `has_activation_gradient` (False where nothing is differentiated: a frozen weight, an
+        output that no trainable parameter or no loss depends on; its norms are NaN); and the coordinate `depth`, its
+        place on the main path (NaN on a shortcut). A layer's second call repeats the weight's numbers, which belong to
+        all its calls together.
+
+    Raises:
+        InvalidModel: where no layer matches, and see `objective.checked_loss`.
+    """
+    names: list[str] = []
+    modules: list[nn.Module] = []
+    sizes: list[int] = []
+    of_output: dict[int, Tensor] = {}
+
+    def on_call(name: str, module: nn.Module, output: Tensor) -> None:
+        call = len(names)
+        names.append(name)
+        modules.append(module)
+        sizes.append(output.numel())
+        if output.requires_grad:
+            output.register_hook(lambda gradient: of_output.update({call: norm(gradient)}))
+
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with untouched(model), torch.enable_grad(), watch(model, on_call, layers):
+        model.train(training)
+        for module in watched_modules(model, layers).values():
+            module.register_forward_hook(_own_output, prepend=True)
+        loss = checked_loss(model, batch, loss_fn)
+        with readable_errors():
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        of_parameter = {p: norm(g) for p, g in zip(parameters, gradients, strict=True) if g is not None}
+        weights = [weights_of(module) for module in modules]
+        weight_norms = [[norm(p) for p in own] for own in weights]
+    missing = torch.full((), torch.nan, dtype=torch.float64, device=loss.device)
+    found = [[of_parameter[p] for p in own if p in of_parameter] for own in weights]
+    rows = [
+        torch.stack([total(each, missing) for each in found]),
+        torch.stack([total(each, missing) for each in weight_norms]),
+        torch.stack([of_output.get(call, missing).double() for call in range(len(names))]),
+    ]
+    weight_gradient, weight, activation = torch.stack(rows).cpu().numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        update_ratio = weight_gradient / weight
+    parameter = parameters[0]
+    dataset = labelled(
+        {
+            "weight_gradient_norm": ("layer", weight_gradient, "norm of the weight's gradient", "1"),
+            "weight_norm": ("layer", weight, "norm of the weight", "1"),
+            "update_ratio": ("layer", update_ratio, "update to weight at a learning rate of 1", "1"),
+            "activation_gradient_norm": ("layer", activation, "norm of the output's gradient", "1"),
+            "activation_gradient_rms": ("layer", activation / np.sqrt(sizes), "rms of the output's gradient", "1"),
+            "num_weights": ("layer", [sum(p.numel() for p in own) for own in weights], "number of weights", "1"),
+            "has_weight_gradient": ("layer", [bool(each) for each in found], "weight has a gradient", "1"),
+            "has_activation_gradient": ("layer", [i in of_output for i in range(len(names))], "output has one", "1"),
+        },
+        {"layer": (names, "layer", "1")},
+        **provenance(device=parameter.device, dtype=parameter.dtype, training=training),
+    )
+    return dataset.assign_coords(depth=("layer", depths(names), {"long_name": "layer on the main path", "units": "1"}))
+
+
+def weights_of(module: nn.Module) -> list[nn.Parameter]:
+    """A layer's own parameters with two dimensions or more; all its own, where it has no such."""
+    own = own_parameters(module)
+    return [parameter for parameter in own if parameter.ndim >= 2] or own
+
+
+def norm(tensor: Tensor) -> Tensor:
+    """Euclidean norm of all entries, finite wherever they are: a scalar."""
+    return norms_of(tensor.detach().flatten() if tensor.is_contiguous() else _in_memory_order(tensor))
+
+
+def total(norms: Sequence[Tensor], missing: Tensor) -> Tensor:
+    """The norm of several parts together, in float64; `missing` where there is none."""
+    return torch.linalg.vector_norm(torch.stack(list(norms)).double()) if norms else missing
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """The entries as they lie in memory, without a copy where they lie there without gaps."""
+    order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+    return tensor.detach().permute(order).flatten()
+
+
+def _own_output(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+    """Changing a view in place takes its hooks out of the backward pass: give on a copy of one."""
+    is_view = isinstance(output, Tensor) and output.requires_grad and output._base is not None
+    return output.clone() if is_view else None
