@@ -105,14 +105,14 @@ def ritz(diagonal: np.ndarray, beside: np.ndarray, asymmetry: float = 0.0) -> Ri
 
 
 def orthogonalize(vector: Tensor, basis: list[Tensor]) -> tuple[float, float]:
-    """Take all of `basis`, (n,) unit vectors, out of `vector` in place, again where little is left of it; returns the
-    length of the rest and the length that was taken out."""
-    before, overlaps = float(norm(vector)), []
+    """Take all of `basis`, (n,) unit vectors, out of `vector`, of length 1 at most, in place, and again where little is
+    left of it; returns the length of the rest and the length that was taken out."""
+    before, overlaps = float(torch.linalg.vector_norm(vector)), []
     for _ in range(3):
         for known in basis:
             overlaps.append(known @ vector)
             vector.addcmul_(known, overlaps[-1], value=-1)
-        after = float(norm(vector))
+        after = float(torch.linalg.vector_norm(vector))
         if after > 0.7 * before or after == 0:
             break
         before = after
