@@ -1,140 +1,122 @@
 """What do the summands of every kernel's gradient cost beside one forward and backward pass, and are they right?
 
-The floor is one forward and backward pass with every parameter's gradient. "Written down" is what the definition says:
-every summand of a layer in memory at once, by unfolding its input; it is given for 16 images on resnet8 only, where a
-layer of the first stage has 38 million of them. Contestants take turns in one run. Quality: the largest relative
-distance, over layers, of b from the gradient that autograd gives in the same float32 ("b off"), and of a/b from the
-same network in float64, which is what float32 costs the network itself: with batch norm its gradients cancel to
-thousandths ("float64 off").
+The floor is one forward and backward pass with every parameter's gradient, on 128 images. "Written down" is what the
+definition says: every summand of a layer in memory at once, by unfolding its input; it is given for 16 images on
+resnet8 only, where a layer of the first stage has 38 million of them. Quality: the largest relative distance, over
+layers, of b from the gradient that autograd gives in the same float32 ("b off"), and of a/b from the same network in
+float64 ("float64 off"). The latter is what float32 costs the network itself: with batch norm its gradients cancel to
+thousandths.
 
-    OMP_NUM_THREADS=1 python benchmarks/gradient_cancellation.py [rows.json]
+    python -m benchmarks.gradient_cancellation [rows.json]
 
-Typical output, one thread of an Intel Xeon shared with other work (ranges leave out the extreme rounds):
+Typical output:
 
-    resnet20, no norm         774.1 ms    1.40 of the floor (1.39 to 1.42)  b off 1e-07, float64 off 3e-06
-    resnet20, batch norm      643.3 ms    1.34 of the floor (1.32 to 1.41)  b off 1e-07, float64 off 2e-03
-    resnet20, frozen          624.3 ms    1.45 of the floor (1.42 to 1.47)  float64 off 2e-04
-    resnet110, 8 x 8          301.4 ms    1.65 of the floor (1.59 to 1.67)  b off 2e-07, float64 off 2e-03
-    resnet8, written down   15201.6 ms  373.92 of the floor (358.10 to 390.26)  float64 off 2e-07
+TYPICAL
 """
 
-import json
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+import copy
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.timing import Row, report, rows
 from normscope.nets import build_net
 from normscope.probes.gradient_cancellation import gradient_cancellation
 
-ROUNDS = 7
-QUALITIES = ("b_off", "float64_off")
-CONTESTANTS = [
-    # name, net, norm, image size, batch size, options
-    ("resnet20, no norm", "resnet20", "none", 32, 128, {}),
-    ("resnet20, batch norm", "resnet20", "batch", 32, 128, {}),
-    ("resnet20, frozen", "resnet20", "batch", 32, 128, {"frozen_statistics": True}),
-    ("resnet110, 8 x 8", "resnet110", "batch", 8, 128, {}),
-    ("resnet8, written down", "resnet8", "none", 32, 16, None),
-]
+ROUNDS = 5
+BATCH = 128
+NETWORKS = [("resnet20", "none", 32), ("resnet20", "batch", 32), ("resnet110", "batch", 8)]
 
 
-def seconds(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
+def network(name: str, norm: str) -> nn.Module:
+    return build_net(name, norm=norm).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def against(floor: Callable[[], object], contestant: Callable[[], object]) -> dict[str, float]:
-    """Medians over rounds in which both take turns, after one of each to warm up; the ratio is taken by round."""
-    pairs = [(seconds(floor), seconds(contestant)) for _ in range(ROUNDS + 1)][1:]
-    ratios = sorted(late / early for early, late in pairs)
-    return {
-        "floor_seconds": statistics.median(early for early, _ in pairs),
-        "seconds": statistics.median(late for _, late in pairs),
-        "ratio": statistics.median(ratios),
-        "ratio_low": ratios[1],
-        "ratio_high": ratios[-2],
-    }
+def batch_of(num_examples: int, size: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(num_examples, 3, size, size, generator=generator).contiguous(memory_format=torch.channels_last)
+    return images, torch.arange(num_examples) % 10
+
+
+def gradients(net: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """One forward and backward pass."""
+    names, parameters = zip(*net.named_parameters(), strict=True)
+    loss = F.cross_entropy(net(batch[0]), batch[1])
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
 def written_down(net: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
     """a/b of every convolution, with every summand of a layer in memory at once."""
     ratio: dict[str, float] = {}
 
-    def hook_for(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            assert isinstance(module, nn.Conv2d)
-            size: tuple[int, int] = module.kernel_size  # pyright: ignore[reportAssignmentType]
-            patches = F.unfold(args[0].detach(), size, module.dilation, module.padding, module.stride)  # pyright: ignore
+    def listen(path: str, module: nn.Conv2d) -> torch.utils.hooks.RemovableHandle:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            patches = F.unfold(args[0].detach(), module.kernel_size, 1, module.padding, module.stride)  # pyright: ignore
 
             def on_gradient(gradient: Tensor) -> None:
                 terms = torch.einsum("bop,bip->oibp", gradient.flatten(2), patches)
-                a, b = terms.abs().sum((2, 3)).mean(), terms.sum((2, 3)).abs().mean()
-                ratio[path] = float(a / b)
+                ratio[path] = float(terms.abs().sum((2, 3)).mean() / terms.sum((2, 3)).abs().mean())
 
             output.register_hook(on_gradient)
 
-        return hook
+        return module.register_forward_hook(hook)
 
-    hooks = [m.register_forward_hook(hook_for(p)) for p, m in net.named_modules() if isinstance(m, nn.Conv2d)]
+    hooks = [listen(path, module) for path, module in net.named_modules() if isinstance(module, nn.Conv2d)]
     try:
-        F.cross_entropy(net(batch[0]), batch[1]).backward()
+        gradients(net, batch)
     finally:
         for hook in hooks:
             hook.remove()
     return ratio
 
 
-def measured(name: str, norm: str, size: int, batch_size: int, options: dict[str, bool] | None) -> dict[str, float]:
-    net = build_net(name, norm=norm).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch_size, 3, size, size, generator=generator).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (batch_size,), generator=generator)
-    parameters = list(net.parameters())
-
-    def floor() -> None:
-        torch.autograd.grad(F.cross_entropy(net(images), labels), parameters)
-
-    quality = {}
-    if options is None:
-        row = against(floor, lambda: written_down(net, (images, labels)))
-        found = written_down(net, (images, labels))
-    else:
-        row = against(floor, lambda: gradient_cancellation(net, (images, labels), **options))
-        dataset = gradient_cancellation(net, (images, labels), **options)
-        found = dict(zip(dataset["layer"].values.tolist(), dataset["ratio"].values, strict=True))
-        if not options:
-            F.cross_entropy(net(images), labels).backward()
-            own = [net.get_submodule(path).weight.grad.abs().mean().item() for path in found]  # pyright: ignore
-            quality["b_off"] = float(np.abs(dataset["absolute_of_sum"].values / own - 1).max())
-            net.zero_grad()
-    twin = gradient_cancellation(net.double(), (images.double(), labels), **(options or {}))
-    exact = dict(zip(twin["layer"].values.tolist(), twin["ratio"].values, strict=True))
-    quality["float64_off"] = max(float(abs(found[path] / exact[path] - 1)) for path in found)
-    return row | quality
+def float64_off(net: nn.Module, batch: tuple[Tensor, Tensor], found: dict[str, float], **options: bool) -> float:
+    """The largest relative distance of a/b from that of the same network in float64."""
+    exact = gradient_cancellation(copy.deepcopy(net).double(), (batch[0].double(), batch[1]), **options)
+    return max(abs(ratio / float(exact["ratio"].sel(layer=path)) - 1) for path, ratio in found.items())
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    rows = {}
-    for title, *how in CONTESTANTS:
-        row = rows[title] = measured(*how)
-        print(
-            f"    {title:22} {row['seconds'] * 1e3:8.1f} ms  {row['ratio']:6.2f} of the floor"
-            f" ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})  "
-            + ", ".join(f"{name.replace('_', ' ')} {row[name]:.0e}" for name in QUALITIES if name in row),
-            flush=True,
-        )
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(rows, indent=1))
+def quality(net: nn.Module, batch: tuple[Tensor, Tensor], **options: bool) -> dict[str, float]:
+    dataset = gradient_cancellation(net, batch, **options)
+    paths = dataset["layer"].values.tolist()
+    off = {"float64 off": float64_off(net, batch, dict(zip(paths, dataset["ratio"].values, strict=True)), **options)}
+    if not options:
+        own = gradients(net, batch)
+        b = [float(own[f"{path}.weight"].abs().mean()) for path in paths]
+        off["b off"] = float(np.abs(dataset["absolute_of_sum"].values / b - 1).max())
+    return off
+
+
+def measure() -> Iterator[Row]:
+    for name, norm, size in NETWORKS:
+        net, batch = network(name, norm), batch_of(BATCH, size)
+        contestants = {
+            f"{name}, {norm}, {size} pixels: floor": lambda n=net, b=batch: gradients(n, b),
+            "    gradient_cancellation": lambda n=net, b=batch: gradient_cancellation(n, b),
+        }
+        qualities = {"    gradient_cancellation": quality(net, batch)}
+        if norm == "batch":
+            contestants["    frozen statistics"] = lambda n=net, b=batch: gradient_cancellation(
+                n, b, frozen_statistics=True
+            )
+            qualities["    frozen statistics"] = quality(net, batch, frozen_statistics=True)
+        yield from rows(contestants, rounds=ROUNDS, memory=True, quality=qualities)
+    net, batch = network("resnet8", "none"), batch_of(16, 32)
+    off = {"float64 off": float64_off(net, batch, written_down(net, batch))}
+    yield from rows(
+        {
+            "resnet8, none, 16 images: floor": lambda: gradients(net, batch),
+            "    gradient_cancellation": lambda: gradient_cancellation(net, batch),
+            "    written down": lambda: written_down(net, batch),
+        },
+        rounds=3,
+        memory=True,
+        quality={"    gradient_cancellation": quality(net, batch), "    written down": off},
+    )
 
 
 if __name__ == "__main__":
-    main()
+    report(__doc__, measure())

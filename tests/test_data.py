@@ -189,8 +189,7 @@ def test_every_stretch_of_the_order_is_stratified():
         ),
         (
             {"train_size": 1400, "held_out": 100},
-            "train_size is 1400: digits has 10 (one image of each class) to 1337 training images beside 100"
-            " held out",
+            "train_size is 1400: digits has 10 (one image of each class) to 1337 training images beside 100 held out",
         ),
         (
             {"held_out": 1437},
@@ -218,9 +217,7 @@ def test_an_unknown_name_is_refused():
 
 
 def test_held_out_images_must_be_asked_for(digits):
-    with pytest.raises(
-        InvalidConfig, match=r"^digits was loaded without held-out images: load it with held_out=N$"
-    ):
+    with pytest.raises(InvalidConfig, match=r"^digits was loaded without held-out images: load it with held_out=N$"):
         digits.split("held_out")
 
 

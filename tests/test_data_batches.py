@@ -64,12 +64,8 @@ def test_an_epoch_has_every_image_once_with_its_label(data):
     assert [len(y) for _, y in pairs] == [30, 30, 30, 10]
     images, labels = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
     assert rows(images) == rows(data.train_images)
-    label_of = {
-        row.numpy().tobytes(): label for row, label in zip(data.train_images, data.train_labels, strict=True)
-    }
-    assert all(
-        label_of[image.numpy().tobytes()] == label for image, label in zip(images, labels, strict=True)
-    )
+    label_of = {row.numpy().tobytes(): label for row, label in zip(data.train_images, data.train_labels, strict=True)}
+    assert all(label_of[image.numpy().tobytes()] == label for image, label in zip(images, labels, strict=True))
 
 
 def test_the_last_small_batch_is_dropped_unless_wanted(data):
@@ -78,9 +74,7 @@ def test_the_last_small_batch_is_dropped_unless_wanted(data):
 
 def test_seeds_and_epochs_give_different_batches(data):
     firsts = [
-        next(epoch(data, 100, seed=seed, epoch=number))[1].numpy().tobytes()
-        for seed in range(5)
-        for number in range(5)
+        next(epoch(data, 100, seed=seed, epoch=number))[1].numpy().tobytes() for seed in range(5) for number in range(5)
     ]
     assert len(set(firsts)) == 25  # seed + epoch as the state would give 9
 

@@ -38,9 +38,7 @@ load = partial(load_cifar10, images_per_batch=COUNT)
 def made(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (20, 3072) and labels (20,) of a batch."""
     random = np.random.default_rng(BATCHES.index(name))
-    return random.integers(0, 256, (COUNT, 3072), np.uint8), random.permutation(np.arange(COUNT) % 10).astype(
-        np.uint8
-    )
+    return random.integers(0, 256, (COUNT, 3072), np.uint8), random.permutation(np.arange(COUNT) % 10).astype(np.uint8)
 
 
 def binary(name: str) -> bytes:
@@ -70,16 +68,12 @@ def pickled(content: object) -> bytes:
 
 def python(name: str) -> bytes:
     pixels, labels = made(name)
-    return pickled(
-        {b"batch_label": name.encode(), b"labels": labels.tolist(), b"data": pixels, b"filenames": [b"a"]}
-    )
+    return pickled({b"batch_label": name.encode(), b"labels": labels.tolist(), b"data": pixels, b"filenames": [b"a"]})
 
 
 def contents(layout: str) -> dict[str, bytes]:
     if layout == "binary":
-        return {f"{BIN}/{name}.bin": binary(name) for name in BATCHES} | {
-            f"{BIN}/batches.meta.txt": b"airplane"
-        }
+        return {f"{BIN}/{name}.bin": binary(name) for name in BATCHES} | {f"{BIN}/batches.meta.txt": b"airplane"}
     return {f"{PY}/{name}": python(name) for name in BATCHES} | {f"{PY}/batches.meta": b"not read"}
 
 
@@ -187,9 +181,7 @@ def test_pickles_of_today_are_read_as_well():
 def test_a_binary_batch_of_a_wrong_length_is_named(tmp_path, change):
     path = write_folder(tmp_path, "binary") / BIN / "data_batch_3.bin"
     path.write_bytes((path.read_bytes() + bytes(3073))[: 61460 + change])
-    assert refused(load, tmp_path) == (
-        f"{path} is damaged: it has {61460 + change} bytes, not 61460; copy it again"
-    )
+    assert refused(load, tmp_path) == (f"{path} is damaged: it has {61460 + change} bytes, not 61460; copy it again")
 
 
 def test_the_published_length_is_expected_by_default(tmp_path):
@@ -205,9 +197,7 @@ def test_missing_batches_are_named(tmp_path, layout):
     (tmp_path / folder / f"test_batch{suffix}").unlink()
     (tmp_path / folder / f"test_batch{suffix}").mkdir()  # not a file, so as good as missing
     missing = f"data_batch_2{suffix}, test_batch{suffix} missing"
-    assert (
-        refused(load, tmp_path) == f"CIFAR-10 in {tmp_path / folder} is incomplete: {missing}; copy it again"
-    )
+    assert refused(load, tmp_path) == f"CIFAR-10 in {tmp_path / folder} is incomplete: {missing}; copy it again"
 
 
 def test_a_label_above_nine_is_named(tmp_path):
@@ -274,10 +264,7 @@ def test_a_batch_missing_from_an_archive_is_named(tmp_path):
     files = contents("binary")
     del files[f"{BIN}/data_batch_4.bin"]
     path.write_bytes(archived(files))
-    assert (
-        refused(load, tmp_path)
-        == f"CIFAR-10 in {path} is incomplete: data_batch_4.bin missing; copy it again"
-    )
+    assert refused(load, tmp_path) == f"CIFAR-10 in {path} is incomplete: data_batch_4.bin missing; copy it again"
 
 
 def test_links_in_an_archive_are_not_followed(tmp_path):
@@ -407,10 +394,7 @@ def test_without_a_network_one_line_says_what_to_do(tmp_path, monkeypatch, capfd
     what_to_do = "Give the folder of a copy with --data-dir or NORMSCOPE_DATA, or use --data digits"
     failed = f"could not be downloaded from {cifar10_download.URL}: no network. {what_to_do}"
     assert refused(load_data, "cifar10") == f"CIFAR-10 {failed}"
-    assert (
-        refused(load_data, "cifar10", data_dir=tmp_path)
-        == f"there is no CIFAR-10 in {tmp_path}, and it {failed}"
-    )
+    assert refused(load_data, "cifar10", data_dir=tmp_path) == f"there is no CIFAR-10 in {tmp_path}, and it {failed}"
     assert capfd.readouterr() == ("", "")
 
 
@@ -442,9 +426,7 @@ def server(monkeypatch):
     serving = http.server.HTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=serving.serve_forever, args=(0.01,))
     thread.start()
-    monkeypatch.setattr(
-        cifar10_download, "URL", f"http://127.0.0.1:{serving.server_port}/cifar-10-binary.tar.gz"
-    )
+    monkeypatch.setattr(cifar10_download, "URL", f"http://127.0.0.1:{serving.server_port}/cifar-10-binary.tar.gz")
     yield Handler
     serving.shutdown()
     thread.join()

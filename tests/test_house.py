@@ -33,6 +33,8 @@ PUBLIC_NAMES = [
     "batches",
     "build_net",
     "channel_moments",
+    "check",
+    "diagnose",
     "gradient_cancellation",
     "gradient_histogram",
     "gradient_noise",
@@ -40,6 +42,7 @@ PUBLIC_NAMES = [
     "judge",
     "load",
     "load_data",
+    "load_tree",
     "moments_along_step",
     "output_gradients",
     "plot_channel_moments",
@@ -53,6 +56,7 @@ PUBLIC_NAMES = [
     "plot_sharpness",
     "plot_stable_lr",
     "relative_loss",
+    "report",
     "save",
     "sharpness",
     "stable_lr",
@@ -95,9 +99,7 @@ def own_imports_of(file: Path) -> set[str]:
 
 
 def public_functions(file: Path) -> dict[str, ast.FunctionDef]:
-    return {
-        n.name: n for n in tree(file).body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")
-    }
+    return {n.name: n for n in tree(file).body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
@@ -148,9 +150,7 @@ def test_a_figure_file_holds_the_plot_of_its_name(name: str) -> None:
 def test_every_exhibit_is_found_under_the_name_of_its_file() -> None:
     from normscope.exhibits.exhibit import exhibits
 
-    files = [
-        name for name in modules_of("exhibits") if "EXHIBIT" in names_assigned(SOURCE / f"exhibits/{name}.py")
-    ]
+    files = [name for name in modules_of("exhibits") if "EXHIBIT" in names_assigned(SOURCE / f"exhibits/{name}.py")]
     assert files and sorted(exhibits()) == files
     places = [exhibit.place for exhibit in exhibits().values()]
     assert len(set(places)) == len(places), "two exhibits in one place of the report"
@@ -217,15 +217,11 @@ def test_no_path_of_somebodys_machine() -> None:
 def test_constraints_pin_every_requirement_for_every_python() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = (
-        project["dependencies"]
-        + project["optional-dependencies"]["dev"]
-        + project["optional-dependencies"]["bench"]
+        project["dependencies"] + project["optional-dependencies"]["dev"] + project["optional-dependencies"]["bench"]
     )
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", pin) for pin in pins), (
-        "no local builds, no hosts"
-    )
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", pin) for pin in pins), "no local builds, no hosts"
     names = {normalized(pin) for pin in pins}
     assert {normalized(requirement) for requirement in wanted} <= names
 

@@ -15,9 +15,7 @@ DRAWN = ("xavier_uniform", "xavier_normal", "kaiming_normal", "orthogonal")
 
 def network() -> nn.Sequential:
     """A convolution, a norm, a linear layer and an output layer, all with biases."""
-    return nn.Sequential(
-        nn.Conv2d(16, 64, 3), nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(256, 40), nn.Linear(40, 10)
-    )
+    return nn.Sequential(nn.Conv2d(16, 64, 3), nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(256, 40), nn.Linear(40, 10))
 
 
 class Residual(nn.Module):
@@ -221,9 +219,7 @@ def test_layers_of_other_kinds():
 
 
 def test_weights_tied_to_the_output_layer_are_kept():
-    net = nn.ModuleDict(
-        {"embedding": nn.Embedding(7, 12), "hidden": nn.Linear(12, 12), "out": nn.Linear(12, 7)}
-    )
+    net = nn.ModuleDict({"embedding": nn.Embedding(7, 12), "hidden": nn.Linear(12, 12), "out": nn.Linear(12, 7)})
     net["out"].weight = net["embedding"].weight
     before = net["out"].weight.clone()
     init_(net, "xavier_uniform", seed=0)

@@ -232,9 +232,7 @@ def shared_weights(one: nn.Module, other: nn.Module) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize(
-    "init", ["default", "xavier_uniform", "xavier_normal", "kaiming_normal", "orthogonal"]
-)
+@pytest.mark.parametrize("init", ["default", "xavier_uniform", "xavier_normal", "kaiming_normal", "orthogonal"])
 @pytest.mark.parametrize("name", ["resnet14", "plain14", "mlp3"])
 def test_networks_with_every_norm_are_paired_by_seed(name, init):
     options = {"init": init, "in_channels": 1, "image_size": 8, "width": 8, "seed": 4}
@@ -246,9 +244,7 @@ def test_networks_with_every_norm_are_paired_by_seed(name, init):
 
 def test_networks_of_other_shortcuts_and_depths_are_paired_too():
     net = build_net("resnet20", in_channels=1, width=4, seed=4)
-    assert (
-        len(shared_weights(net, build_net("resnet20", shortcut="pad", in_channels=1, width=4, seed=4))) == 20
-    )
+    assert len(shared_weights(net, build_net("resnet20", shortcut="pad", in_channels=1, width=4, seed=4))) == 20
     assert len(shared_weights(net, build_net("plain20", in_channels=1, width=4, seed=4))) == 20
     assert len(shared_weights(net, build_net("resnet14", in_channels=1, width=4, seed=4))) == 14 + 2
 
@@ -274,11 +270,7 @@ def test_a_seed_fixes_the_bits_and_leaves_the_global_generator(name):
 
 
 def test_the_last_layer_is_torchs_default_whatever_the_init():
-    nets = [
-        build_net("resnet8", init=init, init_scale=scale, in_channels=1)
-        for init in INITS
-        for scale in (1.0, 0.1)
-    ]
+    nets = [build_net("resnet8", init=init, init_scale=scale, in_channels=1) for init in INITS for scale in (1.0, 0.1)]
     for net in nets:
         fc, reference = net.get_submodule("fc"), nets[0].get_submodule("fc")
         assert torch.equal(fc.weight, reference.weight)

@@ -62,9 +62,7 @@ def twin(kind: str, x: torch.Tensor, norm: torch.nn.Module, channel_dim: int) ->
 
 
 SHAPES = [(3, 8), (3, 8, 4), (2, 8, 3, 2), (2, 8, 2, 2, 2)]
-OVER_POSITIONS = [
-    (kind, shape) for kind in STATISTICAL for shape in SHAPES if (kind, shape) != ("instance", (3, 8))
-]
+OVER_POSITIONS = [(kind, shape) for kind in STATISTICAL for shape in SHAPES if (kind, shape) != ("instance", (3, 8))]
 
 
 @pytest.mark.parametrize(("kind", "shape"), OVER_POSITIONS, ids=str)
@@ -156,9 +154,7 @@ def test_groups_divide_the_channels(num_channels):
     assert groups == 1 or num_channels // groups >= 4
 
 
-@pytest.mark.parametrize(
-    ("num_channels", "groups"), [(1, 1), (3, 1), (7, 1), (16, 4), (32, 8), (64, 16), (512, 32)]
-)
+@pytest.mark.parametrize(("num_channels", "groups"), [(1, 1), (3, 1), (7, 1), (16, 4), (32, 8), (64, 16), (512, 32)])
 def test_number_of_groups(num_channels, groups):
     assert num_groups(num_channels) == groups
     assert make_norm("group", num_channels).num_groups == groups

@@ -212,6 +212,15 @@ def test_step_sizes_are_positive_finite_and_increasing(steps):
         relative_loss(by_name("mlp").build(0), by_name("mlp").batch(0), step_sizes=steps)
 
 
+def test_an_expanded_buffer_is_no_obstacle():
+    entry = by_name("mlp")
+    model = entry.build(0)
+    model.register_buffer("mask", torch.ones(1).expand(4))
+    with no_trace(model):
+        found = relative_loss(model, entry.batch(0), step_sizes=STEP_SIZES)
+    assert found.identical(relative_loss(entry.build(0), entry.batch(0), step_sizes=STEP_SIZES))
+
+
 def peak_bytes(work):
     """The most memory that torch has given out at once while `work` ran."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:

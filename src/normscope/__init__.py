@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from normscope.version import __version__
 
 if TYPE_CHECKING:
+    from normscope.check.check import check
+    from normscope.check.diagnose import diagnose
     from normscope.check.stable_lr import stable_lr
     from normscope.data import ImageData, batches, load_data
     from normscope.errors import NormscopeError
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
     from normscope.probes.output_gradients import output_gradients
     from normscope.probes.relative_loss import relative_loss
     from normscope.probes.sharpness import sharpness
-    from normscope.results import load, save
+    from normscope.report.check import report
+    from normscope.results import load, load_tree, save
     from normscope.surgery import with_init, with_norm
     from normscope.untouched import untouched
     from normscope.verdict import Verdict, judge
@@ -50,6 +53,8 @@ _HOME = {
     "batches": "data",
     "build_net": "nets",
     "channel_moments": "probes.channel_moments",
+    "check": "check.check",
+    "diagnose": "check.diagnose",
     "gradient_cancellation": "probes.gradient_cancellation",
     "gradient_histogram": "probes.gradient_histogram",
     "gradient_noise": "probes.gradient_noise",
@@ -57,6 +62,7 @@ _HOME = {
     "judge": "verdict",
     "load": "results",
     "load_data": "data",
+    "load_tree": "results",
     "moments_along_step": "probes.moments_along_step",
     "output_gradients": "probes.output_gradients",
     "plot_channel_moments": "figures.channel_moments",
@@ -70,6 +76,7 @@ _HOME = {
     "plot_sharpness": "figures.sharpness",
     "plot_stable_lr": "figures.stable_lr",
     "relative_loss": "probes.relative_loss",
+    "report": "report.check",
     "save": "results",
     "sharpness": "probes.sharpness",
     "stable_lr": "check.stable_lr",
@@ -88,6 +95,8 @@ __all__ = [
     "batches",
     "build_net",
     "channel_moments",
+    "check",
+    "diagnose",
     "gradient_cancellation",
     "gradient_histogram",
     "gradient_noise",
@@ -95,6 +104,7 @@ __all__ = [
     "judge",
     "load",
     "load_data",
+    "load_tree",
     "moments_along_step",
     "output_gradients",
     "plot_channel_moments",
@@ -108,6 +118,7 @@ __all__ = [
     "plot_sharpness",
     "plot_stable_lr",
     "relative_loss",
+    "report",
     "save",
     "sharpness",
     "stable_lr",
@@ -121,8 +132,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'normscope' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"normscope.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+    # A folder of the same name, which can be called as well, was bound by the import: it stays.
+    return globals().setdefault(name, value)
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normscope.errors import InvalidModel
 from normscope.objective import LossFn, checked_loss, default_loss, readable_errors
-from normscope.untouched import untouched
+from normscope.untouched import is_writable, untouched
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def gradient_line(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -
         if not used:
             raise InvalidModel(f"the loss of {type(model).__name__} depends on no trainable parameter")
         moved, slopes = [p for p, _ in used], [g for _, g in used]
-        buffers = list(dict.fromkeys(model.buffers()))
+        buffers = [buffer for buffer in dict.fromkeys(model.buffers()) if is_writable(buffer)]
         starts, buffer_starts = [origin[p] for p in moved], [origin[b] for b in buffers]
         before = loss.detach().double()
         # A piece at a time: in float64 the largest weight of a network would be the largest thing in memory.

@@ -30,6 +30,34 @@ class Bar:
     def advance(self, doing: str = "", by: float = 1) -> None:
         """`by` more units are done; `doing` says in a few words what comes or came."""
 
+    @contextmanager
+    def part(self, doing: str, by: float = 1) -> Iterator[None]:
+        """`by` units of work called `doing`; what it shows of its own progress moves this bar."""
+        global _inside
+        before, _inside = _inside, _Part(self, doing, by)
+        self.advance(doing, by=0)
+        try:
+            yield
+        finally:
+            self.advance(doing, by=_inside.left)
+            _inside = before
+
+
+class _Part(Bar):
+    """A share of another bar."""
+
+    def __init__(self, whole: Bar, doing: str, units: float) -> None:
+        self._whole, self._doing, self.left = whole, doing, units
+        self.scale = 0.0
+
+    def advance(self, doing: str = "", by: float = 1) -> None:
+        by = min(by * self.scale, self.left)
+        self.left -= by
+        self._whole.advance(f"{self._doing}: {doing}" if doing else self._doing, by=by)
+
+
+_inside: _Part | None = None
+
 
 class _TerminalBar(Bar):
     def __init__(self, name: str, total: float, console: Console) -> None:
@@ -86,13 +114,16 @@ _showing = Lock()
 
 @contextmanager
 def progress(name: str, total: float) -> Iterator[Bar]:
-    """A bar for `total` units of work called `name`, on the error stream; silent inside another bar's work.
+    """A bar for `total` units of work called `name`, on the error stream; inside another bar's work it is silent, or
+    moves that one, if called in its `part`.
 
     >>> with progress("figure3", total=10) as bar:
     ...     bar.advance("seed 0, with BN")
     """
     if not _showing.acquire(blocking=False):
-        yield Bar()
+        if _inside is not None:
+            _inside.scale = _inside.left / max(total, 1e-9)
+        yield _inside or Bar()
         return
     console = Console(stderr=True)
     bar = _TerminalBar(name, total, console) if console.is_terminal else _Lines(name, total)

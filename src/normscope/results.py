@@ -125,12 +125,20 @@ def load(path: str | Path) -> xr.Dataset:
     Raises:
         ResultError: where there is no such file, or it is damaged.
     """
-    path = Path(path)
+    return _read(Path(path), xr.open_dataset)
+
+
+def load_tree(path: str | Path) -> xr.DataTree:
+    """Read a DataTree that `save` wrote, wholly into memory; raises as `load` does."""
+    return _read(Path(path), xr.open_datatree)
+
+
+def _read(path: Path, opener: Any) -> Any:
     if not path.is_file():
         raise ResultError(f"no result file {path}: run the measurement first")
     try:
         # A unit of "seconds" is a unit, and not a request to turn the values into dates.
-        with xr.open_dataset(path, engine="h5netcdf", decode_times=False, decode_timedelta=False) as dataset:
-            return dataset.load()
+        with opener(path, engine="h5netcdf", decode_times=False, decode_timedelta=False) as result:
+            return result.load()
     except Exception as error:
         raise ResultError(f"{path} is damaged ({one_line(error)}): delete it and measure again") from error

@@ -54,8 +54,8 @@ def untouched(model: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
             with torch.no_grad():
                 for tensor, grad, saved, requires_grad in grads:
                     _restore(tensor, values[tensor], requires_grad)
-                    if grad is not None and saved is not None:
-                        _write(grad, saved)
+                    if grad is not None and saved is not None and is_writable(grad):
+                        grad.copy_(saved)
                     if tensor.grad is not grad:
                         tensor.grad = grad
             for state, before in flags:
@@ -68,14 +68,14 @@ def untouched(model: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
 def _restore(tensor: Tensor, value: Tensor, requires_grad: bool) -> None:
     if tensor.grad_fn is not None:
         tensor.detach_()
-    _write(tensor, value)
+    if is_writable(tensor):
+        tensor.copy_(value)
     if tensor.requires_grad is not requires_grad:
         tensor.requires_grad_(requires_grad)
 
 
-def _write(tensor: Tensor, value: Tensor) -> None:
-    """Copy in place, but for an expanded tensor: torch refuses to write there, so that nothing can have changed it."""
-    dense = tensor.layout == torch.strided
-    if dense and any(stride == 0 and n > 1 for stride, n in zip(tensor.stride(), tensor.shape, strict=True)):
-        return
-    tensor.copy_(value)
+def is_writable(tensor: Tensor) -> bool:
+    """Whether torch lets anyone write to it: not to an expanded one, which therefore nothing can have changed."""
+    if tensor.layout != torch.strided:
+        return True
+    return not any(stride == 0 and n > 1 for stride, n in zip(tensor.stride(), tensor.shape, strict=True))

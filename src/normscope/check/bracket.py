@@ -7,13 +7,20 @@ which only some seeds were tried, and none failed, passes so far. The boundary i
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 Known = Mapping[tuple[int, int], bool]
 """(cell, seed) -> whether it passed."""
 
-FIRST_STRIDE, LONGEST_STRIDE = 4, 16
-"""How far to jump where one side is still open, in cells: 0.4 decades at first, doubling up to 1.6."""
+FIRST_STRIDE, LONGEST_STRIDE = 2, 16
+"""How far to jump where one side is still open, in cells: 0.2 decades at first, doubling up to 1.6."""
+
+CLOSEST = 3
+"""Cells nearer than this to each other are one place when a rate that learns is hunted."""
+
+PLATEAU = 0.01
+"""Losses that differ by no more than this share say nothing about where to go."""
 
 
 class Edge(NamedTuple):
@@ -36,9 +43,10 @@ def next_try(
 ) -> tuple[int, int] | None:
     """The (cell, seed) to try next, or None where the bracket is found or the range is used up.
 
-    Begins at `start`, jumps in doubling strides while one side is open, then halves the gap; last, the lower end is
-    confirmed on every seed, and where one fails there the search goes on below it. The seed that failed lowest is tried
-    first: it is the likeliest to fail again, and one failure settles a cell.
+    Begins at `start`, jumps in doubling strides while one side is open or far off, then halves the gap; then the lower
+    end is confirmed on every seed, and where one fails there the search goes on below it. The seed that failed lowest
+    is tried first: it is the likeliest to fail again, and one failure settles a cell. Without an anchor it is at last
+    tried one cell further down: outcomes need not be monotone, and it is the first failure going up that is wanted.
     """
     low, high = edge(known, anchor)
     first = weakest_first(known, seeds, high)
@@ -52,37 +60,55 @@ def next_try(
         if low < highest:
             return min(highest, low + stride(low - start)), first[0]
     elif high - low > 1:
-        return (low + high) // 2, first[0]
+        return min((low + high) // 2, low + stride(low - start)), first[0]
     untried = [seed for seed in first if (low, seed) not in known]
-    return (low, untried[0]) if untried else None
+    if untried:
+        return low, untried[0]
+    below = low - 1, first[0]
+    return below if anchor is None and high is not None and low > lowest and below not in known else None
 
 
-def next_hunt(losses: Mapping[int, float], *, start: int, lowest: int, highest: int, closest: int = 3) -> int | None:
+def confirmed(known: Known, found: Edge, *, seeds: Sequence[int], highest: int) -> bool:
+    """Whether the lower end passes on all seeds, and its neighbour fails or lies outside the range."""
+    low, high = found
+    if low is None or low != (highest if high is None else high - 1):
+        return False
+    return all((low, seed) in known for seed in seeds)
+
+
+def next_hunt(losses: Mapping[int, float], *, start: int, lowest: int, highest: int) -> int | None:
     """The cell to try next where none passes yet: down the valley of the loss at the horizon, which falls from the
     rates that are too small to those that learn, and rises again to those that are too large.
 
+    On a plateau, as networks end on that died at once or hardly moved, the loss does not say which side is which: then
+    the widest gap is halved, or the next jump goes down where that is longer.
+
     Args:
         losses: of every cell tried; NaN where it diverged.
-        closest: cells nearer than this to the best are not tried any more.
 
     Returns:
-        None where the best cell's neighbourhood is used up.
+        None where the neighbourhood of the lowest loss is used up.
     """
     if start not in losses:
         return start
     finite = {cell: loss for cell, loss in losses.items() if math.isfinite(loss)}
-    best = min(finite, key=lambda cell: finite[cell], default=min(losses))
-    below = max((cell for cell in losses if cell <= best - closest), default=None)
-    above = min(
-        (cell for cell in losses if cell >= best + closest or (cell > best and cell not in finite)), default=None
-    )
-    if below is None and best - closest >= lowest:
-        return max(lowest, best - stride(start - best))
-    if above is None and best + closest <= highest:
-        return min(highest, best + stride(best - start))
-    gaps = {(best + side) // 2: abs(best - side) for side in (below, above) if side is not None}
-    widest = max(gaps, key=lambda cell: gaps[cell], default=None)
-    return widest if widest is not None and gaps[widest] > closest else None
+    floor = min(finite.values(), default=math.nan)
+    level = [cell for cell, loss in finite.items() if loss <= floor + PLATEAU * abs(floor)] or [min(losses)]
+    best, tried = min(level), sorted(losses)
+    jump = max(lowest, tried[0] - stride(start - tried[0]))
+    if max(level) - best >= CLOSEST:
+        gaps = {(low + high) // 2: high - low for low, high in pairwise(tried)}
+        widest = max(gaps, key=lambda cell: gaps[cell])
+        return widest if gaps[widest] > tried[0] - jump or jump in losses else jump
+    below = max((cell for cell in tried if cell <= best - CLOSEST), default=None)
+    above = min((c for c in tried if c >= best + CLOSEST or (c > best and c not in finite)), default=None)
+    if below is None and jump not in losses:
+        return jump
+    if above is None and tried[-1] < highest:
+        return min(highest, tried[-1] + stride(tried[-1] - start))
+    middles = {(best + side) // 2: abs(best - side) for side in (below, above) if side is not None}
+    gaps = {cell: gap for cell, gap in middles.items() if gap > CLOSEST and cell not in losses}
+    return max(gaps, key=lambda cell: gaps[cell], default=None)
 
 
 def weakest_first(known: Known, seeds: Sequence[int], cell: int | None) -> list[int]:

@@ -38,7 +38,7 @@ def as_dataset(search: Search, stable: Boundary, usable: Boundary, curve: FirstS
             "loss": ((*pair, "step"), loss, "loss of the mini-batch before the step", "nat"),
             "best_at_horizon": (
                 "lr",
-                [cell in best for cell in cells],
+                np.asarray([cell in best for cell in cells], dtype=bool),
                 "not told apart from the lowest loss",
                 "1",
             ),

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from normscope.check.best import indistinguishable
-from normscope.check.bracket import Edge, edge, monotone, next_hunt, next_try
+from normscope.check.bracket import Edge, confirmed, edge, monotone, next_hunt, next_try, weakest_first
 from normscope.check.tries import Try
 from normscope.outcome import Outcome
 
 CELLS_A_DECADE = 10
 """The lattice: neighbouring rates differ by a factor 10^0.1."""
 
-MOST_HUNTS = 6
+MOST_HUNTS = 8
 """How many rates are tried, at most, until one learns."""
 
 BEST_STRIDE = 4
@@ -61,7 +61,7 @@ class Search:
     steps: int
     """Of a try that does not diverge."""
     most_steps: float = math.inf
-    """Tries are made until they took this many training steps together."""
+    """No try is begun that could take the training steps of all tries above this."""
     deadline: float = math.inf
     """... or until `time.monotonic()` is past this."""
     tries: dict[tuple[int, int], Try] = field(default_factory=dict)
@@ -72,18 +72,14 @@ class Search:
         """Training steps of all tries together."""
         return sum(len(t.losses) for t in self.tries.values())
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether time or steps are used up."""
-        return self.train_steps >= self.most_steps or time.monotonic() >= self.deadline
-
     def passed(self, passes: Callable[[Try], bool]) -> dict[tuple[int, int], bool]:
         """What is known of the boundary between the tries that pass and those that do not."""
         return {key: passes(t) for key, t in self.tries.items()}
 
-    def losses(self) -> dict[int, float]:
-        """The loss at the horizon by cell, over its seeds; NaN where one diverged."""
-        return {cell: self.loss(cell) for cell, _ in self.tries}
+    def worst_losses(self) -> dict[int, float]:
+        """The loss at the horizon by cell, of the seed where it is highest; NaN where one diverged."""
+        cells = {cell for cell, _ in self.tries}
+        return {c: float(np.max([t.horizon_loss for (k, _), t in self.tries.items() if k == c])) for c in cells}
 
     def loss(self, cell: int) -> float:
         """The loss at the horizon in this cell, over its seeds."""
@@ -103,7 +99,7 @@ class Search:
 
     def go(self, cell: int, seed: int) -> bool:
         """Make this try; False where time or steps are used up."""
-        if self.exhausted:
+        if self.train_steps + self.steps > self.most_steps or time.monotonic() >= self.deadline:
             return False
         self.tries[cell, seed] = self.run(cell, seed)
         return True
@@ -139,65 +135,71 @@ def usable_monotone(search: Search) -> bool:
 def find_stable(search: Search, start: int) -> Boundary:
     """The first divergence going up, searched from the cell `start`."""
     start = min(max(start, search.lowest), search.highest)
-
-    def known() -> dict[tuple[int, int], bool]:
-        return search.passed(stays_finite)
-
     while True:
-        step = next_try(known(), seeds=search.seeds, start=start, lowest=search.lowest, highest=search.highest)
+        known = search.passed(stays_finite)
+        step = next_try(known, seeds=search.seeds, start=start, lowest=search.lowest, highest=search.highest)
         if step is None or not search.go(*step):
             break
-    found = edge(known())
-    if step is not None:
-        return Boundary(Found.UNFINISHED, found)
-    if found.low is None:
-        return Boundary(Found.BELOW_RANGE, found)
-    return Boundary(Found.ABOVE_RANGE if found.high is None else Found.BRACKETED, found)
+    found = edge(known)
+    below_range = step is None and found.low is None
+    return Boundary(Found.BELOW_RANGE if below_range else how_found(search, known, found), found)
 
 
 def find_usable(search: Search, start: int) -> Boundary:
-    """The first rate that does not learn, going up from the one of the lowest loss; searched from the cell `start`."""
+    """The first rate that does not learn, going up from the one of the lowest loss; searched from the cell `start`.
+
+    Where no rate learns yet, one is hunted down the valley of the loss; once the boundary is found, rates below the
+    best one are tried as long as their loss is lower, and the boundary is searched again from there.
+    """
     start = min(max(start, search.lowest), search.highest)
     hunts = 0
     while True:
         learning = search.learning()
-        if learning:
-            anchor = learning[0]
+        known = search.passed(learns)
+        if not learning:
+            hunts += 1
+            cell = next_hunt(search.worst_losses(), start=start, lowest=search.lowest, highest=search.highest)
+            failing = min((c for (c, _), passed in known.items() if not passed), default=None)
+            seed = weakest_first(known, search.seeds, failing)[0]
+            step = None if cell is None or hunts > MOST_HUNTS else (cell, seed)
+        else:
             step = next_try(
-                search.passed(learns),
+                known,
                 seeds=search.seeds,
-                start=anchor,
+                start=start,
                 lowest=search.lowest,
                 highest=search.highest,
-                anchor=anchor,
+                anchor=learning[0],
             )
-        else:
-            hunts += 1
-            cell = next_hunt(search.losses(), start=start, lowest=search.lowest, highest=search.highest)
-            step = None if cell is None or hunts > MOST_HUNTS else (cell, search.seeds[0])
+            if step is None and (lower := next_lower(search, learning[0])) is not None:
+                step = lower, search.seeds[0]
         if step is None or not search.go(*step):
             break
-    learning = search.learning()
     if not learning:
         return Boundary(Found.NOWHERE if step is None else Found.UNFINISHED, Edge(None, None))
-    found = edge(search.passed(learns), learning[0])
-    if step is not None:
-        return Boundary(Found.UNFINISHED, found)
-    return Boundary(Found.ABOVE_RANGE if found.high is None else Found.BRACKETED, found)
+    found = edge(known, learning[0])
+    return Boundary(how_found(search, known, found), found)
 
 
-def find_lowest_loss(search: Search) -> None:
-    """Try rates below the best one as long as the loss at the horizon falls, then the best one on all seeds."""
+def how_found(search: Search, known: dict[tuple[int, int], bool], found: Edge) -> Found:
+    """Bracketed or above the range where the lower end is confirmed on every seed; unfinished else."""
+    if not confirmed(known, found, seeds=search.seeds, highest=search.highest):
+        return Found.UNFINISHED
+    return Found.ABOVE_RANGE if found.high is None else Found.BRACKETED
+
+
+def next_lower(search: Search, best: int) -> int | None:
+    """The cell below the best one where the loss may be lower still; None where a cell as near was tried."""
+    nearest = max((cell for cell, _ in search.tries if cell < best), default=-math.inf)
+    return best - BEST_STRIDE if best - nearest > BEST_STRIDE and best - BEST_STRIDE >= search.lowest else None
+
+
+def confirm_lowest_loss(search: Search) -> None:
+    """Try the rate of the lowest loss on all seeds, so that others can be compared with it seed by seed."""
     while learning := search.learning():
-        best = learning[0]
-        untried = [seed for seed in search.seeds if (best, seed) not in search.tries]
-        nearest = max((cell for cell, _ in search.tries if cell < best), default=-math.inf)
-        down = best - BEST_STRIDE
-        if best - nearest > BEST_STRIDE and down >= search.lowest:
-            step = down, search.seeds[0]
-        elif untried:
-            step = best, untried[0]
-        else:
+        lower = next_lower(search, learning[0])
+        untried = [seed for seed in search.seeds if (learning[0], seed) not in search.tries]
+        if lower is None and not untried:
             return
-        if not search.go(*step):
+        if not search.go(*((lower, search.seeds[0]) if lower is not None else (learning[0], untried[0]))):
             return

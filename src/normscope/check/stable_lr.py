@@ -17,7 +17,7 @@ from normscope.check.search import (
     CELLS_A_DECADE,
     Search,
     cell_of,
-    find_lowest_loss,
+    confirm_lowest_loss,
     find_stable,
     find_usable,
     lr_of,
@@ -36,7 +36,8 @@ CURVE_POINTS_A_DECADE = 3
 """Of the one relative-loss curve that the search starts from."""
 
 MOST_TRIES_A_SEED = 5
-"""Full-length tries a seed that the search may cost by default."""
+"""Full-length tries a seed that the search may cost by default; fewer than three seeds have the budget of three, since
+most of it goes into finding the place, on one seed."""
 
 
 def stable_lr(
@@ -76,7 +77,8 @@ def stable_lr(
         fine_tuning: whether to learn means only not to end above the start. By default yes for a model (not a build)
             whose loss already starts 3 % or more below that of the best constant output.
         lr_range: rates are searched between these two.
-        max_train_steps: no more training steps than this are begun; 5 · steps · seeds by default.
+        max_train_steps: of all tries together, at most; 5 · steps · seeds by default (of three seeds at least).
+            Where that is not enough, the boundary is "unfinished".
         budget_seconds: no try is begun after this long.
 
     Returns:
@@ -106,7 +108,7 @@ def stable_lr(
     begun = time.monotonic()
     recipe = Recipe(optimizer_factory(optimizer), steps, loss_fn, warmup, clip_norm)
     starts = Starts(model_or_build, batches, steps, loss_fn=loss_fn, fine_tuning=fine_tuning)
-    most_steps = MOST_TRIES_A_SEED * steps * seeds if max_train_steps is None else max_train_steps
+    most_steps = MOST_TRIES_A_SEED * steps * max(seeds, 3) if max_train_steps is None else max_train_steps
     curve = first_step(starts.model(0), starts.first_batches(0, 1)[0], recipe, _curve_lrs(lowest, highest), seed=0)
     with progress("stable_lr", total=most_steps) as bar:
 
@@ -133,8 +135,9 @@ def stable_lr(
             math.inf if budget_seconds is None else begun + budget_seconds,
         )
         stable = find_stable(search, cell_of(curve.diverging_lr, highest))
-        usable = find_usable(search, cell_of(curve.lowest_lr, (lowest + highest) // 2))
-        find_lowest_loss(search)
+        top = highest if stable.edge.low is None else stable.edge.low
+        usable = find_usable(search, min(top, cell_of(curve.useful_lr, (lowest + highest) // 2)))
+        confirm_lowest_loss(search)
     parameter = next(p for p in starts.model(0).parameters() if p.requires_grad)
     return with_attributes(
         as_dataset(search, stable, usable, curve, starts),

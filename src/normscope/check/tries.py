@@ -112,15 +112,10 @@ def run_try(
 
 
 def check_start(loss: float) -> None:
-    """Outcomes compare losses with that of the start, which must therefore be finite and positive."""
+    """A loss that is not finite before any step leaves nothing to compare with."""
     if not math.isfinite(loss):
-        raise InvalidBatch(
-            f"the loss is {loss:g} before any step: look for NaN in the batch, or for an initialization that overflows"
-        )
-    if loss <= 0:
-        raise InvalidBatch(
-            f"the loss starts at {loss:g}: outcomes compare losses by their ratio, so give one that is above zero"
-        )
+        where = "look for NaN in the batch, or an initialization that overflows"
+        raise InvalidBatch(f"the loss is {loss:g} before any step: {where}")
 
 
 def preparation(optimizer: torch.optim.Optimizer, recipe: Recipe) -> Callable[[int], None]:

@@ -8,7 +8,7 @@ from torch import nn
 from normscope.exhibits.exhibit import Exhibit, Setting, on_paper_setting, over_networks
 from normscope.exhibits.published import PUBLISHED
 from normscope.figures.moments_along_step import plot_moments_along_step
-from normscope.figures.style import COLORS, NAMES, figure_of, legend_once
+from normscope.figures.style import COLORS, NAMES, figure_of
 from normscope.gradient_line import gradient_line
 from normscope.outcome import DIVERGENCE_FACTOR
 from normscope.probes.channel_moments import channel_moments
@@ -126,7 +126,8 @@ def draw(dataset: xr.Dataset) -> Figure:
             ax.plot(100, paper, "o", mfc="none", mec=COLORS["none"], ms=8, label="published, CIFAR-10", clip_on=False)
         ax.set(yscale="log", xlabel="fraction of the step [%]", ylabel="largest channel variance")
         ax.set_title(f"all seeds, layer {depth}")
-    legend_once(axes[2, 0])
+    lines = {line.get_label(): line for line in axes[2, 0].lines}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines))
     return figure
 
 

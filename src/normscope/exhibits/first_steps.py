@@ -108,9 +108,9 @@ def draw(dataset: xr.Dataset) -> Figure:
             ax.set_yscale("log")
         else:
             ax.set_ylim(0, 1.03)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    figure.legend(once.values(), once.keys(), title="learning rate", loc="outside lower center", ncols=len(once))
+    lines = {str(line.get_label()): line for line in axes[0, 0].lines}
+    named = {name: line for name, line in lines.items() if not name.startswith("_")}
+    figure.legend(named.values(), named.keys(), title="learning rate", loc="outside lower center", ncols=len(named))
     return figure
 
 

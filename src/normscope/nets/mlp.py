@@ -34,9 +34,7 @@ class MLP(nn.Module):
         super().__init__()
         self.depth = depth
         features = [in_features] + [width] * (depth - 1)
-        hidden = [
-            HiddenLayer(fan_in, fan_out, norm=norm, bias=bias) for fan_in, fan_out in pairwise(features)
-        ]
+        hidden = [HiddenLayer(fan_in, fan_out, norm=norm, bias=bias) for fan_in, fan_out in pairwise(features)]
         self.hidden = nn.Sequential(*hidden)
         self.final_norm = make_norm("batch" if final_norm else "none", features[-1], spatial_dims=0)
         self.fc = nn.Linear(features[-1], num_classes)

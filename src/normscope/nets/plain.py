@@ -44,9 +44,7 @@ class PlainCNN(StagedCNN):
 class PlainBlock(nn.Module):
     """relu(norm2(conv2(relu(norm1(conv1(x)))))); height and width are divided by `stride`, and rounded up."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int, *, norm: str, bias: bool | None
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, norm: str, bias: bool | None) -> None:
         super().__init__()
         self.conv1, self.norm1 = conv_and_norm(in_channels, out_channels, 3, stride, norm=norm, bias=bias)
         self.conv2, self.norm2 = conv_and_norm(out_channels, out_channels, 3, 1, norm=norm, bias=bias)

@@ -37,6 +37,8 @@ class Section:
     pictures: Sequence[str] = ()
     caption: str = ""
     claims: Sequence[Verdict] = ()
+    table: Sequence[Sequence[str]] = ()
+    """Rows of a plain table, the first its heads."""
     setup: Sequence[tuple[str, str]] = ()
 
 

@@ -1,0 +1,142 @@
+"""Contestants in turns: what each takes beside the floor, round by round, and the memory it needs.
+
+A benchmark is a module of this folder that `python -m benchmarks.NAME [rows.json]` runs; `python -m benchmarks` runs
+them all. Those that measure with this module read
+
+    if __name__ == "__main__":
+        report(__doc__, measure())
+
+where `measure` yields a `Row` for each contestant.
+"""
+
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came out for one contestant."""
+
+    name: str
+    seconds: float
+    """Median wall time over rounds."""
+    wall: tuple[float, float, float]
+    """Wall time as a share of the floor's in the same round: median, lower and upper quartile."""
+    processor: tuple[float, float, float]
+    """The same for processor time, summed over threads: what other work on the machine disturbs least."""
+    peak_bytes: int | None = None
+    """The most that torch has allocated at once, beyond what was there before; None if not measured."""
+    quality: Mapping[str, float] = field(default_factory=dict)
+    """Errors, and whatever else a faster contestant could have paid with."""
+
+
+def in_turns(contestants: Mapping[str, Work], *, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Wall and processor seconds of every contestant in every round, after one round to warm up.
+
+    The order turns by one place from round to round, so that nobody always runs behind the same neighbour.
+    """
+    names = list(contestants)
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            gc.collect()
+            wall, processor = time.perf_counter(), time.process_time()
+            contestants[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            spent = time.perf_counter() - wall, time.process_time() - processor
+            if turn:
+                taken[name].append(spent)
+    return taken
+
+
+def rows(
+    contestants: Mapping[str, Work],
+    *,
+    rounds: int,
+    floor: str | None = None,
+    memory: bool = False,
+    quality: Mapping[str, Mapping[str, float]] | None = None,
+) -> list[Row]:
+    """Let the contestants take turns, and compare each with the floor (the first, if not named) of the same round."""
+    taken = in_turns(contestants, rounds=rounds)
+    base = taken[floor or next(iter(contestants))]
+    result = []
+    for name, spent in taken.items():
+        turns = list(zip(spent, base, strict=True))
+        result.append(
+            Row(
+                name,
+                statistics.median(wall for wall, _ in spent),
+                _median_and_quartiles([mine[0] / its[0] for mine, its in turns]),
+                _median_and_quartiles([mine[1] / its[1] for mine, its in turns]),
+                peak_bytes(contestants[name]) if memory else None,
+                (quality or {}).get(name, {}),
+            )
+        )
+    return result
+
+
+def _median_and_quartiles(values: list[float]) -> tuple[float, float, float]:
+    if len(values) < 2:
+        return (values[0],) * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return middle, low, high
+
+
+def peak_bytes(work: Work) -> int:
+    """The most memory that torch's allocator has given out at once while `work` ran; counted, not sampled."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    held = peak = 0
+    for _, change in sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"):
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def report(question: str | None, measured: Iterable[Row]) -> None:
+    """Print the question's first line and the rows as they come; store them as JSON where a path is given."""
+    print((question or "").split("\n")[0])
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {_device()}")
+    print(f"{'':34}{'seconds':>9}{'wall':>8}{'(quartiles)':>16}{'processor':>11}{'(quartiles)':>16}{'peak MB':>9}")
+    kept = []
+    for row in measured:
+        kept.append(row)
+        wall, processor = (f"{m:.3f}{f'({low:.3f} {high:.3f})':>16}" for m, low, high in (row.wall, row.processor))
+        peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}"
+        quality = ", ".join(f"{name} {value:.1e}" for name, value in row.quality.items())
+        print(f"{row.name:34}{row.seconds:9.3f}{wall:>24}{processor:>27}{peak:>9}  {quality}", flush=True)
+    if len(sys.argv) > 1:
+        about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": _device()}
+        Path(sys.argv[1]).write_text(json.dumps({**about, "rows": [asdict(row) for row in kept]}, indent=1) + "\n")
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "CPU"

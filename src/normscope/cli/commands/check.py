@@ -1,0 +1,79 @@
+"""`normscope check`: how large a learning rate does my network take, what stops it, and what would help?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    target: Annotated[
+        str, typer.Argument(help="A model, or a function that builds one: package.module:name or file.py:name.")
+    ],
+    data: Annotated[
+        str, typer.Option(help="digits, cifar10, random:3x32x32 (random inputs of that shape), or file.py:loader.")
+    ] = "digits",
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="mse, or file.py:loss_fn with loss_fn(model, batch); else cross-entropy, or the model's own .loss."
+        ),
+    ] = None,
+    optimizer: Annotated[
+        str,
+        typer.Option(help="sgd, momentum (SGD with 0.9), adam, adamw, or file.py:factory with factory(params, lr)."),
+    ] = "momentum",
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Examples in a mini-batch of digits, cifar10 or random inputs.")
+    ] = 32,
+    steps: Annotated[int, typer.Option(min=2, help="Length of every short descent, in mini-batches.")] = 100,
+    seeds: Annotated[int, typer.Option(min=1, help="Initializations, and orders of the batches.")] = 2,
+    repair: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="final, batch, group, layer, rms, instance, tanh, xavier_uniform, xavier_normal, kaiming_normal, "
+            "orthogonal, zero_residual, warmup, clipping, both; joined by + or given several times; none for no repair."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto.")] = "auto",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where CIFAR-10 lies; else NORMSCOPE_DATA, else it is downloaded.")
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="Seconds: does what fits and says what was left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report and the results; check/NAME by default.")
+    ] = None,
+) -> None:
+    """Measure the learning rates that a network takes, say what limits them, and measure again with each repair."""
+    from normscope.check.answer import answer
+    from normscope.check.called import num_outputs
+    from normscope.check.check import check
+    from normscope.check.eager import eager
+    from normscope.check.repairs import DEFAULT_REPAIRS, repairs
+    from normscope.cli.batches import RANDOM_WARNING, batches_of, loss_of, optimizer_of
+    from normscope.cli.target import load_target
+    from normscope.device import usable_device
+    from normscope.report.check import report
+    from normscope.results import ensure_writable, save
+
+    place = usable_device(device)
+    names = list(DEFAULT_REPAIRS) if repair is None else [r for r in repair if r != "none"]
+    repairs(names, steps=steps)  # a misspelled one is said before anything runs
+    model = eager(load_target(target), device=place)
+    tree = check(
+        model,
+        batches_of(data, batch_size, data_dir=data_dir, num_outputs=lambda inputs: num_outputs(model, inputs)),
+        optimizer=optimizer_of(optimizer),
+        repair=names,
+        steps=steps,
+        seeds=seeds,
+        loss_fn=loss_of(loss),
+        budget_seconds=budget,
+        model=target.rpartition(":")[2],
+        data=data,
+        notes=[RANDOM_WARNING] if data.startswith("random:") else [],
+    )
+    folder = ensure_writable(out or Path("check") / target.rpartition(":")[2])
+    save(tree, folder / "check.nc")
+    print(answer(tree))
+    print(f"\nThe figures: {report(tree, folder / 'report.html')}")

@@ -1,0 +1,51 @@
+"""`normscope layers`: what of a network would be watched, in order."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from normscope.cli.console import console
+
+
+def command(
+    target: Annotated[
+        str, typer.Argument(help="A model, or a function that builds one: package.module:name or file.py:name.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="As for `normscope check`: shows calls in the order of one forward pass; else that of registration."
+        ),
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where CIFAR-10 lies.")] = None,
+    loss: Annotated[str | None, typer.Option(help="As for `normscope check`.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in the mini-batch.")] = 32,
+) -> None:
+    """List the layers of a network that are watched, in order, by the names that every instrument takes."""
+    from normscope.check.called import Call, calls, num_outputs, registered
+    from normscope.cli.batches import batches_of, loss_of
+    from normscope.cli.target import load_target
+
+    model = load_target(target)
+    if data is None:
+        rows = registered(model)
+    else:
+        source = batches_of(data, batch_size, data_dir=data_dir, num_outputs=lambda inputs: num_outputs(model, inputs))
+        rows = calls(model, source, loss_fn=loss_of(loss))
+    table = Table("", "layer", "type", "weight", *([] if data is None else ["output"]), box=None)
+
+    def shape(call: tuple[int, ...]) -> str:
+        return " × ".join(map(str, call))
+
+    def cells(place: int, call: Call) -> list[Text]:
+        texts = [str(place), call.name or "(the model itself)", call.type, shape(call.weight)]
+        return [Text(text) for text in (texts if data is None else [*texts, shape(call.output)])]
+
+    for place, call in enumerate(rows, 1):
+        table.add_row(*cells(place, call))
+    console().print(table)
+    if data is None:
+        print("In the order of registration; with --data in the order of the calls.")

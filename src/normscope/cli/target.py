@@ -1,0 +1,92 @@
+"""What a TARGET names: `package.module:name` or `file.py:name`."""
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from normscope.errors import InvalidConfig, one_line
+
+
+def load_target(target: str, what: str = "target") -> Any:
+    """The object that a target names; the folder of the file, or the current one, is on the path while it loads.
+
+    Args:
+        what: how the error calls it: "target", "--data", "--loss".
+
+    Raises:
+        InvalidConfig: one line: no such file or name, or what the import raised.
+    """
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name:
+        raise InvalidConfig(f"{what} {target!r} names nothing: give package.module:name or file.py:name")
+    module = _file(Path(place), what) if place.endswith(".py") else _module(place, what)
+    value = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            names = [n for n in vars(module) if not n.startswith("_")]
+            near = get_close_matches(part, names, n=1)
+            hint = f": did you mean {near[0]!r}?" if near else f"; it has {', '.join(_own(module)) or 'no names'}"
+            raise InvalidConfig(f"{what}: {place} has no {part!r}{hint}")
+        value = getattr(value, part)
+    return value
+
+
+def is_target(text: str) -> bool:
+    """Whether a text is meant as a target and not as a name of our own."""
+    place, colon, _ = text.rpartition(":")
+    return bool(colon) and not place.startswith("random")
+
+
+def _file(path: Path, what: str) -> Any:
+    if not path.is_file():
+        raise InvalidConfig(f"{what}: there is no file {path}")
+    # Under a name that no installed module has, so that a file called random.py takes nobody's place.
+    name = f"normscope_target_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise InvalidConfig(f"{what}: {path} cannot be read as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    loader = spec.loader
+    with _on_path(path.resolve().parent):
+        _readable(lambda: loader.exec_module(module), str(path), what)
+    return module
+
+
+def _module(name: str, what: str) -> Any:
+    with _on_path(Path.cwd()):
+        return _readable(lambda: importlib.import_module(name), name, what)
+
+
+def _readable(load: Callable[[], Any], place: str, what: str) -> Any:
+    try:
+        return load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # somebody's module may raise anything, or exit
+        raise InvalidConfig(f"{what}: {place} does not import: {type(error).__name__}: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+
+
+def _own(module: Any) -> list[str]:
+    """The names that a module defines itself, the first few."""
+    own = [
+        n
+        for n, v in vars(module).items()
+        if not n.startswith("_") and getattr(v, "__module__", None) == module.__name__
+    ]
+    return own[:8]

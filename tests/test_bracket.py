@@ -1,0 +1,184 @@
+"""The pure logic of the search, on worlds whose boundaries are known."""
+
+import math
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from normscope.check.best import indistinguishable
+from normscope.check.bracket import Edge, confirmed, edge, monotone, next_hunt, next_try
+from normscope.check.search import (
+    Found,
+    Search,
+    cell_of,
+    confirm_lowest_loss,
+    find_stable,
+    find_usable,
+    lr_of,
+    usable_monotone,
+)
+from normscope.check.tries import Try
+from normscope.outcome import Outcome
+
+LOWEST, HIGHEST = -40, 10
+CELLS = st.integers(LOWEST, HIGHEST)
+
+
+def searched(first_failure: dict[int, int], start: int) -> tuple[dict[tuple[int, int], bool], int]:
+    """What is known at the end of a search in which seed s passes below `first_failure[s]`, and how many passed."""
+    known: dict[tuple[int, int], bool] = {}
+    seeds = list(first_failure)
+    while (step := next_try(known, seeds=seeds, start=start, lowest=LOWEST, highest=HIGHEST)) is not None:
+        assert step not in known, "tried twice"
+        assert LOWEST <= step[0] <= HIGHEST
+        known[step] = step[0] < first_failure[step[1]]
+    return known, sum(known.values())
+
+
+@given(st.dictionaries(st.integers(0, 3), CELLS, min_size=1), CELLS)
+def test_finds_the_lowest_boundary_of_all_seeds(first_failure: dict[int, int], start: int) -> None:
+    known, _ = searched(first_failure, start)
+    first = min(first_failure.values())
+    expected = Edge(first - 1 if first > LOWEST else None, first)
+    assert edge(known) == expected
+    assert confirmed(known, expected, seeds=list(first_failure), highest=HIGHEST) == (first > LOWEST)
+    assert monotone(known)
+
+
+@given(st.integers(-30, 10), st.integers(-5, 5))
+def test_few_tries_pass_where_the_start_is_half_a_decade_off(first_failure: int, off: int) -> None:
+    """Tries that pass are those that cost: three confirm the lower end, one lies below it, the others find the way."""
+    _, passed = searched(dict.fromkeys(range(3), first_failure), min(max(first_failure + off, LOWEST), HIGHEST))
+    assert passed <= 3 + 1 + 4
+
+
+def test_nothing_fails_within_the_range() -> None:
+    known, _ = searched(dict.fromkeys(range(3), HIGHEST + 1), -20)
+    assert edge(known) == Edge(HIGHEST, None)
+    assert confirmed(known, edge(known), seeds=[0, 1, 2], highest=HIGHEST)
+    assert {(HIGHEST, seed) for seed in range(3)} <= known.keys()
+
+
+def test_a_hole_just_below_the_bracket_is_found() -> None:
+    """The first failure going up is meant: seed 0 fails at 0 and 2, passes at 1."""
+    known: dict[tuple[int, int], bool] = {}
+    while (step := next_try(known, seeds=[0], start=1, lowest=LOWEST, highest=HIGHEST)) is not None:
+        known[step] = step[0] not in (0, 2) and step[0] < 4
+    assert edge(known) == Edge(-1, 0)
+    assert not monotone(known)
+
+
+def test_the_seed_that_failed_is_tried_first() -> None:
+    known = {(4, 0): True, (8, 0): True, (8, 1): False}
+    assert next_try(known, seeds=[0, 1, 2], start=8, lowest=LOWEST, highest=HIGHEST) == (6, 1)
+
+
+def test_passing_above_a_failure_of_another_seed_is_no_contradiction() -> None:
+    assert monotone({(0, 0): False, (1, 1): True})
+    assert not monotone({(0, 0): False, (1, 0): True})
+
+
+@given(CELLS, CELLS)
+def test_the_hunt_goes_down_the_valley_of_the_loss(valley: int, start: int) -> None:
+    losses: dict[int, float] = {}
+    cell = next_hunt(losses, start=start, lowest=LOWEST, highest=HIGHEST)
+    while cell is not None:
+        assert cell not in losses and LOWEST <= cell <= HIGHEST
+        losses[cell] = math.nan if cell > valley + 12 else 1 + (cell - valley) ** 2
+        cell = next_hunt(losses, start=start, lowest=LOWEST, highest=HIGHEST)
+    finite = [cell for cell, loss in losses.items() if not math.isnan(loss)]
+    assert min(abs(cell - valley) for cell in finite) <= 3
+
+
+def made_up(boundaries: dict[int, tuple[int, int, int]], steps: int = 100):
+    """A try by (cell, seed): learns from the seed's first to below its second boundary, diverges from the third on."""
+
+    def run(cell: int, seed: int) -> Try:
+        slow, usable, stable = boundaries[seed]
+        if cell >= stable:
+            return Try(lr_of(cell), seed, Outcome.DIVERGED, np.geomspace(1, 1e4, 5))
+        learns = slow <= cell < usable
+        loss = 0.5 + 0.01 * (cell - usable + 4) ** 2 if learns else 1.0
+        return Try(lr_of(cell), seed, Outcome.LEARNS if learns else Outcome.STALLED, np.linspace(1, loss, steps))
+
+    return run
+
+
+WORLDS = st.tuples(st.integers(-35, -15), st.integers(10, 15), st.integers(0, 8)).map(
+    lambda t: (t[0], t[0] + t[1], t[0] + t[1] + t[2])
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(WORLDS, st.lists(st.integers(-2, 2), min_size=3, max_size=3), st.integers(-12, 12))
+def test_both_boundaries_where_seeds_differ(world: tuple[int, int, int], shifts: list[int], off: int) -> None:
+    """The start may be off by more than a decade, and every rate that does not learn ends at the same loss."""
+    boundaries = {seed: (world[0], world[1] + shift, world[2] + shift) for seed, shift in enumerate(shifts)}
+    search = Search(made_up(boundaries), [0, 1, 2], LOWEST, HIGHEST, 100)
+    stable = find_stable(search, world[2] + off)
+    usable = find_usable(search, world[1] + off)
+    confirm_lowest_loss(search)
+    first_divergence = min(b[2] for b in boundaries.values())
+    assert stable == (Found.BRACKETED, Edge(first_divergence - 1, first_divergence))
+    first_failure = min(b[1] for b in boundaries.values())
+    assert usable == (Found.BRACKETED, Edge(first_failure - 1, first_failure))
+    assert usable_monotone(search)
+    best = search.learning()[0]
+    assert all((best, seed) in search.tries for seed in range(3))
+    assert best in search.best()
+
+
+@settings(deadline=None, max_examples=40)
+@given(WORLDS, st.integers(0, 2000))
+def test_never_more_steps_than_allowed(world: tuple[int, int, int], most_steps: int) -> None:
+    search = Search(made_up(dict.fromkeys(range(3), world)), [0, 1, 2], LOWEST, HIGHEST, 100, most_steps)
+    stable, usable = find_stable(search, 0), find_usable(search, 0)
+    confirm_lowest_loss(search)
+    assert search.train_steps <= most_steps
+    for boundary in (stable, usable):
+        if boundary.found is not Found.UNFINISHED:
+            assert boundary.found is Found.BRACKETED
+            low, high = boundary.edge
+            assert low is not None and high == low + 1
+
+
+def test_a_deadline_in_the_past_allows_nothing() -> None:
+    search = Search(made_up({0: (-20, -10, 0)}), [0], LOWEST, HIGHEST, 100, deadline=0.0)
+    assert find_stable(search, 0).found is Found.UNFINISHED
+    assert not search.tries
+
+
+def test_a_search_cut_short_below_the_end_of_the_range_claims_no_bound() -> None:
+    search = Search(made_up({0: (-20, 50, 50)}), [0], LOWEST, HIGHEST, 100, most_steps=100)
+    assert find_stable(search, 0) == (Found.UNFINISHED, Edge(0, None))
+
+
+def test_diverging_everywhere_lies_below_the_range() -> None:
+    search = Search(made_up({0: (-60, -60, -60)}), [0], LOWEST, HIGHEST, 100)
+    assert find_stable(search, 0) == (Found.BELOW_RANGE, Edge(None, LOWEST))
+    assert find_usable(search, 0).found is Found.NOWHERE
+
+
+def test_cells_and_rates() -> None:
+    assert [cell_of(lr, 99) for lr in (1.0, 0.1, 0.126, 0.0, math.inf, math.nan)] == [0, -10, -9, 99, 99, 99]
+    assert math.isclose(lr_of(-10), 0.1)
+
+
+def test_best_is_told_apart_by_paired_differences() -> None:
+    """Seeds differ by far more than rates do; only pairing shows that one rate is worse on every seed."""
+    seeds = np.asarray([1.0, 2.0, 3.0])
+    noise = np.asarray([0.01, -0.01, 0.0])
+    cells = {0: seeds, -4: seeds + 0.02 + noise, 4: seeds + 0.5 + noise}
+    horizons = {cell: {s: np.full(10, x) for s, x in enumerate(losses)} for cell, losses in cells.items()}
+    # t = 0.02 / (0.01 / √3) = 3.46 for -4, above 2.92, the 95 % point with two degrees of freedom
+    assert indistinguishable(horizons) == {0}
+    horizons[-4] = {s: np.full(10, x) for s, x in enumerate(seeds + 0.005 + noise)}
+    assert indistinguishable(horizons) == {0, -4}
+
+
+def test_best_with_one_common_seed_compares_mini_batches() -> None:
+    wobble = np.tile([0.1, -0.1], 5)
+    assert indistinguishable({0: {0: np.ones(10)}, 1: {0: 1.01 + wobble}}) == {0, 1}
+    assert indistinguishable({0: {0: np.ones(10)}, 1: {0: 1.5 + wobble}}) == {0}
+    assert indistinguishable({}) == set()
