@@ -222,3 +222,18 @@ def test_the_first_class_is_followed():
     )
     followed = first_steps.share_of_first_class(xr.Dataset({"predicted_share": shares}))
     np.testing.assert_allclose(followed, [[0.9, 0.2], [0.7, 0.0]])
+
+
+def test_what_goes_wrong_is_asked_of_deep_networks_only(results):
+    """Ten times the gradient, one class that is given up, and a divergence at the second update, in every seed."""
+    dataset = results["first_steps"].copy(deep=True)
+    assert len(first_steps.verdicts(dataset)) == 2
+    deep = dataset.assign_attrs(config=dataset.attrs["config"].replace("resnet8", "resnet110"))
+    with_bn, small, large = first_steps.RUNS
+    deep["gradient_norm"].loc[{"run": small}] = 100 * deep["gradient_norm"].sel(run=with_bn)
+    deep["predicted_share"].loc[{"run": small}] = 0.0
+    deep["predicted_share"].loc[{"run": small, "update": 0, "label": 3}] = 1.0
+    deep["loss"].loc[{"run": large, "update": 2}] = np.inf
+    found = first_steps.verdicts(deep)[1:-1]
+    assert [verdict.verdict for verdict in found] == [REPRODUCED] * 3
+    assert [round(verdict.mean, 6) for verdict in found] == [100, 0, 2]

@@ -44,8 +44,9 @@ def next_try(
     """The (cell, seed) to try next, or None where the bracket is found or the range is used up.
 
     Begins at `start`, jumps in doubling strides while one side is open or far off, then halves the gap; then the lower
-    end is confirmed on every seed, and where one fails there the search goes on below it. The seed that failed lowest
-    is tried first: it is the likeliest to fail again, and one failure settles a cell. Without an anchor it is at last
+    end is confirmed on every seed, and where one fails there the search goes on below it. As long as
+    nothing fails the seeds take turns; then the one that failed lowest is tried first, since it is the likeliest to fail
+    again, and one failure settles a cell. Without an anchor it is at last
     tried one cell further down: outcomes need not be monotone, and it is the first failure going up that is wanted.
     """
     low, high = edge(known, anchor)
@@ -58,7 +59,8 @@ def next_try(
         return max(lowest, high - stride(start - high)), first[0]
     if high is None:
         if low < highest:
-            return min(highest, low + stride(low - start)), first[0]
+            fewest = min(seeds, key=lambda seed: sum(s == seed and cell >= low for cell, s in known))
+            return min(highest, low + stride(low - start)), fewest
     elif high - low > 1:
         return min((low + high) // 2, low + stride(low - start)), first[0]
     untried = [seed for seed in first if (low, seed) not in known]

@@ -1,5 +1,7 @@
 """The first ten updates: mostly wrong, then large corrections, or too large ones."""
 
+from string import ascii_letters
+
 import numpy as np
 import torch
 import xarray as xr
@@ -13,11 +15,14 @@ from normscope.exhibits.exhibit import NORM_TITLES, Exhibit, Setting, joined
 from normscope.figures.style import COLORS, figure_of
 from normscope.outcome import DIVERGENCE_FACTOR
 from normscope.probes.output_gradients import common_part, mean_pairwise_cosine, predictions
-from normscope.results import labelled, with_attributes
+from normscope.results import attribute, labelled, with_attributes
 from normscope.verdict import Verdict, judge
 
 RUNS = {"with BN, 0.1": ("batch", 0.1), "without, 0.0001": ("none", 1e-4), "without, 0.1": ("none", 0.1)}
 """Norm and learning rate: those the paper trained with, and the network without batch norm at the other's rate."""
+
+SHALLOW = 30
+"""What goes wrong without batch norm is not asked of networks with fewer layers than this."""
 
 UPDATES = 10
 RUN_COLORS = dict(zip(RUNS, (COLORS["batch"], COLORS["none"], "#e8a13a"), strict=True))
@@ -127,24 +132,48 @@ def _draw_run(ax: Axes, curves: xr.DataArray, color: str, label: str) -> None:
 
 
 def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """What the paper says of the first updates without batch norm, and that with it they go well."""
-    start = dataset.isel(update=0)
-    with_bn, small, large = ({"run": run} for run in RUNS)
-    first_class = share_of_first_class(dataset.sel(small)).isel(update=slice(1, None))
-    diverged = diverged_at(dataset)
-    return [
+    """What the paper says of the first updates without batch norm, if the network is deep, and that with it they go
+    well."""
+    with_bn, small, _ = RUNS
+    result = [
         judge(
             "Mostly wrong: without BN at least 80 % of the first mini-batch is misclassified",
             "Text on figure 6",
-            100 * start["error"].sel(small),
+            100 * dataset["error"].sel(run=small, update=0),
             above=80,
             paper="one class, typically wrong",
             unit=" %",
+        )
+    ]
+    if depth_of(attribute(dataset, "config")["net"]) > SHALLOW:
+        result += correction_verdicts(dataset)
+    return [
+        *result,
+        judge(
+            f"With BN the loss does not diverge at 0.1 in the first {UPDATES} updates",
+            "Text on figure 3",
+            diverged_at(dataset).sel(run=with_bn),
+            above=UPDATES,
+            unit=" updates",
         ),
+    ]
+
+
+def depth_of(net: str) -> int:
+    """The number of layers in a network's name."""
+    return int(net.lstrip(ascii_letters))
+
+
+def correction_verdicts(dataset: xr.Dataset) -> list[Verdict]:
+    """How large the corrections are without batch norm: those that help, and those that are too large."""
+    with_bn, small, large = RUNS
+    norm = dataset["gradient_norm"].isel(update=0)
+    first_class = share_of_first_class(dataset.sel(run=small)).isel(update=slice(1, None))
+    return [
         judge(
             "Then large corrections: without BN the first gradient is at least 10 times as large as with BN",
             "Text on figure 6",
-            start["gradient_norm"].sel(small) / start["gradient_norm"].sel(with_bn),
+            norm.sel(run=small) / norm.sel(run=with_bn),
             above=10,
             scale="log",
             unit=" times",
@@ -161,16 +190,9 @@ def verdicts(dataset: xr.Dataset) -> list[Verdict]:
         judge(
             "Too large at BN's learning rate: without BN the loss diverges within five updates at 0.1",
             "Text on figure 3",
-            diverged.sel(large),
+            diverged_at(dataset).sel(run=large),
             below=5.5,
             paper="the first few updates",
-            unit=" updates",
-        ),
-        judge(
-            f"With BN the loss does not diverge at 0.1 in the first {UPDATES} updates",
-            "Text on figure 3",
-            diverged.sel(with_bn),
-            above=UPDATES,
             unit=" updates",
         ),
     ]

@@ -11,8 +11,8 @@ def plot_gradient_noise(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw the variance of a mini-batch's gradient (solid) and the squared norm of the gradient (dotted) of every
     layer against depth, on a logarithmic axis; over seeds the geometric mean.
 
-    Where the solid line lies above the dotted one, a step in that layer is mostly noise. Layers on a shortcut, and those
-    without a weight of two dimensions, have no depth and are left out; layers that are not finite are triangles on the
+    Where the solid line lies above the dotted one, a step in that layer is mostly noise. Layers on a shortcut, and
+    those without a weight of two dimensions, have no depth and are left out; layers that are not finite are triangles on the
     upper edge.
 
     Args:
