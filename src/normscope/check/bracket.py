@@ -45,7 +45,7 @@ def next_try(
 
     Begins at `start`, jumps in doubling strides while one side is open or far off, then halves the gap; then the lower
     end is confirmed on every seed, and where one fails there the search goes on below it. As long as
-    nothing fails the seeds take turns; then the one that failed lowest is tried first, since it is the likeliest to fail
+    nothing fails the seeds take turns; then the one that failed lowest is tried first, the likeliest to fail
     again, and one failure settles a cell. Without an anchor it is at last
     tried one cell further down: outcomes need not be monotone, and it is the first failure going up that is wanted.
     """

@@ -12,8 +12,8 @@ def plot_gradient_noise(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     layer against depth, on a logarithmic axis; over seeds the geometric mean.
 
     Where the solid line lies above the dotted one, a step in that layer is mostly noise. Layers on a shortcut, and
-    those without a weight of two dimensions, have no depth and are left out; layers that are not finite are triangles on the
-    upper edge.
+    those without a weight of two dimensions, have no depth and are left out; layers that are not finite are triangles
+    on the upper edge.
 
     Args:
         dataset: what `normscope.gradient_noise` gives, also with the dims `norm` and `seed`.
