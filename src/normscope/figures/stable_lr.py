@@ -56,8 +56,11 @@ def plot_stable_lr(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
             ax.axvline(low, color=color, ls=":", label=f"{title} up to {low:.2g} or more")
         elif low > 0:
             ax.axvspan(low, high, color=color, alpha=0.25, lw=0, label=f"{title} up to {low:.2g}")
-    ax.set(xscale="log", xlabel=axis_label(dataset["lr"]), ylabel=axis_label(horizon))
-    if (horizon.values[np.isfinite(horizon.values)] > 0).all():
+    if len(lrs):
+        ax.set_xscale("log")
+    ax.set(xlabel=axis_label(dataset["lr"]), ylabel=axis_label(horizon))
+    finite = horizon.values[np.isfinite(horizon.values)]
+    if len(finite) and (finite > 0).all():
         ax.set_yscale("log")
     legend_once(ax)
     return ax
