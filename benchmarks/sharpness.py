@@ -3,9 +3,9 @@
 The floor is eight bare backward passes through the graph of the gradient. Lanczos's method and PyHessian's power
 iteration make eight products too, with all that they do between them, on graphs of their own that are already there.
 Then each is asked for the largest eigenvalue to 1e-3. Quality: how many products that takes (one of ours gives the
-curvature along the gradient, which PyHessian does not), and how far off the eigenvalue is, from what Lanczos's method gives
-to 1e-6. PyHessian puts networks into evaluation mode, so that with batch norm it has another Hessian and takes no part;
-it is left out too where it is not installed.
+curvature along the gradient, which PyHessian does not), and how far off the eigenvalue is, from what Lanczos's method
+gives to 1e-6. PyHessian puts networks into evaluation mode, so that with batch norm it has another Hessian and takes no
+part; it is left out too where it is not installed.
 
     python -m benchmarks.sharpness [rows.json]
 

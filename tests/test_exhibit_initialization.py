@@ -135,4 +135,4 @@ def test_words_give_medians_with_their_bound(dataset: xr.Dataset) -> None:
     steps = [0.1, 0.08, 1e-6, 0.07, 30.0, math.inf, 40.0, 35.0]
     said = EXHIBIT.we_saw(as_if(dataset, steps, [1.0] * 8, [1.0] * 8, [5.0] * 7 + [7.0]))
     assert "α = 0.1 from Xavier weights" in said and "more than 1e+04 from depth-scaled weights" in said
-    assert "5 from Xavier weights without batch norm and 7 with it" in said
+    assert "Hessian is 5 without and 7 with it" in said and "distance α‖g‖ of 0.1 without batch norm and 35" in said

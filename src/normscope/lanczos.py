@@ -16,7 +16,7 @@ from torch import Tensor
 HIDDEN_MARGIN = 10.0
 """What r²/gap is multiplied by, for the eigenvalues that no Ritz value stands for yet. Over 3,000 random spectra of
 many shapes, a search that stopped at 1e-3 was then off by more in 1.5 % of the cases (6 % without the factor, 0.3 %
-with the residual alone, which takes a product more on average, and three to five more in the networks tried)."""
+with the residual alone, which takes one to three products more)."""
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,15 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def norms_of(rows: Tensor) -> Tensor:
-    """Euclidean norm over the last dimension, finite wherever the rows are."""
-    wide = torch.float64 if rows.is_cuda else torch.promote_types(rows.dtype, torch.float32)
-    norms = torch.linalg.vector_norm(rows, dim=-1, dtype=wide)
-    return norms if are_safe(norms) else torch.linalg.vector_norm(rows.double(), dim=-1)
+    """Euclidean norm over the last dimension, in float64, finite wherever the rows are."""
+    dtype = torch.float64 if rows.is_cuda else wide(rows.dtype)
+    norms = torch.linalg.vector_norm(rows, dim=-1, dtype=dtype)
+    if are_safe(norms):
+        return norms.double()
+    unsafe = ~((norms > SMALLEST_SAFE_NORM) & (norms < torch.inf))
+    norms = norms.double()
+    norms[unsafe] = torch.linalg.vector_norm(rows[unsafe].double(), dim=-1)
+    return norms
 
 
 def are_safe(norms: Tensor) -> bool:

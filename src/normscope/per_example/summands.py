@@ -16,7 +16,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from normscope.per_example.norms import are_safe, norms_of
+from normscope.per_example.norms import norms_of
 
 CHUNK_BYTES = {"cpu": 5 * 2**18, "cuda": 2**28}
 """Work space for the examples taken at once: what fits into a core's cache; what keeps a GPU busy."""
@@ -51,7 +51,7 @@ def squared_norms_and_sum(
         rows = summands[0].rows(low, high)
         for other in summands[1:]:
             rows = rows.reshape(high - low, -1) + other.rows(low, high).reshape(high - low, -1)
-        squares.append(norms_of(rows.reshape(high - low, -1)).double().square())
+        squares.append(norms_of(rows.reshape(high - low, -1)).square())
         part = rows.sum(0)
         total = part if total is None else total.add_(part)
     assert total is not None
@@ -97,7 +97,7 @@ def of_embedding(tokens: Tensor, delta: Tensor, num_words: int, padding_idx: int
         seen, place = torch.unique(tokens + num_words * owner, return_inverse=True)
         terms = delta.new_zeros(len(seen), width).index_add_(0, place.flatten(), delta.flatten(0, 1))
         squares = torch.zeros(num_examples, dtype=torch.float64, device=delta.device)
-        squares.index_add_(0, seen // num_words, norms_of(terms).double().square())
+        squares.index_add_(0, seen // num_words, norms_of(terms).square())
         return squares, delta.new_zeros(num_words, width).index_add_(0, tokens.flatten(), delta.flatten(0, 1))
 
     return Summand(rows, num_words * width * delta.element_size(), closed_form)
@@ -154,20 +154,16 @@ def of_convolution(x: Tensor, delta: Tensor, weight: Tensor, how: Convolution, n
         return in_kernel_shape(terms.unflatten(1, (high - low, each)).sum(2), how)
 
     def closed_form() -> tuple[Tensor, Tensor]:
-        norms, total = kernel_norms_and_sum(x, wide_delta, one, each, torch.float64 if x.is_cuda else None)
-        if not are_safe(norms):
-            norms, total = kernel_norms_and_sum(x, wide_delta, one, each, torch.float64)
-        return norms.double().square().sum(0), in_kernel_shape(total, how)[0]
+        norms, total = kernel_norms_and_sum(x, wide_delta, one, each)
+        return norms.square().sum(0), in_kernel_shape(total, how)[0]
 
     wide_delta = delta.movedim(1, -1).flatten(1, -2).transpose(1, 2)
     one = Patches(1, x, delta, how)
     return Summand(rows, each * (one.bytes_of_patches + one.bytes_of_terms), closed_form)
 
 
-def kernel_norms_and_sum(
-    x: Tensor, delta: Tensor, one: "Patches", each: int, dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor]:
-    """Norms (kernel's rows, examples) of the terms, computed in `dtype`, and the terms' sum (kernel's rows, 1, out
+def kernel_norms_and_sum(x: Tensor, delta: Tensor, one: "Patches", each: int) -> tuple[Tensor, Tensor]:
+    """Norms (kernel's rows, examples) of the terms, in float64, and the terms' sum (kernel's rows, 1, out
     channels, kernel width * channels), from delta (images, out channels, positions) and each example's `each` images.
 
     The images whose patches are copied at once, and those whose terms are kept at once, are as many as fit.
@@ -186,7 +182,7 @@ def kernel_norms_and_sum(
             patches.fill(few_x, few_delta, room)
         found = terms[:, : some_x.shape[0]]
         found = (found if each == 1 else found.unflatten(1, (-1, each)).sum(2)).flatten(2)
-        norms.append(torch.linalg.vector_norm(found, dim=-1, dtype=dtype))
+        norms.append(norms_of(found))
         total.baddbmm_(ones[..., : found.shape[1]], found)  # a sum over images, faster than .sum(1)
     return torch.cat(norms, 1), total.unflatten(2, terms.shape[2:])
 
