@@ -6,9 +6,15 @@ from a full sort's. resnet110 has 1.7 million entries, and with 8 x 8 pixels lit
 
     python -m benchmarks.gradient_histogram [rows.json]
 
-Typical output:
+Typical output on one thread of an Intel Xeon shared with other work: processor time as a share of the floor's, with
+its quartiles, peak memory in MB, quality.
 
-TYPICAL
+    resnet20, none, 32 pixels: floor      1.00 (1.00, 1.00)    100.8
+        gradient_histogram                1.01 (0.99, 1.03)    101.9  missing 0, kurtosis off 4.4e-16, tail off 4.4e-16
+    resnet20, batch, 32 pixels: floor     1.00 (1.00, 1.00)    203.4
+        gradient_histogram                0.99 (0.98, 1.02)    204.5  missing 0, kurtosis off 2.2e-16, tail off 4.4e-16
+    resnet110, batch, 8 pixels: floor     1.00 (1.00, 1.00)     68.1
+        gradient_histogram                1.36 (1.36, 1.38)     75.1  missing 0, kurtosis off 4.4e-16, tail off 4.4e-16
 """
 
 from collections.abc import Iterator
@@ -50,7 +56,7 @@ def quality(net: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
         kurtosis_off.append(abs(float(one["kurtosis"]) / float(scipy.stats.kurtosis(values, fisher=False)) - 1))
         tail_off.append(abs(float(one["tail_index"]) / hill(values) - 1))
     missing = float(dataset["num_entries"].sum() - dataset["count"].sum())
-    return {"missing": missing, "kurtosis off": max(kurtosis_off), "tail index off": max(tail_off)}
+    return {"missing": missing, "kurtosis off": max(kurtosis_off), "tail off": max(tail_off)}
 
 
 def measure() -> Iterator[Row]:
