@@ -6,9 +6,7 @@ mean (in standard deviations) and variance (relative) from those of the same flo
 
     python -m benchmarks.channel_moments [rows.json]
 
-Typical output:
 
-TYPICAL
 """
 
 from collections.abc import Iterator

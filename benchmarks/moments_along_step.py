@@ -6,9 +6,7 @@ in units of its layer's largest, against the same network in float64.
 
     python -m benchmarks.moments_along_step [rows.json]
 
-Typical output:
 
-TYPICAL
 """
 
 from collections.abc import Iterator, Mapping

@@ -6,9 +6,7 @@ of the top value 1/|B|, against the same network in float64.
 
     python -m benchmarks.output_gradients [rows.json]
 
-Typical output:
 
-TYPICAL
 """
 
 from collections.abc import Iterator

@@ -6,9 +6,7 @@ of the model for every step size. Quality: the largest relative distance of a lo
 
     python -m benchmarks.relative_loss [rows.json]
 
-Typical output:
 
-TYPICAL
 """
 
 import copy

@@ -9,9 +9,7 @@ part; it is left out too where it is not installed.
 
     python -m benchmarks.sharpness [rows.json]
 
-Typical output:
 
-TYPICAL
 """
 
 import itertools

@@ -14,9 +14,7 @@ rates, over the grid's lowest. It is left out where torch-lr-finder is not insta
 
     python -m benchmarks.stable_lr [rows.json]
 
-Typical output:
 
-TYPICAL
 """
 
 import contextlib
