@@ -285,7 +285,7 @@ def depth_verdicts(dataset: xr.Dataset) -> list[Verdict]:
     section = "argument 4: gradients at initialization"
     growth = backward_growth(dataset)
     convolutions = on_main_path(dataset)["weight_gradient_norm"].isel(depth=slice(0, -1))
-    ratio = np.exp(np.log(convolutions.sel(norm="none") / convolutions.sel(norm="batch")).mean("depth", skipna=False))
+    ratio = np.exp(np.log(convolutions.sel(norm="none") / convolutions.sel(norm="batch")).mean("depth", skipna=False))  # pyright: ignore
     return [
         judge(
             "Without BN activation gradients explode backwards: their rms grows at least tenfold from the last "
