@@ -9,7 +9,26 @@ part; it is left out too where it is not installed.
 
     python -m benchmarks.sharpness [rows.json]
 
+Typical output, of one thread beside other work; wall times left out:
 
+                                    seconds  processor     (quartiles)
+    none, xavier_uniform              1.164      1.000   (1.000 1.000)
+        lanczos                       1.343      1.146   (1.139 1.164)  products 5.0e+00, off 1.5e-05
+        PyHessian                     1.286      1.117   (1.107 1.145)  products 9.0e+00, off 6.5e-04
+    none, default                     1.189      1.000   (1.000 1.000)
+        lanczos                       1.376      1.162   (1.140 1.164)  products 9.0e+00, off 1.2e-05
+        PyHessian                     1.313      1.101   (1.094 1.105)  products 1.9e+01, off 2.0e-03
+    none, zero_residual               0.953      1.000   (1.000 1.000)
+        lanczos                       1.071      1.127   (1.119 1.130)  products 1.0e+01, off 7.1e-06
+        PyHessian                     1.053      1.096   (1.087 1.104)  products 1.8e+01, off 2.4e-03
+    group, xavier_uniform             2.242      1.000   (1.000 1.000)
+        lanczos                       2.316      1.020   (1.017 1.028)  products 8.0e+00, off 1.3e-05
+        PyHessian                     5.096      1.009   (1.006 1.017)  products 4.2e+01, off 3.4e-03
+    layer, xavier_uniform             2.156      1.000   (1.000 1.000)
+        lanczos                       2.235      1.058   (1.046 1.062)  products 1.1e+01, off 1.2e-05
+        PyHessian                     2.294      1.064   (1.057 1.107)  products 2.3e+01, off 1.1e-02
+    batch, xavier_uniform             1.906      1.000   (1.000 1.000)
+        lanczos                       2.451      1.087   (1.055 1.107)  products 2.0e+01, off 5.6e-06
 """
 
 import itertools

@@ -40,7 +40,7 @@ END = 1e4
 """Step size up to which divergence is looked for."""
 
 EXAMPLES = 16
-"""Images of the mini-batch in which spread and Hessian are taken: a product costs as much as eight forward passes."""
+"""Images of the mini-batch in which spread and Hessian are taken: a product costs as much as ten forward passes."""
 
 TOLERANCE = 0.1
 """Of the sharpness: what is compared differs by decades."""

@@ -73,7 +73,7 @@ def sharpness(
     """The largest eigenvalues of the mini-batch's Hessian, by Lanczos's method, and its curvature along the gradient.
 
     The model is in training mode, so that under batch norm every example's loss has the batch's own statistics in it,
-    and comes back untouched. Costs one forward and backward pass, and two to three times that for each product; holds
+    and comes back untouched. Costs one forward and backward pass, and three to four times that for each product; holds
     the graph of both and one copy of the parameters for each product.
 
     Args:
