@@ -13,7 +13,7 @@ from torch import nn
 
 from normscope.exhibits.exhibit import NORM_TITLES, Exhibit, Setting, over_networks
 from normscope.figures.gradient_norms import plot_gradient_norms
-from normscope.figures.style import COLORS, NAMES, axis_label, figure_of, legend_once
+from normscope.figures.style import COLORS, axis_label, figure_of, legend_once
 from normscope.objective import default_loss
 from normscope.per_example import gradient, trainable
 from normscope.per_example.examples import take
@@ -43,7 +43,7 @@ def measure(setting: Setting) -> xr.Dataset:
         batch = setting.first_batch(seed)
         small, deep = setting.build(norm, seed, net=SMALL_NET), setting.build(norm, seed)
         parts = [enumerated(small, take(batch, range(POPULATION))), at_batch_sizes(small, batch), of_deep(deep, batch)]
-        return xr.merge([*parts, gradient_norms(deep, batch)], combine_attrs="drop")
+        return xr.merge([*parts, gradient_norms(deep, batch)], combine_attrs="drop_conflicts")
 
     return over_networks(setting, "noise", measure_one, small_net=SMALL_NET, population=POPULATION)
 
@@ -146,7 +146,7 @@ def draw_enumeration(dataset: xr.Dataset, ax: Axes) -> None:
             mfc="none",
             color=COLORS["none"],
             ls="",
-            label=f"{NAMES['none']}, {sampling}",
+            label=f"no norm, {sampling}",
         )
     with_bn = dataset.sel(norm="batch")
     for kind, marker in (("variance", "^"), ("bias", "v")):
@@ -157,7 +157,7 @@ def draw_enumeration(dataset: xr.Dataset, ax: Axes) -> None:
     ax.axline((1, 1), (10, 10), color="0.4", lw=1, ls=":")
     ax.set(xscale="log", yscale="log", xlabel="by enumeration", ylabel="by the probe")
     ax.set_title(f"mini-batches of {PAIR} from {dataset.attrs['population']} images")
-    legend_once(ax)
+    legend_once(ax, loc="lower right", handlelength=1)
 
 
 def draw_batch_sizes(dataset: xr.Dataset, ax: Axes) -> None:
@@ -169,8 +169,15 @@ def draw_batch_sizes(dataset: xr.Dataset, ax: Axes) -> None:
             values = of_norm["variance"].sel(seed=seed) / of_norm["squared_norm"].sel(seed=seed)
             ax.plot(sizes, values, "o-" if norm == "batch" else "-", color=color, ms=4, label=NORM_TITLES[norm])
     ax.axhline(1, color="0.4", lw=1, ls=":")
-    ax.set(xscale="log", yscale="log", xlabel=axis_label(dataset["batch_size"]), ylabel="variance / squared norm")
-    ax.set_title(f"noise of the gradient, {dataset.attrs['small_net']}")
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel=axis_label(dataset["batch_size"]),
+        ylabel="variance / squared norm of the gradient",
+    )
+    ax.set_xticks(sizes, [str(size) for size in sizes])
+    ax.set_xticks([], minor=True)
+    ax.set_title(f"noise at growing |B|, {dataset.attrs['small_net']}")
     legend_once(ax)
 
 
