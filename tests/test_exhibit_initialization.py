@@ -102,6 +102,9 @@ def as_if(dataset: xr.Dataset, steps: list[float], gradients: list[float], slope
     changed["divergence_step_size"], changed["gradient_norm"] = along["steps"], along["gradients"]
     changed["divergence_distance"] = along["steps"] * along["gradients"]
     changed["sharpness"], changed["edge_lr"] = along["sharp"], 2 / along["sharp"]
+    changed["spectral_radius"] = along["sharp"]
+    for known in ("sharpness_converged", "spectral_radius_converged"):
+        changed[known] = xr.ones_like(changed[known])
     changed["log_std"] = (along["slopes"] * dataset["depth"] / 100).transpose("init", "seed", "depth")
     return changed
 
@@ -121,6 +124,16 @@ def test_verdicts_follow_the_numbers(dataset: xr.Dataset) -> None:
     assert {v.verdict for v in contrary} == {NOT_REPRODUCED}
 
 
+def test_what_has_not_converged_is_neither_judged_nor_drawn(dataset: xr.Dataset) -> None:
+    changed = as_if(dataset, [1.0] * 8, [1.0] * 8, [1.0] * 8, [1.0] * 8)
+    for known in ("sharpness_converged", "spectral_radius_converged"):
+        changed[known] = changed[known] & (changed["init"] != REFERENCE)
+    assert [v.diverged for v in EXHIBIT.verdicts(changed) if "flatter" in v.statement] == [3]
+    rows = EXHIBIT.draw(changed).axes[1].lines
+    hollow = [line for line in rows if line.get_markerfacecolor() == "none" and len(line.get_xdata())]
+    assert [bool(np.isfinite(line.get_xdata()).all()) for line in hollow] == [True] * 7 + [False]
+
+
 def test_picture_has_a_line_a_start_and_marks_what_never_diverges(dataset: xr.Dataset) -> None:
     steps = [0.1, 0.08, 1e-6, 0.07, 30.0, math.inf, 40.0, 35.0]
     figure = EXHIBIT.draw(as_if(dataset, steps, [1.0] * 8, [1.0] * 8, [1.0] * 8))
@@ -135,4 +148,6 @@ def test_words_give_medians_with_their_bound(dataset: xr.Dataset) -> None:
     steps = [0.1, 0.08, 1e-6, 0.07, 30.0, math.inf, 40.0, 35.0]
     said = EXHIBIT.we_saw(as_if(dataset, steps, [1.0] * 8, [1.0] * 8, [5.0] * 7 + [7.0]))
     assert "α = 0.1 from Xavier weights" in said and "more than 1e+04 from depth-scaled weights" in said
-    assert "Hessian is 5 without and 7 with it" in said and "distance α‖g‖ of 0.1 without batch norm and 35" in said
+    assert (
+        "either sign, is 5 without and 7 with it" in said and "distance α‖g‖ of 0.1 without batch norm and 35" in said
+    )

@@ -91,7 +91,8 @@ def sharpness(
         may be (`lanczos.Ritz.errors`, and the products' rounding); `converged`, whether that is within the tolerance.
         Scalars: `lowest_eigenvalue` (of the products made, so an upper bound), `lowest_error` and `lowest_converged`,
         whether it is known to the tolerance times the largest absolute eigenvalue; `curvature` along the gradient (NaN
-        where that is zero); `edge_lr` = 2(1 + μ)/λ₁, from which on descent is unstable (inf where λ₁ ≤ 0);
+        where that is zero); `edge_lr` = 2(1 + μ)/λ₁, from which on descent is unstable (inf where λ₁ ≤ 0; while λ₁ has
+        not converged, it is found too low and `edge_lr` too high, or NaN);
         `num_products`; `loss`; `gradient_norm`; with `lr` also `threshold` = 2(1 + μ)/lr and `lr`. NaN, and not
         converged, where the gradient or a product is not finite.
 
@@ -124,14 +125,15 @@ def sharpness(
             rounding = h.precision * scale + known.asymmetry
             errors[:found] = known.errors[:found] + rounding
             low, low_error = float(known.values[-1]), float(known.errors[-1] + rounding)
-    edge = 2 * (1 + momentum) / values[0] if not values[0] <= 0 else math.inf
+    converged = errors <= tolerance * np.abs(values)
+    edge = 2 * (1 + momentum) / values[0] if values[0] > 0 else math.inf if converged[0] else math.nan
     parameter = next(p for p in model.parameters() if p.requires_grad)
     dataset = labelled(
         {
             "eigenvalue": ("rank", values, "eigenvalue of the Hessian", "1"),
             "residual": ("rank", residuals, "residual of the eigenvector", "1"),
             "error": ("rank", errors, "error of the eigenvalue, at most", "1"),
-            "converged": ("rank", errors <= tolerance * np.abs(values), "known to the tolerance", "1"),
+            "converged": ("rank", converged, "known to the tolerance", "1"),
             "lowest_eigenvalue": ((), low, "lowest eigenvalue of the Hessian", "1"),
             "lowest_error": ((), low_error, "error of the lowest eigenvalue, at most", "1"),
             "lowest_converged": ((), low_error <= tolerance * scale, "lowest known to the tolerance", "1"),
