@@ -157,7 +157,7 @@ def draw_enumeration(dataset: xr.Dataset, ax: Axes) -> None:
     ax.axline((1, 1), (10, 10), color="0.4", lw=1, ls=":")
     ax.set(xscale="log", yscale="log", xlabel="by enumeration", ylabel="by the probe")
     ax.set_title(f"mini-batches of {PAIR} from {dataset.attrs['population']} images")
-    legend_once(ax, loc="lower right", handlelength=1)
+    legend_once(ax, loc="upper left", handlelength=1)
 
 
 def draw_batch_sizes(dataset: xr.Dataset, ax: Axes) -> None:

@@ -1,0 +1,128 @@
+"""What do the exact squared gradient norms of 128 examples cost beside one forward and backward pass, and are they right?
+
+The floor is one forward and backward pass with every parameter's gradient, on ResNet-20 and ResNet-56 without
+normalization. "gradient_noise" is the whole probe, its test of decoupling included. Beside it stand the squared norms
+by torch.func (vmap of grad, 32 examples at a time), by BackPACK (BatchL2Grad), by Opacus (per-example gradients kept
+for all layers), where these are installed, and example by example. Opacus and BackPACK are given torch's default memory
+layout: in channels_last Opacus 1.6 gives wrong gradients for convolutions. Quality: the largest relative distance of an
+example's squared norm from that of the same network in float64, of 16 examples.
+
+    python -m benchmarks.gradient_noise [rows.json]
+
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.timing import Row, report, rows
+from normscope.nets import build_net
+from normscope.probes.gradient_noise import gradient_noise
+
+ROUNDS = 5
+BATCH = 128
+CHECKED = 16
+NETWORKS = ("resnet20", "resnet56")
+
+SquaredNorms = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def floor(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    torch.autograd.grad(F.cross_entropy(model(images), labels), list(model.parameters()))
+
+
+def ours(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    dataset = gradient_noise(model, (images, labels))
+    assert dataset.attrs["in_one_pass"] == "true"
+    return torch.from_numpy(dataset["squared_norm"].values)
+
+
+def one_by_one(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    squares = []
+    for image, label in zip(images.split(1), labels.split(1), strict=True):
+        gradients = torch.autograd.grad(F.cross_entropy(model(image), label), list(model.parameters()))
+        squares.append(torch.stack([g.square().sum() for g in gradients]).sum())
+    return torch.stack(squares)
+
+
+def by_torch_func(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def squared_norm(image: Tensor, label: Tensor) -> Tensor:
+        def loss(values: dict[str, Tensor]) -> Tensor:
+            return F.cross_entropy(torch.func.functional_call(model, values, (image[None],)), label[None])
+
+        return torch.stack([g.square().sum() for g in torch.func.grad(loss)(parameters).values()]).sum()
+
+    return torch.func.vmap(squared_norm, chunk_size=32)(images, labels)
+
+
+def in_default_layout(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+
+
+def by_opacus(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    from opacus import GradSampleModule  # pyright: ignore[reportMissingImports]
+
+    hooked = GradSampleModule(in_default_layout(model), loss_reduction="mean")
+    F.cross_entropy(hooked(images.contiguous()), labels).backward()
+    return torch.stack([p.grad_sample.flatten(1).square().sum(1) for p in hooked.parameters()]).sum(0)
+
+
+def by_backpack(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    from backpack import backpack, extend  # pyright: ignore[reportMissingImports]
+    from backpack.extensions import BatchL2Grad  # pyright: ignore[reportMissingImports]
+
+    net, loss_fn = extend(in_default_layout(model)), extend(nn.CrossEntropyLoss())
+    with backpack(BatchL2Grad()):
+        loss_fn(net(images.contiguous()), labels).backward()
+    return (
+        torch.stack([p.batch_l2 for p in net.parameters()]).sum(0) * len(images) ** 2
+    )  # it has those of gradients / n
+
+
+CONTESTANTS: dict[str, SquaredNorms] = {
+    "gradient_noise": ours,
+    "torch.func": by_torch_func,
+    "Opacus": by_opacus,
+    "BackPACK": by_backpack,
+    "one by one": one_by_one,
+}
+
+
+def usable(name: str, work: SquaredNorms, model: nn.Module, images: Tensor, labels: Tensor) -> bool:
+    try:
+        work(model, images, labels)
+    except Exception as error:
+        print(f"    {name} is left out: {type(error).__name__}: {str(error).splitlines()[0][:90]}", flush=True)
+        return False
+    return True
+
+
+def measure() -> Iterator[Row]:
+    warnings.filterwarnings("ignore", category=UserWarning)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(BATCH, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(BATCH) % 10
+    few, few_labels = images[:CHECKED], labels[:CHECKED]
+    for network in NETWORKS:
+        model = build_net(network, norm="none").to(memory_format=torch.channels_last)  # pyright: ignore
+        exact = one_by_one(copy.deepcopy(model).double(), few.double(), few_labels).numpy()
+        can = {name: work for name, work in CONTESTANTS.items() if usable(name, work, model, few, few_labels)}
+        off = {
+            f"    {name}": {"off": float(np.abs(work(model, few, few_labels).detach().numpy() / exact - 1).max())}
+            for name, work in can.items()
+        }
+        contestants = {f"{network}: forward and backward": lambda m=model: floor(m, images, labels)}
+        contestants |= {f"    {name}": lambda w=work, m=model: w(m, images, labels) for name, work in can.items()}
+        yield from rows(contestants, rounds=ROUNDS, memory=True, quality=off)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    report(__doc__, measure())
