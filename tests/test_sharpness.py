@@ -309,3 +309,11 @@ def test_fused_attention_is_differentiated_twice_also_where_gradients_are_off():
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         _, matrix = dense_hessian(in_float64(model), in_float64(batch), None)
     assert float(dataset["eigenvalue"][0]) == pytest.approx(np.linalg.eigvalsh(matrix)[-1], rel=1e-3)
+
+
+def test_an_edge_that_nothing_is_known_of_is_nan() -> None:
+    """One positive eigenvalue behind many large negative ones: a few products see only these."""
+    model = Quadratic(np.diag([*np.linspace(-9e4, -1e5, 60), 1e-3]), [1.0] * 61)
+    dataset = ns.sharpness(model, None, loss_fn=value, max_products=3)
+    assert float(dataset["eigenvalue"][0]) < 0 and not dataset["converged"].any()
+    assert np.isnan(dataset["edge_lr"])
