@@ -276,7 +276,7 @@ def we_saw(dataset: xr.Dataset) -> str:
 
 
 def draw(dataset: xr.Dataset) -> Figure:
-    """Left: log std against depth, one line a start. Right: how far a step can go (filled) and 2/λ₁ (hollow)."""
+    """Left: log std against depth, one line a start. Right: how far a step can go (filled) and 2/λ₁ (hollow, where it converged)."""
     figure, axes = figure_of(1, 2, panel=(5.2, 3.6))
     starts = dataset["init"].values.tolist()
     colors = dict(zip(starts, ("C1", "C2", "C4", "C5", "C6", "C8", "C9"), strict=False))
@@ -292,7 +292,9 @@ def draw_growth(ax: Axes, dataset: xr.Dataset, colors: dict[str, str]) -> None:
         line = dataset["log_std"].sel(init=start).mean("seed")
         ax.plot(dataset["depth"], line.where(np.isfinite(line)), color=colors[start], label=words(start))
     ax.set(xlabel=axis_label(dataset["depth"]), ylabel=axis_label(dataset["log_std"]))
-    legend_once(ax, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0)
+    legend_once(
+        ax, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0, frameon=False, fontsize="small"
+    )
 
 
 def draw_steps(ax: Axes, dataset: xr.Dataset, colors: dict[str, str]) -> None:
@@ -307,13 +309,15 @@ def draw_steps(ax: Axes, dataset: xr.Dataset, colors: dict[str, str]) -> None:
         ax.plot(edges, heights, "o", mfc="none", mec=colors[start], ms=6)
         if np.isinf(steps).any():
             ax.plot(np.full(np.isinf(steps).sum(), END), heights[np.isinf(steps)], ">", color=colors[start], ms=7)
-    ax.plot([], [], "o", mfc="none", mec="0.4", label="2/λ₁, where converged")
-    ax.plot([], [], "o", color="0.4", label="loss passes 10³ times its start")
+    ax.plot([], [], "o", mfc="none", mec="0.4", label="2/λ₁")
+    ax.plot([], [], "o", color="0.4", label="loss at 10³ times its start")
     if np.isinf(dataset["divergence_step_size"]).any():
         ax.plot([], [], ">", color="0.4", label="does not")
     ax.set(xscale="log", xlabel="step size α", yticks=range(len(starts)), yticklabels=[words(s) for s in starts])
     ax.invert_yaxis()
-    legend_once(ax, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0)
+    legend_once(
+        ax, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0, frameon=False, fontsize="small"
+    )
 
 
 def words(start: str) -> str:
