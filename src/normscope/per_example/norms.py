@@ -35,7 +35,11 @@ def are_safe(norms: Tensor) -> bool:
     return bool((low > SMALLEST_SAFE_NORM) & (high < torch.inf))
 
 
-def norm_of_each(gradient: Gradient) -> Tensor:
-    """Norm of every parameter's part: (parameters,) in float64."""
-    norms = torch.stack(torch._foreach_norm(gradient))  # pyright: ignore
-    return norms.double() if are_safe(norms) else torch.stack([each.double().norm() for each in gradient])
+def norm_of_each(parts: Gradient) -> Tensor:
+    """Norm of every part: (parts,) in float64, finite wherever the parts are."""
+    norms = torch.stack(torch._foreach_norm([part.to(wide(part.dtype)) for part in parts]))  # pyright: ignore
+    if are_safe(norms):
+        return norms.double()
+    safe = ((norms > SMALLEST_SAFE_NORM) & (norms < torch.inf)).tolist()
+    each = zip(parts, norms.double(), safe, strict=True)
+    return torch.stack([norm if is_safe else part.double().norm() for part, norm, is_safe in each])

@@ -7,6 +7,7 @@ For every watched call with weight W and output y (of n entries), in one backwar
 A step of plain SGD with learning rate lr changes W by lr · update ratio, relative to its norm.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from normscope.layers import depths, own_parameters, watch, watched_modules
 from normscope.objective import LossFn, checked_loss, readable_errors
-from normscope.per_example.norms import norms_of
+from normscope.per_example.norms import norm_of_each, norms_of
 from normscope.results import labelled, provenance
 from normscope.untouched import untouched
 
@@ -73,17 +74,17 @@ def gradient_norms(
         loss = checked_loss(model, batch, loss_fn)
         with readable_errors():
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        of_parameter = {p: norm(g) for p, g in zip(parameters, gradients, strict=True) if g is not None}
+        used = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+        of_gradient = dict(zip([p for p, _ in used], norm_of_each([g for _, g in used]).tolist(), strict=True))
         weights = [weights_of(module) for module in modules]
-        weight_norms = [[norm(p) for p in own] for own in weights]
-    missing = torch.full((), torch.nan, dtype=torch.float64, device=loss.device)
-    found = [[of_parameter[p] for p in own if p in of_parameter] for own in weights]
-    rows = [
-        torch.stack([total(each, missing) for each in found]),
-        torch.stack([total(each, missing) for each in weight_norms]),
-        torch.stack([of_output.get(call, missing).double() for call in range(len(names))]),
-    ]
-    weight_gradient, weight, activation = torch.stack(rows).cpu().numpy()
+        all_weights = list(dict.fromkeys(p for own in weights for p in own))
+        of_weight = dict(zip(all_weights, norm_of_each([p.detach() for p in all_weights]).tolist(), strict=True))
+    found = [[of_gradient[p] for p in own if p in of_gradient] for own in weights]
+    weight_gradient = np.array([total(each) for each in found])
+    weight = np.array([total([of_weight[p] for p in own]) for own in weights])
+    activation = np.full(len(names), np.nan)
+    if of_output:
+        activation[list(of_output)] = torch.stack(list(of_output.values())).cpu().numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         update_ratio = weight_gradient / weight
     parameter = parameters[0]
@@ -111,13 +112,13 @@ def weights_of(module: nn.Module) -> list[nn.Parameter]:
 
 
 def norm(tensor: Tensor) -> Tensor:
-    """Euclidean norm of all entries, finite wherever they are: a scalar."""
+    """Euclidean norm of all entries, in float64, finite wherever they are: a scalar."""
     return norms_of(tensor.detach().flatten() if tensor.is_contiguous() else _in_memory_order(tensor))
 
 
-def total(norms: Sequence[Tensor], missing: Tensor) -> Tensor:
-    """The norm of several parts together, in float64; `missing` where there is none."""
-    return torch.linalg.vector_norm(torch.stack(list(norms)).double()) if norms else missing
+def total(norms: list[float]) -> float:
+    """The norm of several parts together; NaN of none."""
+    return math.hypot(*norms) if norms and not any(map(math.isnan, norms)) else math.nan
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
