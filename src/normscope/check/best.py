@@ -6,34 +6,32 @@ import numpy as np
 from scipy.stats import t as student
 
 CONFIDENCE = 0.95
-"""A rate is told apart where the one-sided interval of this confidence lies above the lowest loss."""
+"""One rate beats another where the one-sided interval of this confidence lies beyond zero."""
 
 
 def indistinguishable(horizons: Mapping[int, Mapping[int, np.ndarray]]) -> set[int]:
-    """The cells that cannot be told apart from the lowest loss.
+    """The cells that cannot be told apart from the lowest loss: those that no other cell beats.
 
-    The reference is the cell with the lowest mean loss among those tried on the most seeds. Every other is compared
-    with it on the seeds that both were tried on, where they saw the same mini-batches: it belongs to the set unless the
-    mean difference of their losses at the horizon lies above zero by Student's one-sided 95 % interval over those seeds
-    (over the mini-batches of the horizon, where there is one seed in common).
+    Two cells are compared on the seeds that both were tried on, where they saw the same mini-batches. One beats the
+    other if the mean difference of their losses at the horizon lies beyond zero by Student's one-sided 95 % interval
+    over those seeds (over the mini-batches of the horizon, where there is one seed in common).
 
     Args:
         horizons: cell -> seed -> (steps,) losses of the last tenth of the steps; only cells that learn.
     """
-    if not horizons:
-        return set()
-    most = max(len(of_seed) for of_seed in horizons.values())
-    full = {cell: of_seed for cell, of_seed in horizons.items() if len(of_seed) == most}
-    reference = min(full, key=lambda cell: np.mean([np.mean(losses) for losses in full[cell].values()]))
-    return {cell for cell in horizons if not told_apart(horizons[cell], horizons[reference])}
+    return {
+        cell
+        for cell, losses in horizons.items()
+        if not any(beats(other, losses) for rival, other in horizons.items() if rival != cell)
+    }
 
 
-def told_apart(candidate: Mapping[int, np.ndarray], reference: Mapping[int, np.ndarray]) -> bool:
-    """Whether the candidate's loss lies above the reference's, paired by seed."""
-    common = [seed for seed in candidate if seed in reference]
+def beats(one: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray]) -> bool:
+    """Whether the first loss lies below the other, paired by seed."""
+    common = [seed for seed in one if seed in other]
     if not common:
         return False
-    differences = [candidate[seed] - reference[seed] for seed in common]
+    differences = [other[seed] - one[seed] for seed in common]
     values = differences[0] if len(common) == 1 else np.asarray([d.mean() for d in differences])
     if len(values) < 2:
         return bool(values.mean() > 0)

@@ -14,7 +14,7 @@ Known = Mapping[tuple[int, int], bool]
 """(cell, seed) -> whether it passed."""
 
 FIRST_STRIDE, LONGEST_STRIDE = 2, 16
-"""How far to jump where one side is still open, in cells: 0.2 decades at first, doubling up to 1.6."""
+"""How far to jump where one side is still open, in cells: 0.2 decades at first by default, doubling up to 1.6."""
 
 CLOSEST = 3
 """Cells nearer than this to each other are one place when a rate that learns is hunted."""
@@ -39,7 +39,14 @@ def edge(known: Known, anchor: int | None = None) -> Edge:
 
 
 def next_try(
-    known: Known, *, seeds: Sequence[int], start: int, lowest: int, highest: int, anchor: int | None = None
+    known: Known,
+    *,
+    seeds: Sequence[int],
+    start: int,
+    lowest: int,
+    highest: int,
+    anchor: int | None = None,
+    first_stride: int = FIRST_STRIDE,
 ) -> tuple[int, int] | None:
     """The (cell, seed) to try next, or None where the bracket is found or the range is used up.
 
@@ -56,13 +63,13 @@ def next_try(
     if low is None:
         if high is None or high <= lowest:
             return None
-        return max(lowest, high - stride(start - high)), first[0]
+        return max(lowest, high - stride(start - high, first_stride)), first[0]
     if high is None:
         if low < highest:
             fewest = min(seeds, key=lambda seed: sum(s == seed and cell >= low for cell, s in known))
-            return min(highest, low + stride(low - start)), fewest
+            return min(highest, low + stride(low - start, first_stride)), fewest
     elif high - low > 1:
-        return min((low + high) // 2, low + stride(low - start)), first[0]
+        return min((low + high) // 2, low + stride(low - start, first_stride)), first[0]
     untried = [seed for seed in first if (low, seed) not in known]
     if untried:
         return low, untried[0]
@@ -118,9 +125,9 @@ def weakest_first(known: Known, seeds: Sequence[int], cell: int | None) -> list[
     return sorted(seeds, key=lambda seed: known.get((cell, seed), True) if cell is not None else True)
 
 
-def stride(travelled: int) -> int:
+def stride(travelled: int, first: int = FIRST_STRIDE) -> int:
     """As far again as was travelled, within bounds."""
-    return min(max(FIRST_STRIDE, travelled), LONGEST_STRIDE)
+    return min(max(first, travelled), LONGEST_STRIDE)
 
 
 def monotone(known: Known) -> bool:

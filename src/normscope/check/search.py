@@ -23,8 +23,11 @@ CELLS_A_DECADE = 10
 MOST_HUNTS = 8
 """How many rates are tried, at most, until one learns."""
 
-BEST_STRIDE = 4
-"""The lowest loss is looked for below the usable boundary in steps of 0.4 decades."""
+USABLE_STRIDE = 4
+"""The first jump towards the usable boundary, in cells: where to start is known less well than for the stable one."""
+
+BEST_STRIDE = 5
+"""The lowest loss is looked for below the usable boundary in steps of half a decade."""
 
 
 class Found(StrEnum):
@@ -170,6 +173,7 @@ def find_usable(search: Search, start: int) -> Boundary:
                 lowest=search.lowest,
                 highest=search.highest,
                 anchor=learning[0],
+                first_stride=USABLE_STRIDE,
             )
             if step is None and (lower := next_lower(search, learning[0])) is not None:
                 step = lower, search.seeds[0]

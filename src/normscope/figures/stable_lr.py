@@ -38,6 +38,8 @@ def plot_stable_lr(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         ax.plot(lrs[shown], losses[shown], color="0.7", lw=0.8, zorder=1)
         for outcome, color in OUTCOME_COLORS.items():
             chosen = outcomes[:, i] == outcome.value
+            if not chosen.any():
+                continue  # an empty line that is not clipped counts as a point at the figure's corner, for its layout
             if outcome is Outcome.DIVERGED:
                 edge = np.ones(chosen.sum())
                 top = ax.get_xaxis_transform()
@@ -48,11 +50,12 @@ def plot_stable_lr(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
                 ax.plot(lrs[chosen], losses[chosen], "o", color=color, ms=4, alpha=0.8, label=outcome)
     best = dataset["best_at_horizon"].values
     rings = horizon.mean("seed").values[best]
-    ax.plot(lrs[best], rings, "o", mfc="none", mec="black", ms=9, lw=0, label="not told apart from the lowest")
+    if best.any():
+        ax.plot(lrs[best], rings, "o", mfc="none", mec="black", ms=9, lw=0, label="not told apart from the lowest")
     for name, (title, outcome) in BOUNDARIES.items():
         low, high = dataset[f"{name}_bracket"].values.tolist()
         color = OUTCOME_COLORS[outcome]
-        if np.isinf(high):
+        if low > 0 and np.isinf(high):
             ax.axvline(low, color=color, ls=":", label=f"{title} up to {low:.2g} or more")
         elif low > 0:
             ax.axvspan(low, high, color=color, alpha=0.25, lw=0, label=f"{title} up to {low:.2g}")
@@ -62,5 +65,5 @@ def plot_stable_lr(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     finite = horizon.values[np.isfinite(horizon.values)]
     if len(finite) and (finite > 0).all():
         ax.set_yscale("log")
-    legend_once(ax)
+    legend_once(ax, fontsize="x-small")
     return ax
