@@ -51,9 +51,15 @@ def untouched(model: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
             for slot, before in slots:
                 slot.clear()
                 slot.update(before)
+            written = [t for t in tensors if is_writable(t)]
             with torch.no_grad():
+                if written:
+                    torch._foreach_copy_(written, [values[t] for t in written])  # pyright: ignore
                 for tensor, grad, saved, requires_grad in grads:
-                    _restore(tensor, values[tensor], requires_grad)
+                    if tensor.grad_fn is not None:
+                        tensor.detach_()
+                    if tensor.requires_grad is not requires_grad:
+                        tensor.requires_grad_(requires_grad)
                     if grad is not None and saved is not None and is_writable(grad):
                         grad.copy_(saved)
                     if tensor.grad is not grad:
@@ -63,15 +69,6 @@ def untouched(model: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
             for hook, before in hooks:
                 hook.clear()
                 hook.update(before)
-
-
-def _restore(tensor: Tensor, value: Tensor, requires_grad: bool) -> None:
-    if tensor.grad_fn is not None:
-        tensor.detach_()
-    if is_writable(tensor):
-        tensor.copy_(value)
-    if tensor.requires_grad is not requires_grad:
-        tensor.requires_grad_(requires_grad)
 
 
 def is_writable(tensor: Tensor) -> bool:

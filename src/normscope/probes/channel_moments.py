@@ -6,7 +6,7 @@ For every watched call with output y (examples b, positions p, channels c)
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -30,6 +30,8 @@ LARGEST_SHIFT = 10.0
 SMALLEST_VARIANCE = 1e-30
 """Below this, squares start to fall under what float32 can hold."""
 
+_LAYER_NORM_BACKWARD = torch.ops.aten.native_layer_norm_backward.default
+
 CHUNK = 2**17
 """Elements taken at a time in float64: a mebibyte, so that what is read twice is read from the cache."""
 
@@ -41,35 +43,41 @@ def moments(output: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     float64; where that overflows (activations of 1e19 have squares that do) or loses digits, the output is taken again
     in float64 throughout.
     """
-    output = output.detach()
+    return start_moments(output.detach(), dim)()
+
+
+def start_moments(output: Tensor, dim: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Read the output now, as it may change in place, and give its `moments` when called.
+
+    What is not needed at once waits: small operations are slow between two layers that have swept the caches.
+    """
     if output.device.type != "cpu":
         rows = output.movedim(dim, -1).reshape(-1, output.shape[dim])
         variance, mean = torch.var_mean(rows.double(), dim=0, correction=0)
-        return mean, variance
+        return lambda: (mean, variance)
     table, shape = _as_table(output, dim)
-    if output.dtype == torch.float64:
-        return exact_moments(table, shape)
-    mean, variance = one_pass_moments(table, shape)
-    shifted = (LARGEST_SHIFT**2 * variance <= mean * mean).any()
-    if shifted or not SMALLEST_VARIANCE < variance.min() < math.inf or not math.isfinite(variance.sum()):
-        return exact_moments(table, shape)
-    return torch.from_numpy(mean), torch.from_numpy(variance)
+    if output.dtype != torch.float64:
+        sums = channel_sums(table, shape)
+        examples = output.numel() // output.shape[dim]
+        # n·(E x² − (1 + 1/shift²)(E x)²), which is positive where the variance is large enough beside the mean.
+        lowest, highest = torch.addcmul(sums[1], sums[0], sums[0], value=-(1 + LARGEST_SHIFT**-2) / examples).aminmax()
+        if SMALLEST_VARIANCE * examples < lowest.item() and highest.item() < math.inf:
+            return lambda: _from_sums(sums, examples)
+    exact = exact_moments(table, shape)
+    return lambda: exact
 
 
-def one_pass_moments(table: Tensor, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """E x and E x² − (E x)² of each channel, two (channels,) float64 arrays, from a table of (rows, columns) whose
-    columns are of `shape` (outer, channels, inner)."""
+def channel_sums(table: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Σ x and Σ x² of each channel, (2, channels) in float64, from a table of (rows, columns) whose columns are of
+    `shape` (outer, channels, inner): those of each column in float32."""
     rows, columns = table.shape
     zeros, ones, weight = _constants(rows, columns)
-    table = table.float()
+    if table.dtype != torch.float32:
+        table = table.float()
     # Layer norm's backward pass with input and output gradient x, mean 0 and scale 1: its weight gets Σ x·x, its bias
     # Σ x, column by column. It is the one kernel of torch that reads x once for both.
-    backward = torch.ops.aten.native_layer_norm_backward.default
-    _, squares, sums = backward(table, table, [columns], zeros, ones, weight, weight, [False, True, True])
-    examples = rows * shape[0] * shape[2]
-    with np.errstate(all="ignore"):
-        mean = _pooled(sums, shape) / examples
-        return mean, _pooled(squares, shape) / examples - mean * mean
+    _, squares, sums = _LAYER_NORM_BACKWARD(table, table, [columns], zeros, ones, weight, weight, [False, True, True])
+    return torch.stack((sums, squares)).view(2, *shape).sum((1, 3), dtype=torch.float64)
 
 
 def exact_moments(table: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
@@ -86,9 +94,9 @@ def exact_moments(table: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, T
     return mean, variance
 
 
-def _pooled(columns: Tensor, shape: tuple[int, int, int]) -> np.ndarray:
-    values = columns.numpy().reshape(shape)
-    return np.add.reduce(values[..., 0] if shape[2] == 1 else values.sum(2, dtype=np.float64), 0, dtype=np.float64)
+def _from_sums(sums: Tensor, examples: int) -> tuple[Tensor, Tensor]:
+    mean, square = sums / examples
+    return mean, square - mean.square()
 
 
 def _as_table(output: Tensor, dim: int) -> tuple[Tensor, tuple[int, int, int]]:
@@ -148,11 +156,11 @@ def channel_moments(
         InvalidBatch, DeviceError: see there too.
     """
     names: list[str] = []
-    measured: list[tuple[Tensor, Tensor]] = []
+    started: list[Callable[[], tuple[Tensor, Tensor]]] = []
 
     def on_call(name: str, module: nn.Module, output: Tensor) -> None:
         names.append(name)
-        measured.append(moments(output, channel_dim(module, output)))
+        started.append(start_moments(output.detach(), channel_dim(module, output)))
 
     with untouched(model), torch.no_grad(), watch(model, on_call, layers):
         model.train()
@@ -160,6 +168,7 @@ def channel_moments(
     parameter = next(model.parameters())
     if not names:
         raise InvalidModel("none of the chosen layers is called, or gives a tensor: see `normscope layers MODEL`")
+    measured = [finish() for finish in started]
     widths = [len(mean) for mean, _ in measured]
     table = np.full((2, len(names), max(widths)), np.nan)
     flat = torch.stack([torch.cat([pair[i] for pair in measured]) for i in range(2)]).cpu().numpy()
