@@ -268,8 +268,8 @@ CASES = [
     Case("too deep without norm", "exploding", lambda: net("resnet56", width=4), IMAGE),
     Case("too deep without norm, Adam", "exploding", lambda: ResidualMLP(40), optimizer="adam"),
     Case(
-        "too deep without norm, plain",
-        "exploding",
+        "a deep plain network that hardly learns",
+        "stuck",
         lambda: ns.build_net("mlp30", init="kaiming_normal", in_channels=1, image_size=ROWS, width=32),
     ),
     Case("transformer without norms", "exploding", lambda: Transformer(10, norm=False), LINES),

@@ -82,6 +82,8 @@ def headline(tree: xr.DataTree) -> str:
     row, steps = rows(tree)[0], tree.attrs["steps"]
     if row.lr_stable_found == "above the range":
         first = "No rate in the range searched makes it diverge"
+    elif math.isnan(row.lr_stable) and row.lr_stable_found == "unfinished":
+        return "There was no time to find the rates that it takes: give it more."
     elif math.isnan(row.lr_stable):
         first = "It diverges at every rate tried"
     else:

@@ -182,6 +182,8 @@ FOUND = {
 def best(rates: xr.Dataset) -> tuple[float, float, float]:
     """The lowest and the highest rate that cannot be told apart from the lowest loss at the horizon, and that loss, the
     mean over seeds; where no rate learns, the loss is the lowest of those that did not diverge."""
+    if not rates.sizes["lr"]:
+        return float("nan"), float("nan"), float("nan")
     losses = rates["horizon_loss"]
     tried = rates["order"] >= 0
     chosen = rates["best_at_horizon"].values

@@ -27,8 +27,9 @@ def plot_size_along_step(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes
         shown = np.isfinite(values) & (values > 0)
         ax.plot(depth, np.where(shown, values, np.nan), color=color, label=f"{100 * fraction:.0f} % of the step")
         lost = depth[~np.isfinite(values)]
-        top = ax.get_xaxis_transform()
-        ax.plot(lost, np.ones(len(lost)), "^", color=color, ms=4, transform=top, clip_on=False)
+        if len(lost):
+            top = ax.get_xaxis_transform()
+            ax.plot(lost, np.ones(len(lost)), "^", color=color, ms=4, transform=top, clip_on=False)
     ax.set(
         yscale="log",
         xlabel="layer on the main path",

@@ -1,0 +1,370 @@
+"""check: the rates as stable_lr gives them, as it is and repaired; the answer in words; the report."""
+
+import json
+import math
+import re
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from broken import build_seeded, by_name, digits, mlp
+from torch import nn
+from zoo import no_trace
+
+import normscope as ns
+from normscope.check.answer import WIDTH, answer, conclusion, headline, rows
+from normscope.check.check import best
+from normscope.check.eager import eager
+from normscope.check.repairs import DEFAULT_REPAIRS, REPAIRS, repairs
+from normscope.errors import DataError, InvalidBatch, InvalidConfig, InvalidModel, NormscopeError, ResultError
+from normscope.inits import init_
+
+STEPS, SEEDS = 16, 2
+
+
+def batches() -> list[Any]:
+    return by_name("healthy MLP").batches()[:STEPS]
+
+
+def build(seed: int) -> nn.Module:
+    return build_seeded(partial(mlp, width=16), seed)
+
+
+def with_batch_norm(seed: int) -> nn.Module:
+    """The same network written with batch norm, and with it in front of the last layer."""
+    first, _, second, _, last = build(seed)
+    return nn.Sequential(first, nn.BatchNorm1d(16), nn.ReLU(), second, nn.BatchNorm1d(16), nn.ReLU(), last)
+
+
+def with_final_norm(seed: int) -> nn.Module:
+    return nn.Sequential(*list(build(seed))[:4], nn.BatchNorm1d(16), build(seed)[4])
+
+
+def with_orthogonal(seed: int) -> nn.Module:
+    return init_(build(seed), "orthogonal", seed=seed)
+
+
+@pytest.fixture(scope="module")
+def tree() -> xr.DataTree:
+    return ns.check(
+        build,
+        batches(),
+        optimizer="sgd",
+        steps=STEPS,
+        seeds=SEEDS,
+        repair=["final", "batch", "orthogonal", "zero_residual", "both", "batch+clipping"],
+        data="<digits>",
+        notes=["A note."],
+    )
+
+
+def by_hand(made: Any, **options: Any) -> xr.Dataset:
+    return ns.stable_lr(made, batches(), optimizer="sgd", steps=STEPS, seeds=SEEDS, **options)
+
+
+@pytest.mark.parametrize(
+    ("node", "made", "options"),
+    [
+        ("as_it_is", build, {}),
+        ("repairs/batch", with_batch_norm, {}),
+        ("repairs/final", with_final_norm, {}),
+        ("repairs/orthogonal", with_orthogonal, {}),
+        ("repairs/both", build, {"warmup": 3, "clip_norm": 1.0}),
+        ("repairs/batch+clipping", with_batch_norm, {"clip_norm": 1.0}),
+    ],
+)
+def test_rates_equal_those_of_the_model_built_by_hand(
+    tree: xr.DataTree, node: str, made: Any, options: dict[str, Any]
+) -> None:
+    measured, expected = tree[f"{node}/rates"].to_dataset(), by_hand(made, **options)
+    for name in ("outcome", "loss", "lr_stable", "lr_usable", "best_at_horizon"):
+        np.testing.assert_array_equal(measured[name].values, expected[name].values, err_msg=name)
+
+
+def test_the_tree_says_what_each_variant_came_to(tree: xr.DataTree) -> None:
+    by_variant = {row.variant: row for row in rows(tree)}
+    assert list(by_variant) == ["as it is", "final", "batch", "orthogonal", "zero_residual", "both", "batch+clipping"]
+    refused = by_variant["zero_residual"]
+    assert refused.status == "refused" and "residual" in refused.reason and math.isnan(refused.lr_stable)
+    for name, row in by_variant.items():
+        if row.status == "measured":
+            rates = tree["as_it_is/rates" if name == "as it is" else f"repairs/{name}/rates"]
+            assert row.lr_stable == float(rates["lr_stable"])
+            np.testing.assert_equal(row.lr_usable, float(rates["lr_usable"]))
+    assert "repairs/zero_residual" not in tree
+    assert {"evidence", "output_gradients", "rates"} == set(tree["repairs/batch"].children)
+
+
+def test_check_leaves_a_given_model_untouched() -> None:
+    model, taken = build(0), batches()
+    with no_trace(model, taken):
+        ns.check(model, taken, optimizer="adam", steps=4, seeds=1, repair=["batch"])
+
+
+def test_the_best_of_rates_is_their_lowest_mean_loss() -> None:
+    losses = np.array([[1.0, 2.0], [0.5, 0.7], [0.4, np.nan], [np.nan, np.nan]])
+
+    def dataset(chosen: list[bool]) -> xr.Dataset:
+        order = np.where(np.array([[1, 1], [1, 1], [1, 0], [1, 1]]), 3, -1)
+        return xr.Dataset(
+            {
+                "horizon_loss": (("lr", "seed"), losses),
+                "order": (("lr", "seed"), order),
+                "best_at_horizon": ("lr", chosen),
+            },
+            {"lr": [0.1, 0.2, 0.3, 0.4]},
+        )
+
+    assert best(dataset([False, True, True, False])) == pytest.approx((0.2, 0.3, 0.6)), "both seeds before one"
+    assert best(dataset([False, False, True, False])) == pytest.approx((0.3, 0.3, 0.4))
+    low, high, loss = best(dataset([False] * 4))
+    assert math.isnan(low) and math.isnan(high) and loss == pytest.approx(0.6), "what diverged has no loss"
+
+
+def test_the_answer_fits_a_screen_and_says_what_matters(tree: xr.DataTree) -> None:
+    text = answer(tree)
+    assert max(map(len, text.splitlines())) <= WIDTH and len(text.splitlines()) <= 26
+    assert text.startswith("build on <digits>: 1,482 parameters, sgd, 16 steps, 2 seeds\n")
+    assert headline(tree).split(",")[0] in " ".join(text.split())
+    assert "batch norm before the last layer" in text and "warmup over 3 steps, clipping at norm 1" in text
+    assert "refused: init 'zero_residual'" in text and "A note." in text
+    assert re.search(r"What each repair would buy +stable up to +learns up to +loss\n  as it is +[\d.≈ ]+", text)
+
+
+def summary(**columns: list[Any]) -> xr.DataTree:
+    """A tree of a model as it is and one repair each column after the first."""
+    count = len(columns["lr_usable"])
+    defaults: dict[str, list[Any]] = {
+        "title": ["as it is", *(f"repair {i}" for i in range(1, count))],
+        "status": ["measured"] * count,
+        "reason": [""] * count,
+        "lr_stable": [1.0] * count,
+        "lr_stable_found": ["bracketed"] * count,
+        "lr_usable_found": ["bracketed"] * count,
+        "best_low": columns["lr_usable"],
+        "best_high": columns["lr_usable"],
+        "horizon_loss": [1.0] * count,
+    }
+    variants = ["as it is", *(f"r{i}" for i in range(1, count))]
+    columns = {**defaults, **columns}
+    dataset = xr.Dataset({k: ("variant", v) for k, v in columns.items()}, {"variant": variants}, {"steps": 100})
+    return xr.DataTree(dataset)
+
+
+def test_the_conclusion_names_what_buys_most() -> None:
+    nan = math.nan
+    assert conclusion(summary(lr_usable=[0.1])) == "No repair was measured."
+    assert conclusion(summary(lr_usable=[0.1, 0.12])).startswith("None of these repairs")
+    found = conclusion(summary(lr_usable=[0.1, 0.2, 1.0], horizon_loss=[1.0, 0.2, 0.5]))
+    assert found == (
+        "Most is bought by repair 1: 2 times the rate, loss 0.2 in place of 1. "
+        "The largest rate comes with repair 2: 10 times the rate, loss 0.5 in place of 1."
+    )
+    found = conclusion(summary(lr_usable=[nan, 0.2, nan], horizon_loss=[2.3, 0.2, 2.3]))
+    assert found == "Most is bought by repair 1: it learns, up to 0.2, loss 0.2 in place of 2.3."
+    found = conclusion(summary(lr_usable=[0.1, nan], horizon_loss=[2.3, nan]))
+    assert found.startswith("None of these repairs")
+
+
+def test_boundaries_are_told_as_they_were_found() -> None:
+    tree = summary(
+        lr_usable=[0.1, math.nan, 0.1],
+        lr_stable=[math.inf, math.nan, 0.3],
+        lr_stable_found=["above the range", "below the range", "unfinished"],
+    )
+    assert [(row.stable, row.usable) for row in rows(tree)] == [
+        ("any tried", "0.1"),
+        ("–", "nowhere"),
+        ("≈ 0.3", "0.1"),
+    ]
+
+
+def test_a_budget_leaves_out_what_does_not_fit_and_says_so() -> None:
+    tree = ns.check(build, batches(), optimizer="sgd", steps=STEPS, seeds=1, repair=["batch"], budget_seconds=1e-3)
+    as_it_is, left_out = rows(tree)
+    assert headline(tree).startswith("There was no time")
+    assert as_it_is.status == "measured" and as_it_is.lr_stable_found == "unfinished"
+    assert left_out.status == "left out"
+    assert "Left out for want of time: batch norm everywhere." in answer(tree)
+
+
+def test_report_is_one_page_from_the_tree_alone(tree: xr.DataTree, tmp_path: Any) -> None:
+    saved = ns.save(tree, tmp_path / "check.nc")
+    path = ns.report(tree, tmp_path / "page.html")
+    again = ns.report(saved, tmp_path / "again.html")
+    page = path.read_text()
+    made = re.compile(r"on \d+ \w+ \d+, [\d:]+ UTC")
+    assert made.sub("", page) == made.sub("", again.read_text())
+    assert page.count("<svg") == 1 + 6, "the rates side by side, and a picture of each variant that was measured"
+    assert "&lt;digits&gt;" in page and "<digits>" not in page
+    assert "http://" not in re.sub(r"http://(www\.w3|purl|creativecommons)\.org[\w/.#-]*", "", page) and "<script" not in page
+    for row in rows(tree):
+        assert row.title in page
+    with pytest.raises(ResultError, match="not of a check"):
+        ns.report(xr.DataTree(), tmp_path / "none.html")
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_repairs_are_parsed_by_name() -> None:
+    batch, both, several = repairs(["batch", "both", "warmup+batch+orthogonal"], steps=50)
+    assert (batch.parts, batch.warmup, batch.clip_norm, batch.changes_model) == (("batch",), 0, None, True)
+    assert (both.parts, both.warmup, both.clip_norm, both.changes_model) == (("warmup", "clipping"), 10, 1.0, False)
+    assert several.parts == ("orthogonal", "batch", "warmup")
+    assert several.title == "orthogonal init, batch norm everywhere, warmup over 10 steps"
+    assert set(DEFAULT_REPAIRS) <= set(REPAIRS)
+    with pytest.raises(InvalidConfig, match="unknown repair 'bach': did you mean 'batch'"):
+        repairs(["bach"], steps=50)
+    with pytest.raises(InvalidConfig, match="asks twice"):
+        repairs(["batch+final"], steps=50)
+
+
+@pytest.mark.parametrize("name", [name for name in REPAIRS if name not in ("zero_residual", "instance")])
+def test_every_repair_can_be_made(name: str) -> None:
+    (repair,) = repairs([name], steps=10)
+    model, batch = build(0), batches()[0]
+    with no_trace(model, batch):
+        changed = repair.applied_to(build, batch=batch, loss_fn=None)(0)
+        assert changed(batch[0]).shape == (32, 10)
+        weights = changed.state_dict()
+        same = all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+        assert same == (name not in ("xavier_uniform", "xavier_normal", "kaiming_normal", "orthogonal"))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, as it compiles
+def test_wrapped_models_are_measured_as_the_module_inside() -> None:
+    model = build(0)
+    assert eager(nn.DataParallel(model)) is model
+    assert eager(torch.compile(model)) is model
+    assert eager(nn.DataParallel(torch.compile(model))) is model
+    assert isinstance(eager(lambda: torch.compile(build(0)))(0), nn.Sequential)
+    inside = nn.Sequential(torch.compile(build(0)))
+    with pytest.raises(InvalidModel, match="module '0' is compiled"):
+        eager(inside)
+    compiled = build(0)
+    compiled.compile()
+    with pytest.raises(InvalidModel, match="the model is compiled"):
+        eager(compiled)
+
+
+class Words(nn.Module):
+    """Two inputs, dropout, attention; a mapping in, a loss out, as the transformers library has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.norm = nn.Embedding(20, 8), nn.LayerNorm(8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+        self.extra, self.head = nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, *, input_ids: torch.Tensor, extra: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+        x = self.norm(self.layer(self.words(input_ids))).mean(1) + self.extra(extra)
+        logits = self.head(x)
+        return {"loss": nn.functional.cross_entropy(logits.float(), labels), "logits": logits}
+
+
+def mappings(dtype: torch.dtype = torch.float32) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    labels = [torch.randint(4, (8,), generator=generator) for _ in range(6)]
+    return [
+        {
+            "input_ids": (y[:, None] * 5 + torch.randint(5, (8, 6), generator=generator)),
+            "extra": torch.randn(8, 3, generator=generator).to(dtype),
+            "labels": y,
+        }
+        for y in labels
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_mappings_several_inputs_dropout_attention_and_half_precision(dtype: torch.dtype) -> None:
+    tree = ns.check(
+        lambda: Words().to(dtype), mappings(dtype), optimizer="adamw", steps=6, seeds=1, repair=["final", "clipping"]
+    )
+    assert [row.status for row in rows(tree)] == ["measured"] * 3
+    assert tree.attrs["dtype"] == str(dtype).removeprefix("torch.")
+    assert "AdamW" not in answer(tree) and "adamw" in answer(tree)
+
+
+class Thing:
+    """A batch of a kind of its own."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.x, self.y = x, y
+
+
+def test_batches_of_any_kind_with_a_loss_of_ones_own() -> None:
+    things = [Thing(x, y) for x, y in batches()]
+    tree = ns.check(
+        build,
+        things,
+        optimizer="sgd",
+        steps=6,
+        seeds=1,
+        repair=["batch"],
+        loss_fn=lambda model, thing: nn.functional.cross_entropy(model(thing.x), thing.y),
+    )
+    assert [row.status for row in rows(tree)] == ["measured"] * 2
+
+
+def raising(after: int) -> Any:
+    yield from batches()[:after]
+    raise OSError("disk on fire")
+
+
+def endless() -> Any:
+    while True:
+        yield from batches()
+
+
+class NoGradient(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).detach()
+
+
+class OutOfMemory(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40.00 GiB")
+
+
+X = digits()[0][:32].flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "error", "message"),
+    [
+        (lambda: 3, batches, InvalidModel, "gave a int, not an nn.Module"),
+        (lambda a, b: mlp(), batches, InvalidModel, "build needs a, b"),
+        (lambda: 1 / 0, batches, InvalidModel, "build raised ZeroDivisionError"),
+        (build, list, InvalidBatch, "gives no batch"),
+        (build, lambda: batches()[:1], InvalidBatch, "one batch only"),
+        (build, lambda: raising(3), DataError, "raised OSError after 3 of them: disk on fire"),
+        (build, lambda: [(X[:, :5], torch.zeros(32).long())] * 3, InvalidBatch, "does not take this batch"),
+        (build, lambda: [(X, torch.full((32,), 10))] * 3, InvalidBatch, "labels must lie in 0 to 9"),
+        (NoGradient, batches, InvalidModel, "depends on no trainable parameter"),
+        (build, lambda: [(X * math.nan, torch.zeros(32).long())] * 3, InvalidBatch, "nan before any step"),
+        (lambda: OutOfMemory(64, 10), batches, NormscopeError, "out of memory"),
+        (build, lambda: 5, InvalidBatch, "batches is a int"),
+    ],
+)
+def test_bad_input_is_one_line(model: Any, data: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as raised:
+        ns.check(model, data(), optimizer="sgd", steps=6, seeds=1, repair=[])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_constant_loss_has_no_gradient_to_follow() -> None:
+    constant = lambda model, batch: 0 * model(batch[0]).sum() + 1  # noqa: E731
+    with pytest.raises(InvalidModel, match="gradient of the first batch is zero"):
+        ns.check(build, batches(), optimizer="sgd", steps=6, seeds=1, repair=[], loss_fn=constant)
+
+
+def test_batches_that_never_end_are_taken_as_far_as_needed() -> None:
+    tree = ns.check(build, endless(), optimizer="sgd", steps=6, seeds=1, repair=[])
+    assert tree.attrs["different_batches"] == 6
+    assert json.loads(tree["as_it_is/rates"].attrs["lr_range"])
