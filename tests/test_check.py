@@ -200,7 +200,10 @@ def test_report_is_one_page_from_the_tree_alone(tree: xr.DataTree, tmp_path: Any
     assert made.sub("", page) == made.sub("", again.read_text())
     assert page.count("<svg") == 1 + 6, "the rates side by side, and a picture of each variant that was measured"
     assert "&lt;digits&gt;" in page and "<digits>" not in page
-    assert "http://" not in re.sub(r"http://(www\.w3|purl|creativecommons)\.org[\w/.#-]*", "", page) and "<script" not in page
+    assert (
+        "http://" not in re.sub(r"http://(www\.w3|purl|creativecommons)\.org[\w/.#-]*", "", page)
+        and "<script" not in page
+    )
     for row in rows(tree):
         assert row.title in page
     with pytest.raises(ResultError, match="not of a check"):

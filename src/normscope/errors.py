@@ -36,6 +36,10 @@ class OutputError(NormscopeError):
     """A place that cannot be written: read-only, full, not a folder."""
 
 
+class Interrupted(NormscopeError):
+    """Ctrl-C, where nothing of what was done is kept."""
+
+
 def one_line(error: BaseException) -> str:
     """An exception's message on one line, cut after 300 characters; the name of its type where it has none."""
     text = " ".join(str(error).split())

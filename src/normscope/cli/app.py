@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from normscope.errors import NormscopeError, one_line
+from normscope.errors import Interrupted, NormscopeError, one_line
 from normscope.version import __version__
 
 FAILURE, INTERRUPTED = 2, 130
@@ -50,7 +50,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted: what is done is kept, run the same command to go on", INTERRUPTED)
     except NormscopeError as error:
-        _fail(str(error), FAILURE)
+        _fail(str(error), INTERRUPTED if isinstance(error, Interrupted) else FAILURE)
     except Exception as error:
         if isinstance(usage := getattr(error, "format_message", None), Callable):  # the parser's own usage errors
             _fail(f"{' '.join(str(usage()).split())} See normscope --help", FAILURE)

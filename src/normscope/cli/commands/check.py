@@ -8,7 +8,7 @@ import typer
 
 def command(
     target: Annotated[
-        str, typer.Argument(help="A model, or a function that builds one: package.module:name or file.py:name.")
+        str, typer.Argument(help="A model, or a function that builds one: file.py:name or package.module:name.")
     ],
     data: Annotated[
         str, typer.Option(help="digits, cifar10, random:3x32x32 (random inputs of that shape), or file.py:loader.")
@@ -16,12 +16,11 @@ def command(
     loss: Annotated[
         str | None,
         typer.Option(
-            help="mse, or file.py:loss_fn with loss_fn(model, batch); else cross-entropy, or the model's own .loss."
+            help="mse, or file.py:name of a loss_fn(model, batch); else cross-entropy or the model's own .loss."
         ),
     ] = None,
     optimizer: Annotated[
-        str,
-        typer.Option(help="sgd, momentum (SGD with 0.9), adam, adamw, or file.py:factory with factory(params, lr)."),
+        str, typer.Option(help="sgd, momentum (SGD with 0.9), adam, adamw, or file.py:name of a factory(params, lr).")
     ] = "momentum",
     batch_size: Annotated[
         int, typer.Option(min=1, help="Examples in a mini-batch of digits, cifar10 or random inputs.")
@@ -32,7 +31,8 @@ def command(
         list[str] | None,
         typer.Option(
             help="final, batch, group, layer, rms, instance, tanh, xavier_uniform, xavier_normal, kaiming_normal, "
-            "orthogonal, zero_residual, warmup, clipping, both; joined by + or given several times; none for no repair."
+            "orthogonal, zero_residual, warmup, clipping, both. Several at once: batch+warmup; several in turn: the "
+            "option again; none: no repair. By default final, batch, zero_residual and both."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto.")] = "auto",
@@ -40,9 +40,7 @@ def command(
         Path | None, typer.Option(help="Where CIFAR-10 lies; else NORMSCOPE_DATA, else it is downloaded.")
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Seconds: does what fits and says what was left out.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the report and the results; check/NAME by default.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for report and results; check/NAME if not given.")] = None,
 ) -> None:
     """Measure the learning rates that a network takes, say what limits them, and measure again with each repair."""
     from normscope.check.answer import answer
@@ -53,27 +51,33 @@ def command(
     from normscope.cli.batches import RANDOM_WARNING, batches_of, loss_of, optimizer_of
     from normscope.cli.target import load_target
     from normscope.device import usable_device
+    from normscope.errors import Interrupted
     from normscope.report.check import report
-    from normscope.results import ensure_writable, save
+    from normscope.results import save
 
     place = usable_device(device)
-    names = list(DEFAULT_REPAIRS) if repair is None else [r for r in repair if r != "none"]
+    names = list(DEFAULT_REPAIRS) if repair is None else [name for name in repair if name != "none"]
     repairs(names, steps=steps)  # a misspelled one is said before anything runs
     model = eager(load_target(target), device=place)
-    tree = check(
-        model,
-        batches_of(data, batch_size, data_dir=data_dir, num_outputs=lambda inputs: num_outputs(model, inputs)),
-        optimizer=optimizer_of(optimizer),
-        repair=names,
-        steps=steps,
-        seeds=seeds,
-        loss_fn=loss_of(loss),
-        budget_seconds=budget,
-        model=target.rpartition(":")[2],
-        data=data,
-        notes=[RANDOM_WARNING] if data.startswith("random:") else [],
-    )
-    folder = ensure_writable(out or Path("check") / target.rpartition(":")[2])
+    batches = batches_of(data, batch_size, data_dir=data_dir, num_outputs=lambda x: num_outputs(model, x))
+    try:
+        tree = check(
+            model,
+            batches,
+            optimizer=optimizer_of(optimizer),
+            repair=names,
+            steps=steps,
+            seeds=seeds,
+            loss_fn=loss_of(loss),
+            budget_seconds=budget,
+            model=target.rpartition(":")[2],
+            data=data,
+            notes=[RANDOM_WARNING] if data.startswith("random:") else [],
+        )
+    except KeyboardInterrupt as stop:
+        raise Interrupted("interrupted: nothing is kept; --budget SECONDS ends in time and keeps what it has") from stop
+    folder = out or Path("check") / target.rpartition(":")[2]
     save(tree, folder / "check.nc")
+    page = report(tree, folder / "report.html")
     print(answer(tree))
-    print(f"\nThe figures: {report(tree, folder / 'report.html')}")
+    print(f"\nAll figures and numbers: {page}")

@@ -9,7 +9,12 @@ from normscope.cli.claims import print_claims
 
 
 def command(folder: Annotated[Path, typer.Argument(help="A folder of results.")]) -> None:
-    """Make the report again from the results in a folder, without measuring anything."""
+    """Make the report again from the results in a folder, of `reproduce` or of `check`, without measuring anything."""
+    if (folder / "check.nc").is_file():
+        from normscope.report.check import report
+
+        print(report(folder / "check.nc", folder / "report.html"))
+        return
     from normscope.report.reproduction import report_reproduction
 
     path, claims = report_reproduction(folder)
