@@ -1,0 +1,217 @@
+"""`normscope check` and `normscope layers`: whole outputs as a new user sees them, and every failure as one line."""
+
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from normscope.check.answer import WIDTH
+from normscope.cli import main
+from normscope.cli.target import load_target
+from normscope.errors import InvalidConfig
+
+FILE = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+def net(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+model = net(0)
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = net(0)
+    def forward(self, x):
+        return self.body(x)
+
+def three(): return 3
+def needs(a, b): return net(0)
+def failing(): raise ValueError("no\\nweights")
+wide = lambda: nn.Linear(5, 10)
+
+g = torch.Generator().manual_seed(0)
+loader = [(torch.randn(8, 64, generator=g), torch.randint(10, (8,), generator=g)) for _ in range(6)]
+targets = [(x, torch.randn(8, 10, generator=g)) for x, _ in loader]
+def make_loader(): return torch.utils.data.DataLoader(list(zip(torch.cat([x for x, _ in loader]), torch.cat([y for _, y in loader]))), 8)
+def of_seed(seed):
+    yield from loader
+def endless():
+    while True:
+        yield from loader
+def broken():
+    yield loader[0]
+    raise OSError("gone")
+empty = []
+single = loader[:1]
+def refusing(): raise RuntimeError("no such table")
+def l1(model, batch): return (model(batch[0]) - batch[1]).abs().mean()
+def rmsprop(params, lr): return torch.optim.RMSprop(params, lr)
+def constant(model, batch): return 0 * model(batch[0]).sum() + 1
+"""
+
+QUICK = ["--steps", "6", "--seeds", "1", "--repair", "none"]
+
+
+@pytest.fixture
+def normscope(capsys, monkeypatch, tmp_path):
+    """Run the command line in a folder with one file of models and loaders: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NORMSCOPE_DATA", raising=False)
+    (tmp_path / "mine.py").write_text(FILE)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["normscope", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_check_answers_on_one_screen_and_writes_a_report(normscope, tmp_path) -> None:
+    code, out, _ = normscope(
+        "check", "mine.py:net", "--steps", "12", "--seeds", "1", "--repair", "batch", "--repair", "both"
+    )
+    lines = out.splitlines()
+    assert code == 0 and len(lines) <= 26 and max(map(len, lines)) <= WIDTH
+    assert lines[0] == "net on digits: 1,210 parameters, momentum, 12 steps, 1 seed"
+    assert any(line.startswith("What each repair would buy") for line in lines)
+    assert [line.split("  ")[1] for line in lines if line.startswith("  batch norm") or line.startswith("  warmup")]
+    assert lines[-1] == "All figures and numbers: check/net/report.html"
+    assert sorted(p.name for p in (tmp_path / "check" / "net").iterdir()) == ["check.nc", "report.html"]
+    assert normscope("report", "check/net")[:2] == (0, "check/net/report.html\n")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["mine.py:model", "--data", "mine.py:loader"],
+        ["mine.py:Net", "--data", "mine.py:make_loader"],
+        ["mine:net", "--data", "mine:of_seed", "--optimizer", "mine:rmsprop"],
+        ["mine.py:net", "--data", "mine.py:endless", "--optimizer", "adam"],
+        ["mine.py:net", "--data", "mine.py:targets", "--loss", "mse"],
+        ["mine.py:net", "--data", "mine.py:targets", "--loss", "mine.py:l1"],
+        ["mine.py:net", "--data", "random:1x8x8", "--batch-size", "4", "--device", "cpu"],
+    ],
+    ids=" ".join,
+)
+def test_every_kind_of_target_data_loss_and_optimizer(normscope, options: list[str]) -> None:
+    code, out, err = normscope("check", *options, *QUICK, "--out", "here")
+    assert code == 0, err
+    assert "No repair was measured." in out and out.endswith("here/report.html\n")
+    assert ("random:" in " ".join(options)) == ("Inputs and labels are random" in out)
+
+
+def test_a_budget_is_kept_and_what_was_left_out_is_said(normscope) -> None:
+    code, out, _ = normscope("check", "mine.py:net", "--steps", "6", "--seeds", "1", "--budget", "0.001")
+    assert code == 0 and "Left out for want of time:" in out
+
+
+def test_layers_are_listed_in_order(normscope) -> None:
+    code, out, _ = normscope("layers", "mine.py:Net")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()[1:3]] == [
+        ["1", "body.1", "Linear", "16", "×", "64"],
+        ["2", "body.3", "Linear", "10", "×", "16"],
+    ]
+    assert out.splitlines()[3] == "In the order of registration; with --data in the order of the calls."
+    code, out, _ = normscope("layers", "mine.py:net", "--data", "digits", "--batch-size", "4")
+    assert [line.split() for line in out.splitlines()[1:]] == [
+        ["1", "1", "Linear", "16", "×", "64", "4", "×", "16"],
+        ["2", "3", "Linear", "10", "×", "16", "4", "×", "10"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mine.py"], "target 'mine.py' names nothing: give package.module:name or file.py:name"),
+        (["other.py:net"], "target: there is no file other.py"),
+        (["mine.py:nett"], "target: mine.py has no 'nett': did you mean 'net'?"),
+        (["no_such_module:net"], "does not import: ModuleNotFoundError: No module named 'no_such_module'"),
+        (["mine.py:three"], "gave a int, not an nn.Module"),
+        (["mine.py:loader"], "the model is of type list"),
+        (["mine.py:needs"], "build needs a, b"),
+        (["mine.py:failing"], "build raised ValueError: no weights"),
+        (["mine.py:wide"], "does not take this batch"),
+        (["mine.py:net", "--data", "mine.py:empty"], "gives no batch"),
+        (["mine.py:net", "--data", "mine.py:single"], "one batch only"),
+        (["mine.py:net", "--data", "mine.py:broken"], "raised OSError after 1 of them: gone"),
+        (["mine.py:net", "--data", "mine.py:refusing"], "the loader raised RuntimeError: no such table"),
+        (["mine.py:net", "--data", "didgits"], "unknown --data 'didgits': did you mean 'digits'?"),
+        (["mine.py:net", "--data", "random:3xx"], "give the shape of one example"),
+        (["mine.py:net", "--data", "mine.py:targets"], "not integers: for regression give a loss_fn"),
+        (["mine.py:net", "--loss", "mine.py:constant"], "gradient of the first batch is zero everywhere"),
+        (["mine.py:net", "--loss", "huber"], "unknown --loss 'huber'"),
+        (["mine.py:net", "--loss", "mine.py:empty"], "a list is no function loss_fn(model, batch)"),
+        (["mine.py:net", "--optimizer", "sdg"], "unknown optimizer 'sdg': did you mean 'sgd'?"),
+        (["mine.py:net", "--repair", "bach"], "unknown repair 'bach': did you mean 'batch'?"),
+        (["mine.py:net", "--batch-size", "5000"], "batch_size is 5000"),
+        (["mine.py:net", "--device", "tpu9"], "no device 'tpu9' here"),
+        (["mine.py:net", "--budget", "-1"], "budget_seconds is -1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_writes_nothing(normscope, tmp_path, arguments: list[str], message: str) -> None:
+    quick = QUICK[: None if "--repair" not in arguments else -2]
+    code, out, err = normscope("check", *arguments, *quick)
+    lines = [line for line in err.splitlines() if not line.startswith("check: ")]
+    assert code == 2 and out == "" and len(lines) == 1
+    assert lines[0].startswith("normscope: ") and message in lines[0]
+    assert [p.name for p in tmp_path.iterdir() if p.name != "__pycache__"] == ["mine.py"]
+    assert (tmp_path / "mine.py").read_text() == FILE
+
+
+def test_an_interruption_says_that_nothing_is_kept(normscope, tmp_path) -> None:
+    (tmp_path / "stopped.py").write_text("def net():\n    raise KeyboardInterrupt\n")
+    code, _, err = normscope("check", "stopped.py:net", *QUICK)
+    assert code == 130 and err.splitlines()[-1].startswith("normscope: interrupted: nothing is kept")
+
+
+def test_targets_are_loaded_as_python_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "part.py").write_text("class A:\n    b = 5\n")
+    (tmp_path / "beside.py").write_text("value = 7\n")
+    (tmp_path / "random.py").write_text("from beside import value\nimport random as same\n")
+    before = list(sys.path)
+    assert load_target("package.part:A.b") == 5
+    assert load_target("random.py:value") == 7, "a file finds what lies beside it, and takes no module's name"
+    assert sys.path == before and sys.modules["random"].__name__ == "random"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nothing_of_the_kind", "ModuleNotFoundError: No module named 'nothing_of_the_kind'"),
+        ("def net(:", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit('usage: run me')", "SystemExit: usage: run me"),
+    ],
+)
+def test_a_target_that_does_not_import_says_why(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.py").write_text(textwrap.dedent(text))
+    with pytest.raises(InvalidConfig) as raised:
+        load_target(f"{tmp_path}/bad.py:net")
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_an_example_of_ours_is_found_wanting(capsys: Any) -> None:
+    import normscope as ns
+    from normscope.check.finding import as_findings
+
+    data = ns.load_data("digits")
+    build = load_target(str(Path(__file__).parents[1] / "examples" / "deep_cnn.py") + ":net")
+    tree = ns.diagnose(build, lambda seed: ns.batches(data, 16, seed=seed), optimizer="momentum", steps=10)
+    assert as_findings(tree["findings"].to_dataset())[0].name == "exploding"
