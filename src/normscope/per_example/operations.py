@@ -12,16 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normscope.per_example.layout import Examples
 from normscope.per_example.norms import wide
 from normscope.per_example.summands import Convolution, Summand, of_convolution, of_embedding, of_linear, of_rows
 
 Operands = Sequence[Tensor | None]
-
-
-class Front(Protocol):
-    """Brings a tensor into the form (examples, entries of each, *other dimensions)."""
-
-    def __call__(self, tensor: Tensor) -> Tensor: ...  # noqa: D102
 
 
 class Rule(Protocol):
@@ -31,8 +26,8 @@ class Rule(Protocol):
         """The gradient of the input, from delta = the gradient of the output."""
         ...
 
-    def summands(self, x: Tensor, operands: Operands, delta: Tensor, front: Front, dim: int) -> list[Summand | None]:
-        """What each operand's gradient is made of; `dim` is the examples' dimension of x."""
+    def summands(self, x: Tensor, operands: Operands, delta: Tensor, examples: Examples) -> list[Summand | None]:
+        """What each operand's gradient is made of."""
         ...
 
 
@@ -56,11 +51,11 @@ class Linear:
         assert weight is not None
         return (delta.to(weight.dtype) @ weight).to(x.dtype)
 
-    def summands(self, x: Tensor, operands: Operands, delta: Tensor, front: Front, dim: int) -> list[Summand | None]:
+    def summands(self, x: Tensor, operands: Operands, delta: Tensor, examples: Examples) -> list[Summand | None]:
         """Of weight and bias."""
         weight, bias = operands
         assert weight is not None
-        wide_x, wide_delta = (front(t.to(wide(weight.dtype))).flatten(1, -2) for t in (x, delta))
+        wide_x, wide_delta = (examples.to_front(t.to(wide(weight.dtype))).flatten(1, -2) for t in (x, delta))
         return [of_linear(wide_x, wide_delta), None if bias is None else of_rows(wide_delta.sum(1))]
 
 
@@ -77,13 +72,13 @@ class Convolve:
         delta, same = delta.to(weight.dtype), x.to(weight.dtype)
         return self.how.backward(delta, same, weight, 1, [True, False, False])[0].to(x.dtype)
 
-    def summands(self, x: Tensor, operands: Operands, delta: Tensor, front: Front, dim: int) -> list[Summand | None]:
+    def summands(self, x: Tensor, operands: Operands, delta: Tensor, examples: Examples) -> list[Summand | None]:
         """Of weight and bias."""
         weight, bias = operands
         assert weight is not None
-        ahead = front(x)
-        images_x, images_delta = (front(t).flatten(0, 1).to(wide(weight.dtype)) for t in (x, delta))
-        kernel = of_convolution(images_x, images_delta, weight.to(wide(weight.dtype)), self.how, len(ahead))
+        ahead = examples.to_front(x)
+        images_x, images_delta = (examples.to_front(t).flatten(0, 1).to(wide(weight.dtype)) for t in (x, delta))
+        kernel = of_convolution(images_x, images_delta, weight.to(wide(weight.dtype)), self.how, examples)
         if bias is None:
             return [kernel, None]
         over_positions = images_delta.sum(tuple(range(2, images_delta.ndim)))
@@ -100,11 +95,11 @@ class Embed:
         """Never asked for: tokens are integers."""
         raise NotImplementedError
 
-    def summands(self, x: Tensor, operands: Operands, delta: Tensor, front: Front, dim: int) -> list[Summand | None]:
+    def summands(self, x: Tensor, operands: Operands, delta: Tensor, examples: Examples) -> list[Summand | None]:
         """Of the table."""
         table = operands[0]
         assert table is not None
-        tokens, wide_delta = front(x).flatten(1), front(delta).flatten(1, -2)
+        tokens, wide_delta = examples.to_front(x).flatten(1), examples.to_front(delta).flatten(1, -2)
         return [of_embedding(tokens, wide_delta.to(wide(table.dtype)), len(table), self.padding_idx)]
 
 
@@ -130,15 +125,15 @@ class ScaleAndShift:
             normalized = self.normalize(leaf)
         return torch.autograd.grad(normalized, leaf, scaled.to(normalized.dtype))[0]
 
-    def summands(self, x: Tensor, operands: Operands, delta: Tensor, front: Front, dim: int) -> list[Summand | None]:
+    def summands(self, x: Tensor, operands: Operands, delta: Tensor, examples: Examples) -> list[Summand | None]:
         """Of weight and bias."""
         weight, bias = operands
         found: list[Summand | None] = [None, None]
         if weight is not None:
             normalized = x if self.normalize is None else self.normalize(x)
-            found[0] = self._summed(delta * normalized, weight, front, dim)
+            found[0] = self._summed(delta * normalized, weight, examples)
         if bias is not None:
-            found[1] = self._summed(delta, bias, front, dim)
+            found[1] = self._summed(delta, bias, examples)
         return found
 
     def _along(self, operand: Tensor, x: Tensor) -> Tensor:
@@ -146,13 +141,13 @@ class ScaleAndShift:
             return operand
         return operand.view(-1, *[1] * (x.ndim - 1 - self.channel_dim))
 
-    def _summed(self, terms: Tensor, operand: Tensor, front: Front, dim: int) -> Summand:
+    def _summed(self, terms: Tensor, operand: Tensor, examples: Examples) -> Summand:
         """Terms of x's shape, summed over all that the operand does not vary along, but for the examples."""
         along = self._along(operand, terms)
         sizes = [1] * (terms.ndim - along.ndim) + list(along.shape)
-        if sizes.pop(dim) != 1:
+        if sizes.pop(examples.layout.dim) != 1:
             raise RuntimeError("a parameter varies along the examples")
-        ahead = front(terms.to(wide(operand.dtype)))
+        ahead = examples.to_front(terms.to(wide(operand.dtype)))
         dims = [1] + [i + 2 for i, size in enumerate(sizes) if size == 1]
         return of_rows(ahead.sum(dims).reshape(len(ahead), *operand.shape))
 

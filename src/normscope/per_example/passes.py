@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from normscope.errors import DeviceError, NormscopeError
 from normscope.objective import LossFn, checked_loss, default_loss, readable_errors
 from normscope.per_example.examples import WithoutDropout, count_examples, take, two_examples
+from normscope.per_example.layout import Layout, layout_of
 from normscope.per_example.norms import Gradient, norm_of_each, wide
-from normscope.per_example.taps import Key, Layout, Taps, layout_of
+from normscope.per_example.taps import Key, Taps
 
 SMALL_SHARE = 1e-3
 """A parameter with less than this share of a gradient's norm is compared with the whole, not with itself."""

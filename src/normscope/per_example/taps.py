@@ -7,7 +7,6 @@ a gradient: so it is known for sure whether everything was heard, and nothing is
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from types import FunctionType
 from typing import Any
@@ -17,49 +16,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
+from normscope.per_example.layout import Examples, Layout
 from normscope.per_example.operations import COMPOSITES, OPERATIONS, Rule
 from normscope.per_example.summands import Summand, squared_norms_and_sum
 
 Key = tuple[Any, ...]
 """A function and the indices of the parameters it is called with: tells one kind of call from another."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the examples are in a tensor: along `dim`, `each` entries for every example, one example after the other;
-    or, where they are interleaved, one entry of every example after the other."""
-
-    dim: int
-    each: int
-    interleaved: bool = False
-
-    def fits(self, tensor: Tensor, num_examples: int) -> bool:
-        """Whether a tensor has room for as many examples here."""
-        return self.dim < tensor.ndim and tensor.shape[self.dim] == num_examples * self.each
-
-    def to_front(self, tensor: Tensor, num_examples: int) -> Tensor:
-        """(num_examples, each, *other dimensions)."""
-        sizes = (self.each, num_examples) if self.interleaved else (num_examples, self.each)
-        split = tensor.unflatten(self.dim, sizes)
-        if self.interleaved:
-            split = split.transpose(self.dim, self.dim + 1)
-        return split.movedim((self.dim, self.dim + 1), (0, 1))
-
-
-def layout_of(one: Tensor, two: Tensor) -> Layout | None:
-    """Where the examples are in an operation's input, from its input on one example (on the meta device where only its
-    shape is known) and its input on that one and another; None where they do not tell."""
-    if one.ndim != two.ndim:
-        return None
-    differ = [dim for dim in range(one.ndim) if one.shape[dim] != two.shape[dim]]
-    if len(differ) != 1 or two.shape[differ[0]] != 2 * one.shape[differ[0]]:
-        return None
-    dim, each = differ[0], one.shape[differ[0]]
-    if each == 1 or one.is_meta:
-        return Layout(dim, each) if each == 1 else None
-    first = two.unflatten(dim, (2, each)).select(dim, 0)
-    every_other = two.unflatten(dim, (each, 2)).select(dim + 1, 0)
-    return Layout(dim, each, interleaved=bool((every_other - one).abs().sum() < (first - one).abs().sum()))
 
 
 class Taps(TorchFunctionMode):
@@ -81,6 +43,7 @@ class Taps(TorchFunctionMode):
         self.num_examples = num_examples
         self.squared_norms: dict[int, Tensor] = {}
         self.sums: dict[int, Tensor] = {}
+        self.work_space: dict[Any, Any] = {}
         self._parameters = parameters
         self._layout = layout
         self._index: dict[Tensor, int] = {parameter: i for i, parameter in enumerate(parameters)}
@@ -167,8 +130,8 @@ class _Tapped(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
         x, *operands = ctx.saved_tensors
-        front = partial(ctx.layout.to_front, num_examples=ctx.taps.num_examples)
-        summands = ctx.rule.summands(x, operands, delta, front, ctx.layout.dim)
+        examples = Examples(ctx.layout, ctx.taps.num_examples, ctx.taps.work_space)
+        summands = ctx.rule.summands(x, operands, delta, examples)
         for index, summand in zip(ctx.indices, summands, strict=True):
             if index is not None:
                 ctx.taps.add(index, summand)
