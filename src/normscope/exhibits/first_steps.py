@@ -124,7 +124,7 @@ def _draw_run(ax: Axes, curves: xr.DataArray, color: str, label: str) -> None:
     finite = curves.where(np.isfinite(curves))
     for row in finite.values:
         ax.plot(updates, row, color=color, lw=0.7, alpha=0.6)
-    ax.plot(updates, finite.median("seed", skipna=False), color=color, lw=2, label=label)
+    ax.plot(updates, finite.median("seed", skipna=False), color=color, lw=2, marker=".", label=label)
     gone = updates[finite.isnull().any("seed")]
     if len(gone):
         top = ax.get_xaxis_transform()
