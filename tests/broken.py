@@ -281,6 +281,7 @@ CASES = [
     Case("unscaled inputs", "inputs", mlp, change=unscaled),
     Case("unscaled images", "inputs", lambda: net("plain8", init="kaiming_normal", width=8), IMAGE, change=unscaled),
     Case("one feature unscaled", "inputs", mlp, change=one_large_feature),
+    Case("tiny inputs", "inputs", mlp, change=lambda x, y: (1e-3 * x, y)),
     Case("summed loss", "summed", mlp, loss_fn=summed),
     Case("batch norm on batches of two", "batch_noise", bn_mlp, batch_size=2),
     Case("batch norm on pairs of images", "batch_noise", lambda: net("resnet14", norm="batch", width=8), IMAGE, 2),

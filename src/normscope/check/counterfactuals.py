@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from normscope.check.batch_tests import standardized
-from normscope.check.portrait import diverging_lr
+from normscope.check.portrait import CURVE_LRS, diverging_lr
 from normscope.check.signal import Signal
 from normscope.check.tries import Recipe
 from normscope.check.update_line import update_line
@@ -16,14 +16,14 @@ from normscope.errors import NormscopeError
 from normscope.untouched import untouched
 
 OUT_OF_SCALE = 10.0
-"""Inputs this much larger than 1, or than each other, and layers with this many times the median gain are suspected."""
+"""Inputs this much larger or smaller than 1, or larger than each other, and layers with this many times the median gain are suspected."""
 
 
 def diverging_with_scaled_inputs(model: nn.Module, batch: Any, recipe: Recipe, diverging: float, seed: int) -> float:
     """The rate at which one step diverges with every input feature standardized, over that with them as they are."""
     try:
         with update_line(model, standardized(batch), recipe, seed=seed) as line:
-            return diverging_lr(line) / diverging
+            return diverging_lr(line) / min(diverging, float(CURVE_LRS[-1]))
     except NormscopeError:
         return float("nan")
 

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from normscope.check.batch_tests import coupling, extensivity, feature_imbalance, input_scale
+from normscope.check.batch_tests import coupling, extensivity, feature_imbalance, input_scale, standardized
 from normscope.check.counterfactuals import (
     OUT_OF_SCALE,
     diverging_with_scaled_inputs,
@@ -65,6 +65,7 @@ def measure_evidence(
     later = silent_later(model, batches, settled * TRIAL_SHARES[0] if lr is None else lr, recipe, seed)
     tried = short_descents(model, batches, [settled * s for s in TRIAL_SHARES] if lr is None else [lr], recipe, seed)
     scale, imbalance = input_scale(first), feature_imbalance(first)
+    suspected = max(scale, 1 / max(scale, 1e-30), imbalance) > OUT_OF_SCALE
     resized, resized_gain = diverging_without_outsized_layer(model, first, seen, recipe, diverging, seed)
     sequence, forward, backward = longest_growth(seen)
     rows = gradients["gradient"].values
@@ -94,10 +95,14 @@ def measure_evidence(
             "feature_imbalance": ((), imbalance, "largest over median size of the input features", "1"),
             "scaling_gain": (
                 (),
-                diverging_with_scaled_inputs(model, first, recipe, diverging, seed)
-                if scale > OUT_OF_SCALE or imbalance > OUT_OF_SCALE
-                else np.nan,
+                diverging_with_scaled_inputs(model, first, recipe, diverging, seed) if suspected else np.nan,
                 "diverging rate with scaled inputs over that without",
+                "1",
+            ),
+            "scaled_spread": (
+                (),
+                _spread(model, standardized(first)) if suspected else np.nan,
+                "spread of the outputs with scaled inputs",
                 "1",
             ),
             "resized_layer": ((), resized, "layer of the outsized gain", "1"),
@@ -171,8 +176,8 @@ def short_descents(model: nn.Module, batches: Sequence[Any], lrs: Sequence[float
 def is_softmax(rows: np.ndarray) -> bool:
     """Whether an output's gradient is that of a softmax: the entries of each example, of which there are several, sum
     to zero."""
-    sizes = np.abs(rows).sum(1)
-    return rows.shape[1] > 1 and bool((np.abs(rows.sum(1)) <= 1e-3 * sizes + 1e-12).all()) and bool(sizes.any())
+    largest = np.abs(rows).sum(1).max(initial=0)
+    return rows.shape[1] > 1 and bool(largest > 0 and (np.abs(rows.sum(1)) <= 1e-3 * largest).all())
 
 
 def _constant_loss(model: nn.Module, batches: Sequence[Any], recipe: Recipe, seed: int) -> float:

@@ -61,6 +61,10 @@ def curvature(evidence: xr.Dataset) -> Finding:
         sentence = (
             f"No single step makes the loss diverge, however long: what limits the rates builds up over steps.{sharp}"
         )
+    elif bool(evidence["overflows"]):
+        sentence = (
+            f"A single step overflows at rate {number(diverging)}, and no shorter one makes the loss explode.{sharp}"
+        )
     else:
         sentence = (
             f"Beyond the stable rates steps overshoot: at rate {number(diverging)} a single one diverges, and on the "

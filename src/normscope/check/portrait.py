@@ -40,6 +40,7 @@ def portrait(model: nn.Module, batch: Any, *, recipe: Recipe, seed: int = 0) -> 
     with update_line(model, batch, recipe, seed=seed) as line:
         curve = line.relative_loss(CURVE_LRS.tolist())
         steep_from, diverging = (refined_crossing(line, curve, level) for level in (STEEP_FROM, STEEP_TO))
+        overflows = bool(np.isfinite(diverging) and not np.isfinite(line.relative_loss([diverging])[0]))
         walked = diverging if np.isfinite(diverging) else float(CURVE_LRS[-1])
         sizes = [sizes_at(line, model, walked * fraction) for fraction in FRACTIONS]
     names = list(sizes[0])
@@ -56,7 +57,13 @@ def portrait(model: nn.Module, batch: Any, *, recipe: Recipe, seed: int = 0) -> 
             "start_loss": ((), line.loss, "loss before any step", "nat"),
             "lowest_lr": ((), lowest_step_size(CURVE_LRS, curve), "rate of the lowest loss after one step", "1"),
             "diverging_lr": ((), diverging, "rate at which one step passes 10³", "1"),
-            "steepness": ((), steepness(steep_from, diverging), "power of the rate by which the loss rises", "1"),
+            "steepness": (
+                (),
+                0.0 if overflows else steepness(steep_from, diverging),
+                "power of the rate by which the loss rises",
+                "1",
+            ),
+            "overflows": ((), overflows, "the step that diverges overflows", "1"),
             "walked_lr": ((), walked, "rate of the step along which sizes are taken", "1"),
             "amplification": ((), line.amplification, "settled update over the first", "1"),
         },
