@@ -3,7 +3,7 @@
 With δ = ∂loss/∂output, example b and positions p (tokens, pixels), the gradient of a weight is
 
     linear        Σ_b Σ_p δ_bp x_bpᵀ            convolution   the same, x_bp being the patch that p sees
-    embedding     Σ_b Σ_p δ_bp onehot(token_bp)ᵀ    scale and shift  Σ_b Σ_p δ_bp x_bp  and  Σ_b Σ_p δ_bp
+    embedding     Σ_b Σ_p onehot(token_bp) δ_bpᵀ    scale and shift  Σ_b Σ_p δ_bp x_bp  and  Σ_b Σ_p δ_bp
 
 and a `Summand` gives the terms of Σ_b, a few examples at a time so that they never lie in memory all at once.
 """

@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from normscope.per_example.layout import Examples, Layout
-from normscope.per_example.operations import COMPOSITES, OPERATIONS, Rule
+from normscope.per_example.operations import COMPOSITES, OPERATIONS
+from normscope.per_example.rules import Rule
 from normscope.per_example.summands import Summand, squared_norms_and_sum
 
 Key = tuple[Any, ...]
