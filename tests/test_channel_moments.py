@@ -198,6 +198,31 @@ def test_what_cannot_be_measured_is_said_in_one_line(model, layers, error, messa
     assert "\n" not in str(caught.value)
 
 
+def peak_bytes(work):
+    """The most memory that torch has given out at once while `work` ran."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return int(np.cumsum([change for _, change in changes]).max())
+
+
+def test_no_output_is_kept_beside_the_forward_pass():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *[nn.Conv2d(8, 8, 3, padding=1, bias=False) for _ in range(9)], nn.Flatten(), nn.Linear(8 * 32 * 32, 4)
+    )
+    batch = torch.randn(16, 8, 32, 32), torch.arange(16) % 4
+
+    def bare():
+        with torch.no_grad():
+            F.cross_entropy(model(batch[0]), batch[1])
+
+    copies = sum(4 * p.numel() for p in model.parameters())
+    output = 4 * batch[0].numel()
+    assert peak_bytes(lambda: channel_moments(model, batch)) <= peak_bytes(bare) + copies + 0.5 * output
+
+
 def test_the_shape_of_the_answer_does_not_depend_on_the_memory_format():
     entry = by_name("batch_norm")
     model, (images, labels) = entry.build(0), entry.batch(0)

@@ -7,7 +7,7 @@ For every watched call with output y (examples b, positions p, channels c)
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -47,29 +47,29 @@ def moments(output: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def start_moments(output: Tensor, dim: int) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Read the output now, as it may change in place, and give its `moments` when called.
+    """Read the output now, as it may change in place, and give its `moments` when called; without gradients.
 
     What is not needed at once waits: small operations are slow between two layers that have swept the caches.
     """
     if output.device.type != "cpu":
         rows = output.movedim(dim, -1).reshape(-1, output.shape[dim])
         variance, mean = torch.var_mean(rows.double(), dim=0, correction=0)
-        return lambda: (mean, variance)
+        return _done((mean, variance))
     table, shape = _as_table(output, dim)
     if output.dtype != torch.float64:
-        sums = channel_sums(table, shape)
-        examples = output.numel() // output.shape[dim]
-        # n·(E x² − (1 + 1/shift²)(E x)²), which is positive where the variance is large enough beside the mean.
-        lowest, highest = torch.addcmul(sums[1], sums[0], sums[0], value=-(1 + LARGEST_SHIFT**-2) / examples).aminmax()
-        if SMALLEST_VARIANCE * examples < lowest.item() and highest.item() < math.inf:
-            return lambda: _from_sums(sums, examples)
-    exact = exact_moments(table, shape)
-    return lambda: exact
+        sums, squares = column_sums(table)
+        if _trusted(sums, squares, shape, examples=output.numel() // output.shape[dim]):
+            finish = partial(_pooled, sums, squares, shape, len(table))  # holds the sums, not the output
+            return finish if table.shape[1] <= COLUMNS else _done(finish())
+    return _done(exact_moments(table, shape))
 
 
-def channel_sums(table: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Σ x and Σ x² of each channel, (2, channels) in float64, from a table of (rows, columns) whose columns are of
-    `shape` (outer, channels, inner): those of each column in float32."""
+def _done(moments: tuple[Tensor, Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
+    return lambda: moments
+
+
+def column_sums(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ x and Σ x² of each column of (rows, columns), in float32, in one pass."""
     rows, columns = table.shape
     zeros, ones, weight = _constants(rows, columns)
     if table.dtype != torch.float32:
@@ -77,7 +77,19 @@ def channel_sums(table: Tensor, shape: tuple[int, int, int]) -> Tensor:
     # Layer norm's backward pass with input and output gradient x, mean 0 and scale 1: its weight gets Σ x·x, its bias
     # Σ x, column by column. It is the one kernel of torch that reads x once for both.
     _, squares, sums = _LAYER_NORM_BACKWARD(table, table, [columns], zeros, ones, weight, weight, [False, True, True])
-    return torch.stack((sums, squares)).view(2, *shape).sum((1, 3), dtype=torch.float64)
+    return sums, squares
+
+
+def _trusted(sums: Tensor, squares: Tensor, shape: tuple[int, int, int], examples: int) -> bool:
+    """Whether every channel is finite, has a |mean| below `LARGEST_SHIFT` standard deviations, and is not too small."""
+    total, square = sums.view(shape).sum((0, 2)), squares.view(shape).sum((0, 2))
+    lowest, highest = torch.addcmul(square, total, total, value=-(1 + LARGEST_SHIFT**-2) / examples).aminmax()
+    return SMALLEST_VARIANCE * examples < lowest.item() and highest.item() < math.inf
+
+
+def _pooled(sums: Tensor, squares: Tensor, shape: tuple[int, int, int], rows: int) -> tuple[Tensor, Tensor]:
+    mean, square = (t.view(shape).double().mean((0, 2)) / rows for t in (sums, squares))
+    return mean, square - mean.square()
 
 
 def exact_moments(table: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
@@ -92,11 +104,6 @@ def exact_moments(table: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, T
     mean = (share * means).sum((0, 1, 3))
     variance = (share * (variances + (means - mean[:, None]).square())).sum((0, 1, 3))
     return mean, variance
-
-
-def _from_sums(sums: Tensor, examples: int) -> tuple[Tensor, Tensor]:
-    mean, square = sums / examples
-    return mean, square - mean.square()
 
 
 def _as_table(output: Tensor, dim: int) -> tuple[Tensor, tuple[int, int, int]]:
@@ -160,7 +167,7 @@ def channel_moments(
 
     def on_call(name: str, module: nn.Module, output: Tensor) -> None:
         names.append(name)
-        started.append(start_moments(output.detach(), channel_dim(module, output)))
+        started.append(start_moments(output, channel_dim(module, output)))
 
     with untouched(model), torch.no_grad(), watch(model, on_call, layers):
         model.train()
