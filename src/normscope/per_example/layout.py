@@ -15,10 +15,6 @@ class Layout:
     each: int
     interleaved: bool = False
 
-    def fits(self, tensor: Tensor, num_examples: int) -> bool:
-        """Whether a tensor has room for as many examples here."""
-        return self.dim < tensor.ndim and tensor.shape[self.dim] == num_examples * self.each
-
     def to_front(self, tensor: Tensor, num_examples: int) -> Tensor:
         """(num_examples, each, *other dimensions)."""
         sizes = (self.each, num_examples) if self.interleaved else (num_examples, self.each)
@@ -28,20 +24,20 @@ class Layout:
         return split.movedim((self.dim, self.dim + 1), (0, 1))
 
 
-def layout_of(one: Tensor, two: Tensor) -> Layout | None:
-    """Where the examples are in an operation's input, from its input on one example (on the meta device where only its
-    shape is known) and its input on that one and another; None where they do not tell."""
-    if one.ndim != two.ndim:
+def layout_of(one: Tensor, tensor: Tensor, num_examples: int, place: int) -> Layout | None:
+    """Where the examples are in an operation's input, from what it is on the single example `place` (on the meta device
+    where only its shape is known) and on the batch; None where these do not tell."""
+    if one.ndim != tensor.ndim:
         return None
-    differ = [dim for dim in range(one.ndim) if one.shape[dim] != two.shape[dim]]
-    if len(differ) != 1 or two.shape[differ[0]] != 2 * one.shape[differ[0]]:
+    differ = [dim for dim in range(one.ndim) if one.shape[dim] != tensor.shape[dim]]
+    if len(differ) != 1 or tensor.shape[differ[0]] != num_examples * one.shape[differ[0]]:
         return None
     dim, each = differ[0], one.shape[differ[0]]
     if each == 1 or one.is_meta:
         return Layout(dim, each) if each == 1 else None
-    first = two.unflatten(dim, (2, each)).select(dim, 0)
-    every_other = two.unflatten(dim, (each, 2)).select(dim + 1, 0)
-    return Layout(dim, each, interleaved=bool((every_other - one).abs().sum() < (first - one).abs().sum()))
+    in_a_row = tensor.unflatten(dim, (num_examples, each)).select(dim, place)
+    interleaved = tensor.unflatten(dim, (each, num_examples)).select(dim + 1, place)
+    return Layout(dim, each, bool((interleaved - one).abs().sum() < (in_a_row - one).abs().sum()))
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,25 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def norm_dtype(tensor: Tensor) -> torch.dtype:
+    """What a norm is taken in first: on a GPU float64 costs nothing more."""
+    return torch.float64 if tensor.is_cuda else wide(tensor.dtype)
+
+
 def norms_of(rows: Tensor) -> Tensor:
     """Euclidean norm over the last dimension, in float64, finite wherever the rows are."""
-    dtype = torch.float64 if rows.is_cuda else wide(rows.dtype)
-    norms = torch.linalg.vector_norm(rows, dim=-1, dtype=dtype)
+    norms = torch.linalg.vector_norm(rows, dim=-1, dtype=norm_dtype(rows))
     if are_safe(norms):
         return norms.double()
-    unsafe = ~((norms > SMALLEST_SAFE_NORM) & (norms < torch.inf))
+    again = unsafe(norms)
     norms = norms.double()
-    norms[unsafe] = torch.linalg.vector_norm(rows[unsafe].double(), dim=-1)
+    norms[again] = torch.linalg.vector_norm(rows[again].double(), dim=-1)
     return norms
+
+
+def unsafe(norms: Tensor) -> Tensor:
+    """Where squares behind these float32 norms left the range of their precision (or are all zero)."""
+    return ~((norms > SMALLEST_SAFE_NORM) & (norms < torch.inf))
 
 
 def are_safe(norms: Tensor) -> bool:
@@ -40,6 +49,5 @@ def norm_of_each(parts: Gradient) -> Tensor:
     norms = torch.stack(torch._foreach_norm([part.to(wide(part.dtype)) for part in parts]))  # pyright: ignore
     if are_safe(norms):
         return norms.double()
-    safe = ((norms > SMALLEST_SAFE_NORM) & (norms < torch.inf)).tolist()
-    each = zip(parts, norms.double(), safe, strict=True)
-    return torch.stack([norm if is_safe else part.double().norm() for part, norm, is_safe in each])
+    each = zip(parts, norms.double(), unsafe(norms).tolist(), strict=True)
+    return torch.stack([part.double().norm() if again else norm for part, norm, again in each])

@@ -92,49 +92,47 @@ class _Passes:
         self._two = take(batch, self._chosen)
         self._parameters = trainable(model)
         self._limit = tolerance(self._parameters)
-        self._losses: list[Tensor] = []
         self._singles: list[Gradient] = []
         self._keys: list[Key] = []
         self._inputs: list[Tensor] = []
-        self._layouts: list[Layout | None] = []
         self.is_random = False
 
     def take_two_alone(self) -> bool:
-        """Take two examples alone and note the operations on parameters; then find, in a forward pass over both, where
-        these have their examples. False where the loss cannot be computed on one example, but can on two."""
+        """Take two examples alone, and note the operations on parameters of the first. False where the loss cannot be
+        computed on one example, but can on two."""
         torch.manual_seed(self._seed)
-        before, quiet, done = torch.get_rng_state(), WithoutDropout(), True
+        before, quiet = torch.get_rng_state(), WithoutDropout()
         with quiet:
             try:
                 for i in self._chosen:
                     with nullcontext() if self._singles else Taps(self._parameters, self._note, 1), readable_errors():
                         loss = (self._loss_fn or default_loss)(self._model, take(self._batch, [i]))
-                    self._losses.append(loss.detach().double().reshape(()))
                     self._singles.append(gradient(loss, self._parameters))
             except DeviceError:
                 raise
             except (RuntimeError, NormscopeError):
-                done = False
-            with torch.no_grad(), Taps(self._parameters, self._find, 2):
-                self._loss_of_two = self._loss(self._two).detach().double()
+                with torch.no_grad():
+                    self._loss(self._two)  # raises where a single example is not all that is wrong
         self.is_random = quiet.met or not torch.equal(before, torch.get_rng_state())
-        if done:
-            self._norms = torch.stack([norm_of_each(single) for single in self._singles], 1)
-        return done
+        if len(self._singles) < 2:
+            return False
+        self._norms = torch.stack([norm_of_each(single) for single in self._singles], 1)
+        return True
 
     def listen(self) -> PerExample | None:
         """One pass over the whole batch; None where that does not do, or what it gives for the two examples is
         wrong."""
-        if None in self._layouts or len(self._layouts) < len(self._keys) or not self._losses_add_up():
+        noted = {index for _, *indices in self._keys for index in indices}
+        if any(i not in noted and bool(norm != 0) for i, norm in enumerate(self._norms[:, 0])):
             return None
         if self.is_random:  # the masks are not those of the single passes: the test is made without dropout
             with WithoutDropout():
-                heard = self._heard(self._two, 2)
+                heard = self._heard(self._two, 2, 0)
             error, is_sum = (0.0, False) if heard is None else self._distance_of_norms(heard[0].sqrt(), 2)
             if heard is None or error > self._limit:
                 return None
         torch.manual_seed(self._seed)
-        heard = self._heard(self._batch, self._size)
+        heard = self._heard(self._batch, self._size, self._chosen[0])
         if heard is None:
             return None
         squares, sums = heard
@@ -156,6 +154,7 @@ class _Passes:
         if error > self._limit:
             return PerExample(False, error, self.is_random)
         torch.manual_seed(self._seed)
+        together = gradient(self._loss(self._batch), self._parameters)
         squares, total = [], [torch.zeros_like(each) for each in together]
         for i in range(self._size):
             with readable_errors():
@@ -165,7 +164,6 @@ class _Passes:
             total = [so_far + part for so_far, part in zip(total, single, strict=True)]
         squared_norms = torch.stack(squares, 1)
         if not self.is_random:
-            together = gradient(self._loss(self._batch), self._parameters)
             error, sums_too = _distance(together, total, squared_norms.sqrt())
             if error > self._limit or sums_too != is_sum:
                 return PerExample(False, error, False)
@@ -179,26 +177,17 @@ class _Passes:
         # What follows may change it in place. Where the first dimension is 1, only the shape can be asked for.
         self._inputs.append(x.detach().clone() if x.ndim and x.shape[0] > 1 else x.new_empty(x.shape, device="meta"))
 
-    def _find(self, key: Key, x: Tensor) -> None:
-        i = len(self._layouts)
-        known = i < len(self._keys) and self._keys[i] == key
-        self._layouts.append(layout_of(self._inputs[i], x) if known else None)
-
-    def _losses_add_up(self) -> bool:
-        single = torch.stack(self._losses)
-        allowed = self._limit * single.abs().max()
-        return not bool(((self._loss_of_two - torch.stack([single.mean(), single.sum()])).abs() > allowed).all())
-
-    def _heard(self, batch: Any, size: int) -> tuple[Tensor, Gradient] | None:
-        """Squared norms (parameters, examples) of what each example adds to the gradient, and the gradient; None
-        where not all that concerns the parameters was heard, or not what was noted before."""
-        expected = iter(zip(self._keys, self._layouts, strict=True))
+    def _heard(self, batch: Any, size: int, place: int) -> tuple[Tensor, Gradient] | None:
+        """Squared norms (parameters, examples) of what each example adds to the gradient, and the gradient; None where
+        not all that concerns the parameters was heard, or not what was noted of the example at `place`."""
+        expected = iter(zip(self._keys, self._inputs, strict=True))
         as_expected = True
 
         def layout(key: Key, x: Tensor) -> Layout | None:
             nonlocal as_expected
-            known, found = next(expected, (None, None))
-            as_expected = as_expected and known == key and found is not None and found.fits(x, size)
+            known, one = next(expected, (None, None))
+            found = layout_of(one, x, size, place) if one is not None and known == key else None
+            as_expected = as_expected and found is not None
             return found if as_expected else None
 
         taps = Taps(self._parameters, layout, size)

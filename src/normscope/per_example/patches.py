@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from normscope.per_example.norms import norms_of
+from normscope.per_example.norms import norm_dtype
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ class Patches:
         self._ones = torch.ones(prod(rows), 1, kept, **made_of)
 
     def norms_and_sum(self, x: Tensor, delta: Tensor, each: int) -> tuple[Tensor, Tensor]:
-        """Norms (kernel's rows, examples) of the examples' terms, in float64, and the sum of these (kernel's rows, 1,
-        out channels, width), from x (images, *positions, channels) and delta (images, out channels, positions), where
-        each example has `each` images and `kept` is a multiple of that."""
+        """Norms (kernel's rows, examples) of the examples' terms, which may have overflown (`norms.are_safe`), and the
+        sum of these (kernel's rows, 1, out channels, width), from x (images, *positions, channels) and delta (images,
+        out channels, positions), where each example has `each` images and `kept` is a multiple of that."""
         images, kept = self._shape[0], self.terms.shape[1]
         norms, total = [], torch.zeros_like(self.terms[:, :1]).flatten(2)
         for some_x, some_delta in zip(x.split(kept), delta.split(kept), strict=True):
@@ -130,7 +130,7 @@ class Patches:
                 self.fill(few_x, few_delta, room)
             found = self.terms[:, : some_x.shape[0]]
             found = (found if each == 1 else found.unflatten(1, (-1, each)).sum(2)).flatten(2)
-            norms.append(norms_of(found))
+            norms.append(torch.linalg.vector_norm(found, dim=-1, dtype=norm_dtype(found)))
             total.baddbmm_(self._ones[..., : found.shape[1]], found)  # a sum over images, faster than .sum(1)
         return torch.cat(norms, 1), total.unflatten(2, self.terms.shape[2:])
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from normscope.per_example.layout import Examples
-from normscope.per_example.norms import norms_of
+from normscope.per_example.norms import are_safe, norms_of, unsafe
 from normscope.per_example.patches import Convolution, Patches, PatchSize
 
 CHUNK_BYTES = {"cpu": 13 * 2**16, "cuda": 2**28}
@@ -118,24 +118,37 @@ def of_convolution(x: Tensor, delta: Tensor, weight: Tensor, how: Convolution, e
     size = PatchSize.of(x, delta, how)
     flat_delta = delta.movedim(1, -1).flatten(1, -2).transpose(1, 2)
 
+    def rows_of(some_x: Tensor, some_delta: Tensor) -> Tensor:
+        patches = Patches(size, some_x.shape[0], some_x.shape[0])
+        patches.fill(some_x.movedim(1, -1), some_delta, patches.terms.unbind())
+        return size.in_kernel_shape(patches.terms.unflatten(1, (-1, each)).sum(2))
+
     def rows(low: int, high: int) -> Tensor:
         some = slice(low * each, high * each)
-        patches = Patches(size, (high - low) * each, (high - low) * each)
-        patches.fill(x[some].movedim(1, -1), flat_delta[some], patches.terms.unbind())
-        return size.in_kernel_shape(patches.terms.unflatten(1, (high - low, each)).sum(2))
+        return rows_of(x[some], flat_delta[some])
 
     def closed_form() -> tuple[Tensor, Tensor]:
-        key = (size, examples.count)
-        if key not in examples.work_space:
-            space = CHUNK_BYTES.get(x.device.type, CHUNK_BYTES["cpu"])
-            kept = max(1, space // size.bytes_of_terms)
-            step = evenly(x.shape[0], min(kept, space // size.bytes_of_patches))
-            kept = max(step, kept // step * step) if each == 1 else each * max(1, kept // each)
-            examples.work_space[key] = Patches(size, step, min(kept, x.shape[0]))
-        norms, total = examples.work_space[key].norms_and_sum(x.movedim(1, -1), flat_delta, each)
-        return norms.square().sum(0), size.in_kernel_shape(total)[0]
+        norms, total = work_space(size, x.shape[0], each, examples).norms_and_sum(x.movedim(1, -1), flat_delta, each)
+        squares = norms.double().square().sum(0)
+        if not are_safe(norms):
+            for some in unsafe(norms).any(0).nonzero().flatten().split(8):
+                apart = [tensor.unflatten(0, (-1, each))[some].flatten(0, 1) for tensor in (x, flat_delta)]
+                squares[some] = norms_of(rows_of(*apart).flatten(1)).square()
+        return squares, size.in_kernel_shape(total)[0]
 
     return Summand(rows, each * (size.bytes_of_patches + size.bytes_of_terms), closed_form)
+
+
+def work_space(size: PatchSize, images: int, each: int, examples: Examples) -> Patches:
+    """Room for as many patches and terms as fit, which layers of the same shape share."""
+    key = (size, images)
+    if key not in examples.work_space:
+        space = CHUNK_BYTES.get(size.device.type, CHUNK_BYTES["cpu"])
+        kept = max(1, space // size.bytes_of_terms)
+        step = evenly(images, min(kept, space // size.bytes_of_patches))
+        kept = max(step, kept // step * step) if each == 1 else each * max(1, kept // each)
+        examples.work_space[key] = Patches(size, step, min(kept, images))
+    return examples.work_space[key]
 
 
 def evenly(count: int, most: int) -> int:
