@@ -1,4 +1,4 @@
-"""What do the exact squared gradient norms of 128 examples cost beside one forward and backward pass, and are they right?
+"""What do exact squared gradient norms of 128 examples cost beside one forward and backward pass, and are they right?
 
 The floor is one forward and backward pass with every parameter's gradient, on ResNet-20 and ResNet-56 without
 normalization. "gradient_noise" is the whole probe, its test of decoupling included. Beside it stand the squared norms

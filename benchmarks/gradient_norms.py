@@ -1,4 +1,4 @@
-"""What do the gradient norms of all weights and activations cost beside one forward and backward pass, and are they right?
+"""What do gradient norms of all weights and activations cost beside one forward and backward pass, and are they right?
 
 The floor is one forward and backward pass with every parameter's gradient, on 128 images. "Kept, then measured" is what
 one writes first: every output's gradient is kept by `retain_grad` until the end. Quality: the largest relative distance

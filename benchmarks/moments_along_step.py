@@ -11,14 +11,14 @@ Typical output, on a machine busy with other work, so that processor time is wha
     torch 2.13.0+cpu, 1 threads, Intel(R) Xeon(R) Processor
                                         seconds    wall     (quartiles)  processor     (quartiles)
     resnet20, none, 32 x 32: bare passes   25.091   1.000   (1.000 1.000)      1.000   (1.000 1.000)
-        three layers                     10.455   1.046   (0.731 1.284)      1.071   (1.047 1.089)           error 8.9e-07
-        all layers                       39.171   1.332   (1.260 8.190)      1.319   (1.292 1.436)           error 3.6e-06
+        three layers                     10.455   1.046   (0.731 1.284)      1.071   (1.047 1.089)  error 8.9e-07
+        all layers                       39.171   1.332   (1.260 8.190)      1.319   (1.292 1.436)  error 3.6e-06
     resnet20, batch, 32 x 32: bare passes   44.870   1.000   (1.000 1.000)      1.000   (1.000 1.000)
-        three layers                     46.863   1.044   (0.955 1.146)      1.060   (1.058 1.078)           error 2.7e-05
-        all layers                       42.905   0.956   (0.772 1.070)      1.212   (1.194 1.223)           error 3.1e-05
+        three layers                     46.863   1.044   (0.955 1.146)      1.060   (1.058 1.078)  error 2.7e-05
+        all layers                       42.905   0.956   (0.772 1.070)      1.212   (1.194 1.223)  error 3.1e-05
     resnet110, none, 8 x 8: bare passes   11.758   1.000   (1.000 1.000)      1.000   (1.000 1.000)
-        three layers                     13.950   1.152   (0.906 1.421)      1.174   (1.161 1.223)           error 1.9e-05
-        all layers                       39.742   1.879   (1.869 4.162)      1.977   (1.853 2.001)           error 3.6e-05
+        three layers                     13.950   1.152   (0.906 1.421)      1.174   (1.161 1.223)  error 1.9e-05
+        all layers                       39.742   1.879   (1.869 4.162)      1.977   (1.853 2.001)  error 3.6e-05
 """
 
 from collections.abc import Iterator, Mapping

@@ -11,13 +11,13 @@ Typical output, on a machine busy with other work, so that processor time is wha
     torch 2.13.0+cpu, 1 threads, Intel(R) Xeon(R) Processor
                                         seconds    wall     (quartiles)  processor     (quartiles)
     resnet20, none, 32 x 32: bare passes    0.674   1.000   (1.000 1.000)      1.000   (1.000 1.000)
-        output_gradients                  0.637   0.962   (0.896 1.018)      1.000   (0.924 1.044)           error 5.5e-08
+        output_gradients                  0.637   0.962   (0.896 1.018)      1.000   (0.924 1.044)  error 5.5e-08
         whole backward                    1.842   2.639   (2.554 2.847)      2.590   (2.552 2.804)
     resnet20, batch, 32 x 32: bare passes    0.770   1.000   (1.000 1.000)      1.000   (1.000 1.000)
-        output_gradients                  0.759   0.997   (0.978 1.027)      1.023   (1.006 1.032)           error 1.6e-06
+        output_gradients                  0.759   0.997   (0.978 1.027)      1.023   (1.006 1.032)  error 1.6e-06
         whole backward                    1.899   2.492   (2.425 2.506)      2.496   (2.476 2.525)
     resnet110, batch, 8 x 8: bare passes    0.444   1.000   (1.000 1.000)      1.000   (1.000 1.000)
-        output_gradients                  0.531   1.231   (1.161 1.294)      1.214   (1.176 1.242)           error 5.4e-05
+        output_gradients                  0.531   1.231   (1.161 1.294)      1.214   (1.176 1.242)  error 5.4e-05
         whole backward                    1.102   2.466   (2.380 2.565)      2.482   (2.400 2.507)
 """
 

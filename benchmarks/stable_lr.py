@@ -3,9 +3,9 @@
 Small networks on the digits, 100 mini-batches of 32, three seeds. The grid tries ten rates a decade over the four
 decades that hold a network's boundaries, on all seeds, with the same early stopping. A boundary is its first failure
 going up: of stability (a seed diverges) from the lowest rate, of learning (a seed does not learn) from the rate with
-the lowest loss. `off` is how many cells of 10^0.1 ours lies off, as stable/usable; one either way counts as right. `ragged`
-says which of the grid's boundaries have a seed that passes above a rate at which it fails: S, U, or both. Costs are
-training steps over steps × seeds, the forward passes of our first curve included as a third of a step.
+the lowest loss. `off` is how many cells of 10^0.1 ours lies off, as stable/usable; one either way counts as right.
+`ragged` says which of the grid's boundaries have a seed that passes above a rate at which it fails: S, U, or both.
+Costs are training steps over steps × seeds, the forward passes of our first curve included as a third of a step.
 
 The range test goes over the same four decades in 100 steps, on each seed. Its `stop` (the loss five times the best) is
 compared with the first divergence, its `suggestion` (the steepest slope) with the first failure to learn, in decades;

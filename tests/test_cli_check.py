@@ -37,7 +37,9 @@ wide = lambda: nn.Linear(5, 10)
 g = torch.Generator().manual_seed(0)
 loader = [(torch.randn(8, 64, generator=g), torch.randint(10, (8,), generator=g)) for _ in range(6)]
 targets = [(x, torch.randn(8, 10, generator=g)) for x, _ in loader]
-def make_loader(): return torch.utils.data.DataLoader(list(zip(torch.cat([x for x, _ in loader]), torch.cat([y for _, y in loader]))), 8)
+def make_loader():
+    inputs, labels = (torch.cat(parts) for parts in zip(*loader))
+    return torch.utils.data.DataLoader(list(zip(inputs, labels)), 8)
 def of_seed(seed):
     yield from loader
 def endless():

@@ -276,7 +276,8 @@ def we_saw(dataset: xr.Dataset) -> str:
 
 
 def draw(dataset: xr.Dataset) -> Figure:
-    """Left: log std against depth, one line a start. Right: how far a step can go (filled) and 2/λ₁ (hollow, where it converged)."""
+    """Left: log std against depth, one line a start. Right: how far a step can go (filled) and 2/λ₁ (hollow, where it
+    converged)."""
     figure, axes = figure_of(1, 2, panel=(5.2, 3.6))
     starts = dataset["init"].values.tolist()
     colors = dict(zip(starts, ("C1", "C2", "C4", "C5", "C6", "C8", "C9"), strict=False))

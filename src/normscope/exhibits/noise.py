@@ -49,8 +49,8 @@ def measure(setting: Setting) -> xr.Dataset:
 
 
 def enumerated(net: nn.Module, population: Any) -> xr.Dataset:
-    """Variance and bias of the gradient of mini-batches of two: exactly, from every one that the population allows, each
-    run by itself; and as `gradient_noise` gives them, which sees the population only as one batch."""
+    """Variance and bias of the gradient of mini-batches of two: exactly, from every one that the population allows,
+    each run by itself; and as `gradient_noise` gives them, which sees the population only as one batch."""
     noise = gradient_noise(net, population, batch_size=PAIR, partitions=PARTITIONS)
     of_population = float(noise["noise_per_example"]) * (POPULATION - 1) / POPULATION
     predicted = np.array([1, (POPULATION - PAIR) / (POPULATION - 1)]) * of_population / PAIR
@@ -267,7 +267,8 @@ def law_verdicts(dataset: xr.Dataset) -> list[Verdict]:
             note=f"{SMALL_NET}; without BN it is 1",
         ),
         judge(
-            f"With BN a mini-batch of {smallest} is biased: its squared bias is at least a tenth of the squared gradient",
+            f"With BN a mini-batch of {smallest} is biased: its squared bias is at least a tenth of the squared "
+            "gradient",
             section,
             bias,
             above=0.1,
@@ -343,8 +344,8 @@ def we_saw(dataset: xr.Dataset) -> str:
 
     growth, noise = mean(backward_growth(dataset)), mean(dataset["deep_variance"] / dataset["deep_squared_norm"])
     return (
-        f"From the last convolution to the first, activation gradients grow {growth['batch']} times with batch norm and "
-        f"{growth['none']} times without. The noise of the deep network's mini-batch is {noise['batch']} times its "
+        f"From the last convolution to the first, activation gradients grow {growth['batch']} times with batch norm "
+        f"and {growth['none']} times without. The noise of the deep network's mini-batch is {noise['batch']} times its "
         f"squared gradient with batch norm, {noise['none']} times without."
     )
 
