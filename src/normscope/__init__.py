@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from normscope.report.check import report
     from normscope.results import load, load_tree, save
     from normscope.surgery import with_init, with_norm
+    from normscope.sweep.load_runs import load_runs
+    from normscope.sweep.sweep import sweep
+    from normscope.train.config import RunConfig
+    from normscope.train.train import train
     from normscope.untouched import untouched
     from normscope.verdict import Verdict, judge
 
@@ -49,6 +53,7 @@ _HOME = {
     "ImageData": "data",
     "NormscopeError": "errors",
     "Outcome": "outcome",
+    "RunConfig": "train.config",
     "Verdict": "verdict",
     "batches": "data",
     "build_net": "nets",
@@ -62,6 +67,7 @@ _HOME = {
     "judge": "verdict",
     "load": "results",
     "load_data": "data",
+    "load_runs": "sweep.load_runs",
     "load_tree": "results",
     "moments_along_step": "probes.moments_along_step",
     "output_gradients": "probes.output_gradients",
@@ -80,6 +86,8 @@ _HOME = {
     "save": "results",
     "sharpness": "probes.sharpness",
     "stable_lr": "check.stable_lr",
+    "sweep": "sweep.sweep",
+    "train": "train.train",
     "untouched": "untouched",
     "with_init": "surgery",
     "with_norm": "surgery",
@@ -90,6 +98,7 @@ __all__ = [
     "ImageData",
     "NormscopeError",
     "Outcome",
+    "RunConfig",
     "Verdict",
     "__version__",
     "batches",
@@ -104,6 +113,7 @@ __all__ = [
     "judge",
     "load",
     "load_data",
+    "load_runs",
     "load_tree",
     "moments_along_step",
     "output_gradients",
@@ -122,6 +132,8 @@ __all__ = [
     "save",
     "sharpness",
     "stable_lr",
+    "sweep",
+    "train",
     "untouched",
     "with_init",
     "with_norm",

@@ -32,6 +32,7 @@ def descend(
     steps: int | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     before_step: Callable[[int], None] | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> Iterator[Step]:
     """Walk down the loss, mini-batch by mini-batch, in the mode the model is in.
 
@@ -43,6 +44,8 @@ def descend(
         autocast: makes the context that the forward pass runs in, for example bf16 autocast.
         before_step: called with the index once the reader goes on, before the optimizer moves: clip gradients, set a
             warmup's rate.
+        after_step: called with the index once the optimizer has moved, before the next forward pass changes anything:
+            save a checkpoint.
     """
     loss_fn = loss_fn or default_loss
     for index, batch in enumerate(islice(batches, steps)):
@@ -54,3 +57,5 @@ def descend(
         if before_step is not None:
             before_step(index)
         optimizer.step()
+        if after_step is not None:
+            after_step(index)

@@ -36,6 +36,10 @@ class OutputError(NormscopeError):
     """A place that cannot be written: read-only, full, not a folder."""
 
 
+class RunFailed(NormscopeError):
+    """Runs of a sweep that could not be carried out."""
+
+
 class Interrupted(NormscopeError):
     """Ctrl-C, where nothing of what was done is kept."""
 

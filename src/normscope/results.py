@@ -85,13 +85,20 @@ def save(result: xr.Dataset | xr.DataTree, path: str | Path) -> Path:
     Raises:
         OutputError: where the folder cannot be made or written, or the disk is full.
     """
-    # Encoded in memory first: a full disk then fails in one plain write, not deep inside the HDF5 library.
-    return _write(Path(path), bytes(result.to_netcdf(engine="h5netcdf")))
+    return write_bytes(path, encoded(result))
+
+
+def encoded(result: xr.Dataset | xr.DataTree) -> bytes:
+    """The result as a netCDF file holds it.
+
+    In memory first: a full disk then fails in one plain write, not deep inside the HDF5 library.
+    """
+    return bytes(result.to_netcdf(engine="h5netcdf"))
 
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text file in UTF-8, whole or not at all; OutputError as in `save`."""
-    return _write(Path(path), text.encode())
+    return write_bytes(path, text.encode())
 
 
 def ensure_writable(folder: str | Path) -> Path:
@@ -101,12 +108,13 @@ def ensure_writable(folder: str | Path) -> Path:
         OutputError: where it cannot be made or written.
     """
     folder = Path(folder)
-    _write(folder / "writable", b"").unlink(missing_ok=True)
+    write_bytes(folder / "writable", b"").unlink(missing_ok=True)
     return folder
 
 
-def _write(path: Path, content: bytes) -> Path:
-    """Beside its place first, then renamed, so that no half-written file is ever found."""
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file, whole or not at all: beside its place first, then renamed; OutputError as in `save`."""
+    path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

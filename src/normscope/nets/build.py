@@ -13,6 +13,7 @@ from normscope.inits import INITS, init_
 from normscope.nets.mlp import MLP
 from normscope.nets.plain import PlainCNN
 from normscope.nets.resnet import SHORTCUTS, ResNet
+from normscope.nets.staged import blocks_per_stage
 from normscope.norms import NORMS
 
 NET_FAMILIES: tuple[str, ...] = ("resnet", "plain", "mlp")
@@ -83,6 +84,15 @@ def build_net(
         net = makers[family](depth, norm=norm, final_norm=final_norm, num_classes=num_classes, bias=bias)
     init_(net, "default", seed=seed, keep_output_layer=False)
     return init_(net, init, scale=init_scale, seed=seed)
+
+
+def check_net_name(name: str) -> None:
+    """Raise `InvalidConfig` for a name that `build_net` does not take, without building anything."""
+    family, depth = _family_and_depth(name)
+    if family != "mlp":
+        blocks_per_stage(depth, family)
+    elif depth < 1:
+        raise InvalidConfig(f"MLP depth must be at least 1, not {depth}")
 
 
 def _family_and_depth(name: str) -> tuple[str, int]:

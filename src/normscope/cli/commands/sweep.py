@@ -1,0 +1,27 @@
+"""`normscope sweep`: train many networks, and never lose or repeat one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    spec: Annotated[Path, typer.Argument(help="A TOML file: [base], a run's config, and [axes], lists of values.")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs; those that it holds are not trained again.")],
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default as many as there are processors, 1 on a GPU.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each process; they belong to what fixes bits.")] = 1,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where CIFAR-10 lies; else NORMSCOPE_DATA, else it is downloaded.")
+    ] = None,
+) -> None:
+    """Train every run of a spec that the folder does not hold yet. Interrupted or killed, the same command goes on."""
+    from normscope.sweep.sweep import sweep
+
+    runs = sweep(spec, out, workers=workers, threads=threads, data_dir=data_dir)
+    outcomes = runs["outcome"].values.ravel().tolist()
+    counts = ", ".join(f"{outcomes.count(word)} {word}" for word in dict.fromkeys(sorted(outcomes)))
+    print(f"{len(outcomes)} runs: {counts}")
+    print(out)

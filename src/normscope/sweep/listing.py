@@ -1,0 +1,67 @@
+"""What a sweep's folder holds, as text: `normscope runs DIR`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import xarray as xr
+
+from normscope.errors import ResultError
+from normscope.sweep.grid import FIELDS, axes_of, value_of
+from normscope.sweep.store import Store, config_of, read_run
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The finished runs of a folder."""
+
+    axes: tuple[str, ...]
+    """The fields that vary."""
+    rows: list[tuple[str, ...]]
+    """For each run its key, its values along the axes, outcome, epochs, last training and test accuracy, seconds."""
+    summary: str
+    """What all have in common, and how many are under way, in one or two lines."""
+    damaged: list[ResultError]
+
+    def raise_damaged(self) -> None:
+        """Raise the error of the first damaged file, if there is one."""
+        if self.damaged:
+            raise self.damaged[0]
+
+
+def listing(folder: str | Path) -> Listing:
+    """Read the results of a folder, those that can be read; ResultError where it is no sweep's."""
+    store = Store(Path(folder))
+    runs: list[xr.Dataset] = []
+    damaged: list[ResultError] = []
+    for path in store.result_paths():
+        try:
+            runs.append(read_run(path))
+        except ResultError as error:
+            damaged.append(error)
+    configs = [config_of(run) for run in runs]
+    axes = tuple(axes_of(configs))
+    places = sorted(range(len(runs)), key=lambda i: [value_of(configs[i], name) for name in axes])
+    rows = [(runs[i].attrs["key"], *(str(value_of(configs[i], n)) for n in axes), *_cells(runs[i])) for i in places]
+    counts = [f"{len(runs)} finished"]
+    if damaged:
+        counts.append(f"{len(damaged)} damaged")
+    if store.scratch.is_dir() and (begun := sum(not p.name.startswith(".") for p in store.scratch.iterdir())):
+        counts.append(f"{begun} begun")
+    lines = [", ".join(counts)]
+    if configs:
+        lines.insert(0, "all: " + ", ".join(f"{n} {value_of(configs[0], n)}" for n in FIELDS if n not in axes))
+    return Listing(axes, rows, "\n".join(lines), damaged)
+
+
+def _cells(run: xr.Dataset) -> tuple[str, ...]:
+    trained = run.isel(epoch=run["steps"].values > 0)
+    last = trained.isel(epoch=-1)
+    return (
+        run.attrs["outcome"],
+        f"{trained.sizes['epoch']}/{run.sizes['epoch']}",
+        f"{float(last['train_accuracy']):.1%}",
+        f"{float(last['test_accuracy']):.1%}",
+        f"{float(trained['seconds'].sum()):.0f}",
+    )

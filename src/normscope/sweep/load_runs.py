@@ -1,0 +1,88 @@
+"""The finished runs of a folder as one labelled Dataset over what varies among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from normscope.errors import ResultError
+from normscope.results import Coordinate, Variable, attribute, labelled
+from normscope.sweep.grid import FIELDS, axes_of, value_of
+from normscope.sweep.store import Store, config_of, read_run
+from normscope.train.config import RunConfig
+
+MISSING = "missing"
+"""The outcome where there is no run: not trained yet, or not asked for."""
+
+_OF_ONE_RUN = {"key", "outcome", "config"}
+
+
+def load_runs(out: str | Path, configs: Iterable[RunConfig] | None = None) -> xr.Dataset:
+    """Read the finished runs of a sweep's folder.
+
+    Args:
+        configs: only these runs, and a place for each even if it is not finished; by default all that are there.
+
+    Returns:
+        A Dataset over the fields of RunConfig that vary (`lr`, `norm`, `seed`, ...) and `epoch`, with the variables that
+        `train` describes (its `lr` is called `epoch_lr` here, since `lr` is the config's), and over the fields alone
+        `outcome` and `key`. Where there is no run `outcome` is "missing", `steps` is 0 and all else NaN. Attributes
+        that differ between runs are lists of all their values.
+
+    Raises:
+        ResultError: where there are no runs, or a file is damaged: it names the file.
+    """
+    store = Store(Path(out))
+    if configs is None:
+        runs = [read_run(path) for path in store.result_paths()]
+        return gridded(runs, [config_of(run) for run in runs])
+    wanted = list(configs)
+    return gridded([store.get(config) for config in wanted if store.has(config)], wanted)
+
+
+def gridded(runs: Sequence[xr.Dataset], configs: Sequence[RunConfig]) -> xr.Dataset:
+    """The runs side by side in the grid that the configs span; ResultError where there are no runs at all."""
+    if not runs:
+        raise ResultError("no finished runs here: run `normscope sweep` first")
+    axes = axes_of(configs)
+    shape = tuple(map(len, axes.values()))
+    epochs = max(run.sizes["epoch"] for run in runs)
+    outcomes, keys = np.full(shape, MISSING, dtype=object), np.full(shape, "", dtype=object)
+    values: dict[str, np.ndarray] = {}
+    labels: dict[str, tuple[str, str]] = {}
+    places = [tuple(axes[name].index(value_of(config_of(run), name)) for name in axes) for run in runs]
+    ordered = sorted(zip(places, runs, strict=True), key=lambda pair: pair[0])
+    for place, run in ordered:
+        outcomes[place], keys[place] = run.attrs["outcome"], run.attrs["key"]
+        for name, variable in run.data_vars.items():
+            kept = "epoch_lr" if name == "lr" else str(name)
+            nothing: Any = 0 if variable.dtype.kind == "i" else math.nan
+            values.setdefault(kept, np.full((*shape, epochs), nothing, dtype=variable.dtype))
+            values[kept][(*place, slice(run.sizes["epoch"]))] = variable.values
+            labels[kept] = variable.attrs["long_name"], variable.attrs["units"]
+    variables: dict[str, Variable] = {n: ((*axes, "epoch"), each, *labels[n]) for n, each in values.items()}
+    variables["outcome"] = tuple(axes), outcomes.astype(str), "outcome", "1"
+    variables["key"] = tuple(axes), keys.astype(str), "key of the run", "1"
+    coords: dict[str, Coordinate] = {name: (each, name.replace("_", " "), "1") for name, each in axes.items()}
+    coords["epoch"] = np.arange(1, epochs + 1), "epoch", "1"
+    shared = {name: value_of(configs[0], name) for name in FIELDS if name not in axes}
+    return labelled(variables, coords, **_together([run for _, run in ordered]), config=shared)
+
+
+def _together(runs: Sequence[xr.Dataset]) -> dict[str, Any]:
+    """Attributes that all runs share as they are, others as the list of their values."""
+    attrs: dict[str, Any] = {"runs": len(runs)}
+    for name in runs[0].attrs:
+        if name not in _OF_ONE_RUN:
+            found: list[Any] = []
+            for run in runs:
+                value = attribute(run, str(name)) if name in run.attrs else None
+                if value not in found:
+                    found.append(value)
+            attrs[str(name)] = found[0] if len(found) == 1 else found
+    return attrs

@@ -1,0 +1,46 @@
+"""One run of a sweep on a worker, wherever that is: config in, files out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from normscope.data import ImageData, load_data
+from normscope.device import usable_device
+from normscope.results import encoded
+from normscope.sweep.store import RunFiles
+from normscope.train.config import RunConfig
+from normscope.train.descent import CHECKPOINT_SECONDS
+from normscope.train.network import encoded_weights
+from normscope.train.train import num_threads, trained
+
+
+def run(
+    config: RunConfig,
+    *,
+    checkpoint: str | Path | None,
+    data_dir: str | Path | None = None,
+    threads: int | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    on_epoch: Callable[[int], None] = lambda epochs: None,
+) -> RunFiles:
+    """Train one network, going on from its checkpoint where there is one; raises as `train` does.
+
+    The data stay in memory for the next run of this process.
+    """
+    data = _loaded(config.data, data_dir, usable_device(config.device), config.train_size, config.held_out)
+    with num_threads(threads):
+        over = trained(
+            config,
+            data,
+            checkpoint=checkpoint,
+            checkpoint_seconds=checkpoint_seconds,
+            on_epoch=lambda epochs, _: on_epoch(epochs),
+        )
+    return RunFiles(encoded(over.result), encoded_weights(over.net), over.result.attrs["outcome"])
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str, data_dir: str | Path | None, device: str, train_size: int | None, held_out: int) -> ImageData:
+    return load_data(name, data_dir=data_dir, device=device, train_size=train_size, held_out=held_out)

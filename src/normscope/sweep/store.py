@@ -1,0 +1,99 @@
+"""The folder of a sweep: finished runs by their keys, and the scratch of those under way.
+
+DIR/runs/KEY.nc             result: a run is finished when, and only when, this file is there
+DIR/runs/KEY.safetensors    final weights, written before it
+DIR/scratch/KEY             checkpoint of a run under way, gone when it is finished
+DIR/claims                  who works on what: see `claims`
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import xarray as xr
+
+from normscope.errors import ResultError
+from normscope.results import attribute, ensure_writable, load, write_bytes
+from normscope.train.config import RunConfig, key
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A finished run as its files hold it: what a worker, near or far, gives back."""
+
+    result: bytes
+    """netCDF."""
+    weights: bytes
+    """safetensors."""
+    outcome: str
+    """As in the result's attribute."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """The files of a sweep. Only the driver writes into `runs`."""
+
+    folder: Path
+
+    @property
+    def runs(self) -> Path:
+        """Where finished runs lie."""
+        return self.folder / "runs"
+
+    @property
+    def scratch(self) -> Path:
+        """Where checkpoints lie."""
+        return self.folder / "scratch"
+
+    def prepare(self) -> None:
+        """Make the folders; OutputError where they cannot be written."""
+        ensure_writable(self.runs)
+        ensure_writable(self.scratch)
+
+    def result_path(self, config: RunConfig) -> Path:
+        """Where the run's result lies once it is finished."""
+        return self.runs / f"{key(config)}.nc"
+
+    def weights_path(self, config: RunConfig) -> Path:
+        """Where the run's final weights lie."""
+        return self.runs / f"{key(config)}.safetensors"
+
+    def checkpoint(self, config: RunConfig) -> Path:
+        """Where the run's checkpoint lies while it is under way on this machine."""
+        return self.scratch / key(config)
+
+    def has(self, config: RunConfig) -> bool:
+        """Whether the run is finished."""
+        return self.result_path(config).is_file()
+
+    def put(self, config: RunConfig, files: RunFiles) -> None:
+        """Keep a finished run, and drop its checkpoint; OutputError where the files cannot be written."""
+        write_bytes(self.weights_path(config), files.weights)
+        write_bytes(self.result_path(config), files.result)
+        with suppress(OSError):
+            self.checkpoint(config).unlink(missing_ok=True)
+
+    def get(self, config: RunConfig) -> xr.Dataset:
+        """A finished run's result; ResultError where there is none, or it is damaged or another run's."""
+        return read_run(self.result_path(config))
+
+    def result_paths(self) -> list[Path]:
+        """The results of all finished runs, sorted by key."""
+        if not self.runs.is_dir():
+            raise ResultError(f"no runs in {self.folder}: it has no folder `runs`; run `normscope sweep` first")
+        return sorted(path for path in self.runs.glob("*.nc") if not path.name.startswith("."))
+
+
+def read_run(path: Path) -> xr.Dataset:
+    """The result of one run; ResultError where the file is damaged or does not hold the run that it is named by."""
+    dataset = load(path)
+    if dataset.attrs.get("key") != path.stem:
+        raise ResultError(f"{path} does not hold the run of its name: delete it and run the sweep again")
+    return dataset
+
+
+def config_of(dataset: xr.Dataset) -> RunConfig:
+    """The config that a result was trained with."""
+    return RunConfig.from_mapping(attribute(dataset, "config"))

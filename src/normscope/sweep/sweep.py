@@ -1,0 +1,165 @@
+"""Carry out a set of runs into a folder, and never lose or repeat one: `normscope.sweep("spec.toml", "out")`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import xarray as xr
+
+from normscope.data import load_data
+from normscope.device import usable_device
+from normscope.errors import DataError, DeviceError, InvalidConfig, NormscopeError, OutputError, RunFailed
+from normscope.progress import Bar, progress
+from normscope.sweep.claims import Claims
+from normscope.sweep.engine import Advanced, Engine, Finished
+from normscope.sweep.grid import axes_of, label
+from normscope.sweep.load_runs import load_runs
+from normscope.sweep.local import local_engine
+from normscope.sweep.spec import Spec, configs_of
+from normscope.sweep.store import Store
+from normscope.train.config import RunConfig, key
+
+WAIT_SECONDS = 0.5
+"""How often a driver that has nothing left looks whether others, who still work on something, are done or gone."""
+
+
+def sweep(
+    spec: Spec,
+    out: str | Path,
+    *,
+    workers: int | None = None,
+    threads: int = 1,
+    data_dir: str | Path | None = None,
+    engine: Engine | None = None,
+) -> xr.Dataset:
+    """Train every run of a spec that the folder does not hold yet, and return all of them.
+
+    May be interrupted or killed at any moment: the same call goes on, each run from its last checkpoint, and gives
+    the same bits as `train` with the same threads. Several calls on one folder, in processes of their own, share the
+    work.
+
+    Args:
+        spec: a TOML file or mapping with `base` and `axes` (see `sweep.spec`), or RunConfigs.
+        out: the folder; see `sweep.store` for what it holds.
+        workers: processes of this machine; by default as many as it has processors, or 1 on a GPU.
+        threads: of each process. One is the fastest use of a processor where there are runs enough.
+        data_dir: where CIFAR-10 lies, as for `load_data`.
+        engine: what carries out the runs, in place of this machine's processes (see `sweep.engine`).
+
+    Returns:
+        The runs of the spec, as `load_runs` gives them.
+
+    Raises:
+        InvalidConfig: for a spec or a number that cannot be, before anything runs.
+        ResultError: where a finished run's file is damaged, before anything runs.
+        DataError, DeviceError: where data or device are not there.
+        OutputError: where the folder cannot be written.
+        RunFailed: where single runs could not be carried out; all others are done then.
+    """
+    configs = configs_of(spec)
+    for name, number in (("workers", workers), ("threads", threads)):
+        if number is not None and number < 1:
+            raise InvalidConfig(f"{name} is {number}: it must be at least 1")
+    devices = {usable_device(config.device) for config in configs}
+    store = Store(Path(out))
+    missing = [config for config in configs if not store.has(config)]
+    kept = load_runs(out, configs) if len(missing) < len(configs) else None  # names a damaged file before anything runs
+    store.prepare()
+    if missing:
+        for name in {config.data for config in missing}:
+            load_data(name, data_dir=data_dir, train_size=10)  # downloaded once, or found damaged, before anything runs
+        if engine is None:
+            workers = workers or (1 if any(d.startswith("cuda") for d in devices) else _processors())
+            engine = local_engine(store, workers=workers, threads=threads, data_dir=data_dir)
+        _carry_out(configs, store, engine)
+        return load_runs(out, configs)
+    assert kept is not None
+    return kept
+
+
+def _carry_out(configs: Sequence[RunConfig], store: Store, engine: Engine) -> None:
+    todo = [config for config in configs if not store.has(config)]
+    failed: dict[RunConfig, str] = {}
+    with (
+        Claims(store.folder / "claims") as claims,
+        progress("sweep", sum(config.epochs for config in todo)) as bar,
+    ):
+        tally = _Tally(bar, total=len(configs), done=len(configs) - len(todo))
+
+        def claimed() -> Iterator[RunConfig]:
+            for config in todo:
+                if claims.take(key(config)):
+                    if not store.has(config):  # another driver may have finished it a moment ago
+                        yield config
+                    else:
+                        claims.drop(key(config))
+
+        while todo:
+            with closing(engine(claimed())) as events:  # pyright: ignore[reportArgumentType]
+                for event in events:
+                    if isinstance(event, Advanced):
+                        tally.advanced(event)
+                        continue
+                    if isinstance(event, Finished):
+                        store.put(event.config, event.files)
+                        tally.over(event.config, event.files.outcome)
+                    elif _would_fail_all(event.error):
+                        raise event.error
+                    else:
+                        failed[event.config] = str(event.error)
+                        tally.over(event.config, "failed")
+                    claims.drop(key(event.config))
+            left = [config for config in todo if config not in failed and not store.has(config)]
+            for config in todo:
+                if config not in left and config not in failed:
+                    tally.over(config, "")
+            todo = left
+            if todo:
+                time.sleep(WAIT_SECONDS)
+    if failed:
+        config, error = next(iter(failed.items()))
+        which = label(config, list(axes_of(configs)))
+        raise RunFailed(f"{len(failed)} of {len(configs)} runs failed, the others are kept; {which}: {error}")
+
+
+class _Tally:
+    """Progress over the whole sweep, in epochs; diverged and failed runs counted apart."""
+
+    def __init__(self, bar: Bar, *, total: int, done: int) -> None:
+        self._bar, self._total, self._done = bar, total, done
+        self._counts = {"diverged": 0, "failed": 0}
+        self._epochs: dict[RunConfig, int] = {}
+        self._over: set[RunConfig] = set()
+
+    def advanced(self, event: Advanced) -> None:
+        """An epoch of a run is over."""
+        self._move(event.config, event.epochs)
+
+    def over(self, config: RunConfig, outcome: str) -> None:
+        """A run is over, here or elsewhere; once for each."""
+        if config in self._over:
+            return
+        self._over.add(config)
+        self._done += 1
+        if outcome in self._counts:
+            self._counts[outcome] += 1
+        self._move(config, config.epochs)
+
+    def _move(self, config: RunConfig, epochs: int) -> None:
+        before = self._epochs.get(config, 0)
+        self._epochs[config] = max(before, epochs)
+        apart = "".join(f", {count} {name}" for name, count in self._counts.items() if count)
+        self._bar.advance(f"{self._done} of {self._total} runs{apart}", by=max(0, epochs - before))
+
+
+def _would_fail_all(error: NormscopeError) -> bool:
+    """No data, no place to write, no device: no other run would do better. (Another one may do with less memory.)"""
+    return isinstance(error, DataError | OutputError | DeviceError) and "out of memory" not in str(error)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

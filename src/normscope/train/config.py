@@ -1,0 +1,198 @@
+"""What fixes a run: `RunConfig`, and the key that names the run in a store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from normscope.data import DATA
+from normscope.errors import InvalidConfig, unknown
+from normscope.inits import INITS
+from normscope.nets.build import NET_NORMS, check_net_name
+
+PROTOCOL = 1
+"""Raised whenever the same config means other numbers: older results then no longer count as this run's."""
+
+PRECISIONS: tuple[str, ...] = ("auto", "fp32", "bf16")
+
+DATA_SIZES: dict[str, int] = {"digits": 1437, "cifar10": 50_000}
+"""Training images of each data set, so that an impossible size is refused before anything is loaded."""
+
+_CLASSES = 10  # in both data sets; each part of the training images needs one of each class
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run. By default the paper's own: ResNet-110 with BN on CIFAR-10 at a rate of 0.1, 165 epochs.
+
+    Together with the number of threads it fixes every bit of the run on one machine. "The paper" below is Bjorck et
+    al. 2018, Section 2 and Appendix.
+
+    Raises:
+        InvalidConfig: for a name that is not known, a value of the wrong type, or a number that cannot be.
+    """
+
+    net: str = "resnet110"
+    """Architecture and depth: resnetN or plainN with N = 6n + 2, mlpN. The paper's is resnet110."""
+    norm: str = "batch"
+    """Normalization by name, "final" for one batch norm before the last layer. The paper compares batch and none."""
+    init: str = "xavier_uniform"
+    """Initialization by name. The paper says Xavier; that it is the uniform one is inferred from its figure 5."""
+    data: str = "cifar10"
+    """Data set by name. The paper's is cifar10; digits are embedded, and quick."""
+    train_size: int | None = None
+    """Images to train on; None, the default, for all but the held-out ones, which without any is the paper's 50,000."""
+    held_out: int = 0
+    """Training images set aside to choose learning rates on. The paper sets none aside, as far as it says."""
+    lr: float = 0.1
+    """Learning rate of the first epochs, per mean loss of a mini-batch. The paper's initial rate with BN."""
+    momentum: float = 0.9
+    """Of SGD, without dampening and not Nesterov's. The paper's."""
+    weight_decay: float = 5e-4
+    """Of all parameters, those of the norms included, per step and times lr. The paper's."""
+    batch_size: int = 128
+    """Images in a mini-batch; an epoch's last, smaller one is left out. The paper's."""
+    epochs: int = 165
+    """Passes over the training images. The paper's."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """When lr falls, as shares of all epochs. The paper's: at 50 % and 75 %."""
+    gamma: float = 0.1
+    """What lr is multiplied with at each milestone. The paper's."""
+    augment: bool = True
+    """Random crops and flips, as the data set has them (digits: crops by 1 pixel, no flips). The paper's."""
+    seed: int = 0
+    """Fixes initialization, order, crops and flips. Ours: runs of one seed share them, whatever else differs."""
+    precision: str = "auto"
+    """fp32, bf16 (autocast), or auto: bf16 where the processor is fast in it. Ours; the paper's is fp32."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto is the GPU where there is one. Ours."""
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        for name in ("lr", "momentum", "weight_decay", "gamma"):
+            put(self, name, _number(name, getattr(self, name)))
+        for name in ("held_out", "batch_size", "epochs", "seed"):
+            put(self, name, _whole(name, getattr(self, name)))
+        if self.train_size is not None:
+            put(self, "train_size", _whole("train_size", self.train_size))
+        for name in ("net", "norm", "init", "data", "precision", "device"):
+            if not isinstance(getattr(self, name), str):
+                raise InvalidConfig(f"{name} is {getattr(self, name)!r}: give a name in quotes")
+        if not isinstance(self.augment, bool):
+            raise InvalidConfig(f"augment is {self.augment!r}: give true or false")
+        put(self, "milestones", _milestones(self.milestones))
+        self._check_names()
+        self._check_numbers()
+
+    def _check_names(self) -> None:
+        check_net_name(self.net)
+        for name, value, known in (
+            ("norm", self.norm, NET_NORMS),
+            ("init", self.init, INITS),
+            ("data set", self.data, DATA),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if value not in known:
+                raise unknown(name, value, known)
+        if self.init == "zero_residual" and not self.net.startswith("resnet"):
+            raise InvalidConfig(f"init 'zero_residual' is for resnets: {self.net} has no residual branches")
+        if self.norm == "instance" and self.net.startswith("mlp"):
+            raise InvalidConfig(f"norm 'instance' averages over positions, and {self.net} has none: choose 'layer'")
+        if self.device.partition(":")[0] not in ("auto", "cpu", "cuda"):
+            raise unknown("device", self.device, ("auto", "cpu", "cuda", "cuda:1"))
+
+    def _check_numbers(self) -> None:
+        _within("lr", self.lr, above=0)
+        _within("momentum", self.momentum, least=0, below=1)
+        _within("weight_decay", self.weight_decay, least=0)
+        _within("gamma", self.gamma, above=0)
+        _within("epochs", self.epochs, least=1)
+        _within("seed", self.seed, least=0)
+        images = DATA_SIZES[self.data]
+        if self.held_out:
+            _within("held_out", self.held_out, least=_CLASSES, most=images - _CLASSES, of=self.data)
+        left = images - self.held_out
+        if self.train_size is not None:
+            _within("train_size", self.train_size, least=_CLASSES, most=left, of=self.data)
+        _within("batch_size", self.batch_size, least=1, most=self.train_size or left, of=self.data)
+        if self.batch_size == 1 and self.norm in ("batch", "final"):
+            raise InvalidConfig("batch_size is 1: batch norm needs two or more images in a mini-batch")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:
+        """A config from plain values, as TOML and JSON hold them; InvalidConfig for a key that is not a field."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise unknown("key", name, known)
+        return cls(**values)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The config in plain values, as JSON holds them: `from_mapping` gives it back."""
+        return {**asdict(self), "milestones": list(self.milestones)}
+
+    def lr_of(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        return self.lr * self.gamma ** sum(epoch >= share * self.epochs for share in self.milestones)
+
+
+def key(config: RunConfig) -> str:
+    """The run's name in a store: 16 hex digits, of all that changes its bits and of the protocol's version.
+
+    "auto" counts as it stands, so that a key does not depend on the machine; what it meant is in the result.
+    """
+    text = json.dumps({"protocol": PROTOCOL, **config.to_mapping()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise InvalidConfig(f"{name} is {value!r}: give a number")
+    number = float(value)
+    if not math.isfinite(number):
+        raise InvalidConfig(f"{name} is {number}: give a finite number")
+    return number
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidConfig(f"{name} is {value!r}: give a whole number")
+    return int(value)
+
+
+def _milestones(values: Any) -> tuple[float, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InvalidConfig(f"milestones is {values!r}: give a list of shares of the epochs, such as [0.5, 0.75]")
+    shares = tuple(_number("milestones", value) for value in values)
+    if any(not 0 < share < 1 for share in shares) or list(shares) != sorted(set(shares)):
+        raise InvalidConfig(
+            f"milestones are {list(shares)}: give shares of the epochs, between 0 and 1 and rising, such as [0.5, 0.75]"
+        )
+    return shares
+
+
+def _within(
+    name: str,
+    value: float,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    of: str = "",
+) -> None:
+    wrong = (
+        (least is not None and value < least)
+        or (above is not None and value <= above)
+        or (most is not None and value > most)
+        or (below is not None and value >= below)
+    )
+    if wrong:
+        start = f"above {above}" if above is not None else f"at least {least}"
+        end = f" and at most {most}" if most is not None else f" and below {below}" if below is not None else ""
+        where = f" ({of} has {DATA_SIZES[of]} training images)" if of else ""
+        raise InvalidConfig(f"{name} is {value:g}: it must be {start}{end}{where}")

@@ -1,0 +1,189 @@
+"""The descent of a run, epoch by epoch, and how it goes on after it was killed.
+
+Nothing here depends on a random state that would have to be kept: the networks draw no numbers, and the batches of an
+epoch are fixed by (seed, epoch). So weights, momentum and the number of steps are all that a run goes on from.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from normscope.data import ImageData, epoch
+from normscope.descend import descend
+from normscope.objective import cross_entropy, readable_errors
+from normscope.outcome import has_diverged
+from normscope.per_example.norms import norm_of_each
+from normscope.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from normscope.train.config import RunConfig, key
+from normscope.train.evaluation import evaluate, num_correct
+from normscope.train.network import fresh_network
+from normscope.train.precision import Autocast, autocast, used_precision
+
+CHECKPOINT_SECONDS = 30.0
+"""Inside an epoch a checkpoint is written this often: what a kill can cost."""
+
+
+@dataclass
+class Descent:
+    """A run under way: `walk` takes it to its end."""
+
+    config: RunConfig
+    data: ImageData
+    net: nn.Module
+    optimizer: torch.optim.SGD
+    precision: str
+    """What is used: "fp32" or "bf16"."""
+    constant_loss: float
+    """The loss of the best constant output: the entropy of the training labels, in nats."""
+    progress: Progress
+    checkpoint: Path | None
+    checkpoint_seconds: float
+
+    def walk(self, on_epoch: Callable[[int, Progress], None]) -> None:
+        """Train to the end, or until the run diverges; `on_epoch` is called with the number of epochs that are over.
+
+        Raises:
+            DeviceError: no memory left.
+            OutputError: the checkpoint cannot be written.
+        """
+        on_epoch(len(self.progress.epochs), self.progress)
+        with readable_errors(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            while len(self.progress.epochs) < self.config.epochs and not self.progress.diverged:
+                self._walk_epoch()
+                on_epoch(len(self.progress.epochs), self.progress)
+
+    def _walk_epoch(self) -> None:
+        progress, number = self.progress, len(self.progress.epochs)
+        clock = _Clock(progress)
+        saved = time.monotonic()
+
+        def after_step(_: int) -> None:
+            nonlocal saved
+            if self.checkpoint is not None and time.monotonic() - saved >= self.checkpoint_seconds:
+                clock.read()
+                self._save()
+                saved = time.monotonic()
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr_of(number)
+        self._walk_steps(number, after_step)
+        row = self._row(number)
+        clock.read()
+        progress.epochs.append({**row, "seconds": progress.seconds})
+        progress.seconds = 0.0
+        if self.checkpoint is not None:
+            self._save()
+
+    def _walk_steps(self, number: int, after_step: Callable[[int], None]) -> None:
+        """The steps of epoch `number` that are left; sets `progress.diverged`, and stops, where the loss says so."""
+        config, steps = self.config, self.progress.steps
+        correct: list[Tensor] = []
+
+        def loss_fn(net: nn.Module, batch: Any) -> Tensor:
+            images, labels = batch
+            logits = net(images.contiguous(memory_format=torch.channels_last))
+            correct.append(num_correct(logits.detach(), labels))
+            return cross_entropy(logits, labels)
+
+        batches = epoch(
+            self.data,
+            config.batch_size,
+            seed=config.seed,
+            epoch=number,
+            augment=config.augment,
+            start=self.progress.num_steps - number * self._steps_per_epoch,
+        )
+        best = min(filter(math.isfinite, steps["loss"]), default=math.inf)
+        cast = self.autocast
+        for step in descend(self.net, self.optimizer, batches, loss_fn=loss_fn, autocast=cast, after_step=after_step):
+            loss = float(step.loss)
+            gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+            steps["loss"].append(loss)
+            steps["correct"].append(int(correct.pop()))
+            steps["gradient_norm"].append(float(norm_of_each(gradients).norm()))
+            if has_diverged(loss, start=steps["loss"][0], best=min(best, loss), constant_loss=self.constant_loss):
+                self.progress.diverged = True
+                break
+            best = min(best, loss)
+
+    def _row(self, number: int) -> dict[str, float]:
+        """The results of an epoch; where it diverged, of its steps up to there and of the network as it stands."""
+        first = number * self._steps_per_epoch
+        recorded = {name: np.array(values[first:]) for name, values in self.progress.steps.items()}
+        row = {
+            "steps": len(recorded["loss"]),
+            "train_loss": float(recorded["loss"].mean()),
+            "train_accuracy": float(recorded["correct"].mean()) / self.config.batch_size,
+            "gradient_norm": float(recorded["gradient_norm"].mean()),
+        }
+        for split in ("held_out", "test") if self.config.held_out else ("test",):
+            row[f"{split}_loss"], row[f"{split}_accuracy"] = evaluate(self.net, self.data, split, self.autocast)
+        return row
+
+    @property
+    def autocast(self) -> Autocast:
+        """Makes the context of a forward pass."""
+        return autocast(self.precision, str(self.data.device))
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return len(self.data.train_images) // self.config.batch_size
+
+    def _save(self) -> None:
+        assert self.checkpoint is not None
+        identity = identity_of(self.config, self.data, self.precision)
+        save_checkpoint(self.checkpoint, identity, self.net, self.optimizer, self.progress)
+
+
+def descent(
+    config: RunConfig, data: ImageData, *, checkpoint: Path | None, checkpoint_seconds: float = CHECKPOINT_SECONDS
+) -> Descent:
+    """The run from its start, or from its checkpoint where there is one that it can go on from with the same bits."""
+    precision = used_precision(config.precision, str(data.device))
+    net = fresh_network(config, data).train()
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
+    )
+    progress = None
+    if checkpoint is not None:
+        progress = load_checkpoint(checkpoint, identity_of(config, data, precision), net, optimizer)
+    counts = torch.bincount(data.train_labels).double()
+    share = counts[counts > 0] / counts.sum()
+    constant_loss = float(-(share * share.log()).sum())
+    return Descent(
+        config, data, net, optimizer, precision, constant_loss, progress or Progress(), checkpoint, checkpoint_seconds
+    )
+
+
+def identity_of(config: RunConfig, data: ImageData, precision: str) -> dict[str, Any]:
+    """What fixes the bits beside the config: a checkpoint of another identity is not gone on from."""
+    gpu = data.device.type == "cuda"
+    return {
+        "key": key(config),
+        "precision": precision,
+        "data": data.fingerprint,
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "processor": torch.cuda.get_device_name(data.device) if gpu else torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+class _Clock:
+    """Adds the time since it was last read to the seconds of the epoch."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._since = progress, time.perf_counter()
+
+    def read(self) -> None:
+        now = time.perf_counter()
+        self._progress.seconds += now - self._since
+        self._since = now
