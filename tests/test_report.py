@@ -87,8 +87,27 @@ def test_every_reference_inside_a_picture_has_its_target(picture):
 def test_a_picture_scales_with_the_page(picture):
     opening = as_svg(picture, "a").split(">", 1)[0]
     assert "viewBox" in opening
-    assert "width=" not in opening
-    assert "height=" not in opening
+    assert " width=" not in opening
+    assert " height=" not in opening
+    inches = picture.get_size_inches()[0]
+    assert f"--width: {72 * inches:g}px" in opening, "a phone shows it no smaller than this, and scrolls"
+
+
+@pytest.mark.parametrize("number", ["5e-4", "1.36e+04"])
+def test_no_line_breaks_inside_a_number(number):
+    html = page(paragraphs=[Paragraph("What we saw", f"at α = {number} & on")])
+    assert f'at α = <span class="n">{number}</span> &amp; on' in html
+    assert 'class="n"' not in page(paragraphs=[Paragraph("", "one-eyed, 3e5488f510, 1-2")]), (
+        "nothing else is kept together"
+    )
+
+
+def test_the_last_cell_of_a_short_row_goes_on_to_the_end():
+    html = page(claims=[], table=[("", "a", "b", "c"), ("full", "1", "2", "3"), ("short", "refused: why")])
+    assert parsed(html).open == []
+    assert '<td data-label="c">3</td>' in html
+    assert '<td class="long" colspan="3">refused: why</td>' in html
+    assert html.count("colspan") == 1
 
 
 def test_claims_come_first():

@@ -80,7 +80,7 @@ def _answer(tree: xr.DataTree) -> Section:
 
 def _cells(row: Row) -> tuple[str, ...]:
     if row.status != MEASURED:
-        return row.title, f"{row.status}: {row.reason}", "", "", ""
+        return row.title, f"{row.status}: {row.reason}"
     return row.title, row.stable, row.usable, row.best, number(row.horizon_loss)
 
 

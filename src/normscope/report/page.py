@@ -9,13 +9,16 @@ from importlib.resources import files
 
 import matplotlib as mpl
 from jinja2 import Environment
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
 from normscope.version import __version__
 
 VERDICT_CLASS = {REPRODUCED: "yes", NOT_REPRODUCED: "no", NOT_ENOUGH: "open"}
+
+POWER_OF_TEN = re.compile(r"\d[\d.]*e[-+]\d+")
+"""Browsers break lines behind its hyphen."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Section:
     caption: str = ""
     claims: Sequence[Verdict] = ()
     table: Sequence[Sequence[str]] = ()
-    """Rows of a plain table, the first its heads."""
+    """Rows of a plain table, the first its heads. The last cell of a row that is too short goes on to the end."""
     setup: Sequence[tuple[str, str]] = ()
 
 
@@ -58,6 +61,7 @@ def render(page: Page) -> str:
     """The page as one HTML document."""
     folder = files("normscope.report")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["whole"] = whole_numbers
     template = environment.from_string((folder / "page.html.jinja").read_text())
     claims = [(section, claim) for section in page.sections for claim in section.claims]
     counts = [(word, sum(claim.verdict == word for _, claim in claims)) for word in VERDICT_CLASS]
@@ -73,8 +77,14 @@ def render(page: Page) -> str:
     )
 
 
+def whole_numbers(text: str) -> Markup:
+    """The text as HTML in which no line breaks inside a number."""
+    return Markup(POWER_OF_TEN.sub(r'<span class="n">\g<0></span>', str(escape(text))))
+
+
 def as_svg(figure: Figure, name: str) -> str:
-    """A matplotlib figure as inline SVG that scales with the page; `name` keeps its ids apart from other pictures'."""
+    """A matplotlib figure as inline SVG that scales with the page; `name` keeps its ids apart from other pictures', and
+    the style sheet knows its own width as `--width`."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -83,9 +93,7 @@ def as_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
-    return re.sub(
-        r'<svg ([^>]*?)width="[^"]+" height="[^"]+"|<svg ([^>]*?)height="[^"]+" ([^>]*?)width="[^"]+"',
-        r"<svg \1\2\3",
-        svg,
-        count=1,
-    )
+    opening, rest = svg.split(">", 1)
+    width = opening.split('viewBox="0 0 ', 1)[1].split(" ", 1)[0]
+    opening = re.sub(r' (?:width|height)="[^"]+"', "", opening)
+    return f'{opening} style="--width: {width}px">{rest}'
