@@ -1,6 +1,8 @@
 """Sweeps: the same bits as training each run by hand, nothing lost and nothing done twice, whatever is killed."""
 
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,10 @@ import torch
 import xarray as xr
 
 import normscope as ns
-from normscope.sweep.engine import Advanced, Engine, Finished
+from normscope.errors import DataError, DeviceError, ResultError, RunFailed
+from normscope.progress import Bar
+from normscope.results import attribute
+from normscope.sweep.engine import Advanced, Engine, Failed, Finished
 from normscope.sweep.run import run
 from normscope.train.config import RunConfig, key
 
@@ -70,3 +75,114 @@ def test_again_only_what_is_missing_is_trained(tmp_path):
     ns.sweep([QUICK, replace(QUICK, seed=2), QUICK], tmp_path, engine=here(trained))
     assert trained == [key(replace(QUICK, seed=seed)) for seed in (0, 1, 2)]
     assert ns.load_runs(tmp_path)["seed"].values.tolist() == [0, 1, 2]
+
+
+def test_a_grid_with_holes_says_what_is_missing(tmp_path):
+    configs = [QUICK, replace(QUICK, norm="none", epochs=1, lr=0.2), replace(QUICK, norm="none", epochs=1)]
+    runs = ns.sweep(configs, tmp_path, engine=here())
+    assert dict(runs.sizes) == {"norm": 2, "lr": 2, "epochs": 2, "epoch": 2}
+    there = runs["outcome"] != "missing"
+    assert int(there.sum()) == 3
+    assert (runs["key"] != "").equals(there)
+    assert bool((runs["steps"].sum("epoch") > 0).equals(there))
+    short = runs.sel(norm="none", lr=0.2, epochs=1)
+    assert short["steps"].values.tolist() == [2, 0]
+    assert np.isnan(short["test_loss"].values).tolist() == [False, True]
+    assert np.isnan(runs["test_loss"].where(~there)).all()
+    assert all({"long_name", "units"} <= set(v.attrs) for v in runs.variables.values())
+    assert attribute(runs, "config")["net"] == "mlp2"
+    assert attribute(runs, "config").keys().isdisjoint(runs.dims)
+    ns.save(runs, tmp_path / "all.nc")
+    xr.testing.assert_identical(ns.load(tmp_path / "all.nc"), runs)
+
+
+def test_a_single_run_has_no_axis_and_none_as_a_size_is_a_number(tmp_path):
+    runs = ns.sweep([replace(QUICK, train_size=None, held_out=37)], tmp_path, engine=here())
+    assert dict(runs.sizes) == {"epoch": 2}
+    assert attribute(runs, "config")["train_size"] == 1400
+    both = ns.sweep([replace(QUICK, train_size=n, held_out=37) for n in (100, None)], tmp_path, engine=here())
+    assert both["train_size"].values.tolist() == [100, 1400]
+
+
+def test_a_failed_run_is_named_and_the_others_are_kept(tmp_path):
+    def engine(configs):
+        for config in configs:
+            if config.seed == 1:
+                yield Failed(config, RunFailed("it would not"))
+            else:
+                yield from here()(iter([config]))
+
+    message = "1 of 3 runs failed, the others are kept; seed 1: it would not"
+    with pytest.raises(RunFailed, match=message):
+        ns.sweep([replace(QUICK, seed=seed) for seed in range(3)], tmp_path, engine=engine)
+    assert ns.load_runs(tmp_path)["seed"].values.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(("error", "stops"), [(DataError("no data"), True), (DeviceError("out of memory"), False)])
+def test_what_would_fail_every_run_stops_the_sweep(tmp_path, error, stops):
+    tried = []
+
+    def engine(configs):
+        for config in configs:
+            tried.append(config.seed)
+            yield Failed(config, error)
+
+    with pytest.raises(DataError if stops else RunFailed):
+        ns.sweep([replace(QUICK, seed=seed) for seed in range(3)], tmp_path, engine=engine)
+    assert tried == ([0] if stops else [0, 1, 2])
+
+
+def test_a_damaged_file_is_named_before_anything_runs_and_the_rest_is_untouched(tmp_path):
+    ns.sweep([QUICK, replace(QUICK, seed=1)], tmp_path, engine=here())
+    damaged = tmp_path / "runs" / f"{key(QUICK)}.nc"
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    before = contents(tmp_path)
+    trained: list[str] = []
+    for read in (
+        lambda: ns.sweep([replace(QUICK, seed=seed) for seed in range(3)], tmp_path, engine=here(trained)),
+        lambda: ns.load_runs(tmp_path),
+    ):
+        with pytest.raises(ResultError, match=f"{key(QUICK)}.nc is damaged") as error:
+            read()
+        assert "\n" not in str(error.value)
+    assert not trained
+    assert contents(tmp_path) == before
+    ns.sweep([replace(QUICK, seed=2)], tmp_path, engine=here(trained))
+    assert trained == [key(replace(QUICK, seed=2))], "a damaged file of another sweep is no matter"
+
+
+def test_a_result_under_another_runs_name_is_refused(tmp_path):
+    ns.sweep([QUICK], tmp_path, engine=here())
+    one, other = (tmp_path / "runs" / f"{key(replace(QUICK, seed=seed))}.nc" for seed in (0, 1))
+    one.rename(other)
+    with pytest.raises(ResultError, match="does not hold the run of its name"):
+        ns.load_runs(tmp_path)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_progress_counts_epochs_over_the_whole_and_diverged_runs_apart(tmp_path, monkeypatch):
+    told: list[tuple[str, float]] = []
+
+    class Noted(Bar):
+        def advance(self, doing: str = "", by: float = 1) -> None:
+            told.append((doing, by))
+
+    @contextmanager
+    def noted(name, total):
+        told.append((name, total))
+        yield Noted()
+
+    monkeypatch.setattr("normscope.sweep.sweep.progress", noted)
+    ns.sweep([QUICK], tmp_path, engine=here())
+    told.clear()
+    ns.sweep([QUICK, replace(QUICK, lr=1e4, norm="none", seed=3), replace(QUICK, seed=4)], tmp_path, engine=here())
+    assert told == [
+        ("sweep", 4),
+        ("1 of 3 runs", 1),
+        ("2 of 3 runs, 1 diverged", 1),
+        ("2 of 3 runs, 1 diverged", 1),
+        ("3 of 3 runs, 1 diverged", 1),
+    ]

@@ -75,6 +75,13 @@ class Store:
         with suppress(OSError):
             self.checkpoint(config).unlink(missing_ok=True)
 
+    def tidy(self, config: RunConfig) -> None:
+        """Remove the half-written files that a killed process left of this run. Only for who has claimed it."""
+        for folder in (self.runs, self.scratch):
+            for part in folder.glob(f".{key(config)}*.part"):
+                with suppress(OSError):
+                    part.unlink()
+
     def get(self, config: RunConfig) -> xr.Dataset:
         """A finished run's result; ResultError where there is none, or it is damaged or another run's."""
         return read_run(self.result_path(config))

@@ -93,6 +93,7 @@ def _carry_out(configs: Sequence[RunConfig], store: Store, engine: Engine) -> No
         def claimed() -> Iterator[RunConfig]:
             for config in todo:
                 if claims.take(key(config)):
+                    store.tidy(config)
                     if not store.has(config):  # another driver may have finished it a moment ago
                         yield config
                     else:
