@@ -20,6 +20,12 @@ MOST_FAULTS = 3
 AS_IT_IS = "as it is"
 MEASURED, REFUSED, LEFT_OUT = "measured", "refused", "left out"
 
+APART = 2.0
+"""What becomes of the model between its usable and its stable rates is told where they are this factor apart."""
+
+FATES = {"stalled": "stalls", "dead": "ends saying the same whatever it sees"}
+"""Outcomes that are neither learning nor diverging, in words."""
+
 WORTH_SAYING = 1.5
 """A repair helps where it raises the usable rate by this factor, or lowers the loss by as much."""
 
@@ -90,10 +96,21 @@ def headline(tree: xr.DataTree) -> str:
         first = f"It stays stable up to a learning rate of {number(row.lr_stable)}"
     if math.isnan(row.lr_usable):
         return f"{first}, and at no rate found does every seed learn within {steps} steps."
+    between = f" (between the two it {fate})" if (fate := _between(tree, row)) else ""
     return (
-        f"{first}, and learns up to {number(row.lr_usable)}. After {steps} steps its loss is lowest, "
+        f"{first}, and learns up to {number(row.lr_usable)}{between}. After {steps} steps its loss is lowest, "
         f"{number(row.horizon_loss)}, at {row.best}."
     )
+
+
+def _between(tree: xr.DataTree, row: Row) -> str:
+    """What becomes of it between the largest usable and the largest stable rate, where they lie apart."""
+    if "as_it_is" not in tree.children or not row.lr_stable > APART * row.lr_usable:
+        return ""
+    rates = tree["as_it_is/rates"].to_dataset()
+    outcomes = rates["outcome"].values[(rates["lr"] > row.lr_usable).values & (rates["lr"] <= row.lr_stable).values]
+    fates = [FATES[name] for name in FATES if (outcomes == name).any()]
+    return " or ".join(fates)
 
 
 def limits(tree: xr.DataTree) -> list[tuple[str, str]]:

@@ -34,7 +34,7 @@ LATER_STEPS = 5
 SHARPNESS_TOLERANCE, SHARPNESS_PRODUCTS = 0.1, 12
 """The largest eigenvalue to a tenth, which a few products give."""
 
-TRIAL_SHARES = (0.3, 0.1, 1.0, 0.03)
+TRIAL_SHARES = (0.3, 0.1, 1.0, 0.03, 3.0)
 """Rates of the short descents, as shares of the step that lowers the loss most, in the order of trying."""
 
 
@@ -131,7 +131,7 @@ def measure_evidence(
             "contrast": ((), tried.contrast, "what the right targets save on unseen batches", "1"),
             "contrast_error": ((), tried.contrast_error, "standard error of that", "1"),
             "trial_lr": ((), tried.lr, "rate of the short descents", "1"),
-            "trial_steps": ((), recipe.steps, "steps of the short descents", "1"),
+            "trial_steps": ((), tried.steps, "steps on one batch", "1"),
         },
         {"layer": (names, "layer", "1")},
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from normscope.check.tries import Recipe
 from normscope.check.update_line import UpdateLine, update_line
 from normscope.layers import depths, watch
+from normscope.outcome import DIVERGENCE_FACTOR
 from normscope.probes.output_gradients import output_gradients
 from normscope.probes.relative_loss import lowest_step_size
 from normscope.results import labelled, provenance
@@ -20,8 +21,9 @@ CURVE_LRS = np.geomspace(1e-8, 1e3, 34)
 REFINEMENTS = 6
 """Halvings of a bracket of the curve: a factor 10^(1/3) becomes 1 %."""
 
-STEEP_FROM, STEEP_TO = 10.0, 1e3
-"""How steeply the loss rises is read between these two relative losses."""
+STEEP_FROM, STEEP_TO = 10.0, 1e6
+"""How steeply the loss rises is read between these two relative losses, or up to that of divergence where it does not
+get further."""
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Of the step that diverges, where sizes are taken."""
@@ -39,7 +41,8 @@ def portrait(model: nn.Module, batch: Any, *, recipe: Recipe, seed: int = 0) -> 
     """
     with update_line(model, batch, recipe, seed=seed) as line:
         curve = line.relative_loss(CURVE_LRS.tolist())
-        steep_from, diverging = (refined_crossing(line, curve, level) for level in (STEEP_FROM, STEEP_TO))
+        diverging = refined_crossing(line, curve, DIVERGENCE_FACTOR)
+        power = steepness(line, curve)
         overflows = bool(np.isfinite(diverging) and not np.isfinite(line.relative_loss([diverging])[0]))
         walked = diverging if np.isfinite(diverging) else float(CURVE_LRS[-1])
         sizes = [sizes_at(line, model, walked * fraction) for fraction in FRACTIONS]
@@ -59,7 +62,7 @@ def portrait(model: nn.Module, batch: Any, *, recipe: Recipe, seed: int = 0) -> 
             "diverging_lr": ((), diverging, "rate at which one step passes 10³", "1"),
             "steepness": (
                 (),
-                0.0 if overflows else steepness(steep_from, diverging),
+                power,
                 "power of the rate by which the loss rises",
                 "1",
             ),
@@ -103,12 +106,15 @@ def refined_crossing(line: UpdateLine, curve: np.ndarray, level: float) -> float
     return high
 
 
-def steepness(steep_from: float, diverging: float) -> float:
-    """d log(loss) / d log(lr) on the way to divergence: about the number of layers whose changes multiply; 0 where the
-    loss does not diverge."""
-    if not np.isfinite(diverging):
-        return 0.0
-    return float(np.log(STEEP_TO / STEEP_FROM) / max(np.log(diverging / steep_from), 1e-2))
+def steepness(line: UpdateLine, curve: np.ndarray) -> float:
+    """d log(loss) / d log(lr) where the loss explodes: about the number of layers whose changes multiply. 0 where it does
+    not diverge, or overflows at once."""
+    start = refined_crossing(line, curve, STEEP_FROM)
+    for level in (STEEP_TO, DIVERGENCE_FACTOR):
+        end = refined_crossing(line, curve, level)
+        if np.isfinite(end) and np.isfinite(line.relative_loss([end])[0]):
+            return float(np.log(level / STEEP_FROM) / max(np.log(end / start), 1e-2))
+    return 0.0
 
 
 def sizes_at(line: UpdateLine, model: nn.Module, lr: float) -> dict[str, float]:
@@ -126,4 +132,4 @@ def sizes_at(line: UpdateLine, model: nn.Module, lr: float) -> dict[str, float]:
 
 def diverging_lr(line: UpdateLine) -> float:
     """The rate at which one step passes 10³; the end of the curve's range where none does."""
-    return min(refined_crossing(line, line.relative_loss(CURVE_LRS.tolist()), STEEP_TO), float(CURVE_LRS[-1]))
+    return min(refined_crossing(line, line.relative_loss(CURVE_LRS.tolist()), DIVERGENCE_FACTOR), float(CURVE_LRS[-1]))

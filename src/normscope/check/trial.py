@@ -6,7 +6,7 @@ that with the targets permuted among the examples.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -25,6 +25,10 @@ ENOUGH_FITTED, ENOUGH_CONTRAST = 0.5, 0.15
 """Once one batch is fitted to the first share of its loss, and the contrast lies above the second, no more rates are
 tried."""
 
+PATIENCE = 4
+"""One batch that is not fitted by then is stepped on so many times longer at the best rate, before it is said that the
+model cannot learn."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -39,6 +43,8 @@ class Trial:
     """Standard error of the contrast over the unseen batches."""
     lr: float
     """The rate of the best contrast; of the best `one_batch` where there is none."""
+    steps: int
+    """Taken on one batch: more than the recipe's where those did not suffice."""
 
 
 def trial(
@@ -51,16 +57,20 @@ def trial(
         if best_one < ENOUGH_FITTED and (best_contrast > ENOUGH_CONTRAST or not unseen):
             break
         one = _after(model, seen[:1], seen[:1], lr, recipe, seed)[0]
-        if not (one >= best_one):
+        if np.isfinite(one) and not one >= best_one:
             best_one, lr_one = one, lr
         if not unseen:
             continue
         contrasts = _after(model, seen, unseen, lr, recipe, seed)[1]
         finite = contrasts[np.isfinite(contrasts)]
-        if len(finite) and not (finite.mean() <= best_contrast):
+        if len(finite) and not finite.mean() <= best_contrast:
             best_contrast, lr_contrast = float(finite.mean()), lr
             error = float(finite.std(ddof=1) / np.sqrt(len(finite))) if len(finite) > 1 else float("nan")
-    return Trial(best_one, best_contrast, error, lr_one if lr_contrast is None else lr_contrast)
+    steps = recipe.steps
+    if not best_one < ENOUGH_FITTED and np.isfinite(lr_one):
+        steps *= PATIENCE
+        best_one = np.fmin(best_one, _after(model, seen[:1], seen[:1], lr_one, replace(recipe, steps=steps), seed)[0])
+    return Trial(float(best_one), best_contrast, error, lr_one if lr_contrast is None else lr_contrast, steps)
 
 
 def _after(
