@@ -6,8 +6,9 @@ For every watched call with output y (examples b, positions p, channels c)
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from normscope.objective import LossFn, checked_loss
 from normscope.results import labelled, provenance
 from normscope.untouched import untouched
 
-COLUMNS = 2048
+COLUMNS = 4096
 """Positions are folded into the columns up to this width: there the kernel is fastest, its float32 sums are short."""
 
 LARGEST_SHIFT = 10.0
@@ -30,10 +31,38 @@ LARGEST_SHIFT = 10.0
 SMALLEST_VARIANCE = 1e-30
 """Below this, squares start to fall under what float32 can hold."""
 
+SMALL = 2**14
+"""Outputs of no more elements are taken in float64 at once: nothing is gained by doing less."""
+
 _LAYER_NORM_BACKWARD = torch.ops.aten.native_layer_norm_backward.default
 
 CHUNK = 2**17
 """Elements taken at a time in float64: a mebibyte, so that what is read twice is read from the cache."""
+
+
+@dataclass(frozen=True)
+class ShortSums:
+    """Float32 sums of x and x² over the rows of a table, not pooled yet: small operations are slow between two layers
+    that have swept the caches."""
+
+    sums: Tensor
+    squares: Tensor
+    shape: tuple[int, int, int]
+    """Of the columns: (outer, channels, inner)."""
+    count: int
+    """Elements of a channel."""
+
+    def pooled(self) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of each channel: two (channels,) float64 tensors, right where `trusted`."""
+        mean, square = (
+            t.view(self.shape).sum((0, 2), dtype=torch.float64) / self.count for t in (self.sums, self.squares)
+        )
+        return mean, square - mean.square()
+
+
+def trusted(mean: Tensor, variance: Tensor) -> Tensor:
+    """Channel by channel, whether E x² − mean² in float32 is finite and has kept its digits."""
+    return variance.isfinite() & (variance > SMALLEST_VARIANCE) & (mean.square() < LARGEST_SHIFT**2 * variance)
 
 
 def moments(output: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -43,33 +72,19 @@ def moments(output: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     float64; where that overflows (activations of 1e19 have squares that do) or loses digits, the output is taken again
     in float64 throughout.
     """
-    return start_moments(output.detach(), dim)()
+    short = short_sums(output, dim)
+    if short is not None:
+        mean, variance = short.pooled()
+        if trusted(mean, variance).all():
+            return mean, variance
+    return exact_moments(output, dim)
 
 
-def start_moments(output: Tensor, dim: int) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Read the output now, as it may change in place, and give its `moments` when called; without gradients.
-
-    What is not needed at once waits: small operations are slow between two layers that have swept the caches.
-    """
-    if output.device.type != "cpu":
-        rows = output.movedim(dim, -1).reshape(-1, output.shape[dim])
-        variance, mean = torch.var_mean(rows.double(), dim=0, correction=0)
-        return _done((mean, variance))
-    table, shape = _as_table(output, dim)
-    if output.dtype != torch.float64:
-        sums, squares = column_sums(table)
-        if _trusted(sums, squares, shape, examples=output.numel() // output.shape[dim]):
-            finish = partial(_pooled, sums, squares, shape, len(table))  # holds the sums, not the output
-            return finish if table.shape[1] <= COLUMNS else _done(finish())
-    return _done(exact_moments(table, shape))
-
-
-def _done(moments: tuple[Tensor, Tensor]) -> Callable[[], tuple[Tensor, Tensor]]:
-    return lambda: moments
-
-
-def column_sums(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ x and Σ x² of each column of (rows, columns), in float32, in one pass."""
+def short_sums(output: Tensor, dim: int) -> ShortSums | None:
+    """One pass over an output on the CPU; None for one that is small, in float64, or elsewhere."""
+    if output.device.type != "cpu" or output.dtype == torch.float64 or output.numel() <= SMALL:
+        return None
+    table, shape = _as_table(output.detach(), dim)
     rows, columns = table.shape
     zeros, ones, weight = _constants(rows, columns)
     if table.dtype != torch.float32:
@@ -77,24 +92,22 @@ def column_sums(table: Tensor) -> tuple[Tensor, Tensor]:
     # Layer norm's backward pass with input and output gradient x, mean 0 and scale 1: its weight gets Σ x·x, its bias
     # Σ x, column by column. It is the one kernel of torch that reads x once for both.
     _, squares, sums = _LAYER_NORM_BACKWARD(table, table, [columns], zeros, ones, weight, weight, [False, True, True])
-    return sums, squares
+    count = output.numel() // shape[1]
+    if columns > COLUMNS:  # too many to hold for every layer of a deep network
+        sums, squares = (t.view(shape).sum((0, 2), dtype=torch.float64) for t in (sums, squares))
+        shape = (1, shape[1], 1)
+    return ShortSums(sums, squares, shape, count)
 
 
-def _trusted(sums: Tensor, squares: Tensor, shape: tuple[int, int, int], examples: int) -> bool:
-    """Whether every channel is finite, has a |mean| below `LARGEST_SHIFT` standard deviations, and is not too small."""
-    total, square = sums.view(shape).sum((0, 2)), squares.view(shape).sum((0, 2))
-    lowest, highest = torch.addcmul(square, total, total, value=-(1 + LARGEST_SHIFT**-2) / examples).aminmax()
-    return SMALLEST_VARIANCE * examples < lowest.item() and highest.item() < math.inf
-
-
-def _pooled(sums: Tensor, squares: Tensor, shape: tuple[int, int, int], rows: int) -> tuple[Tensor, Tensor]:
-    mean, square = (t.view(shape).double().mean((0, 2)) / rows for t in (sums, squares))
-    return mean, square - mean.square()
-
-
-def exact_moments(table: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel in float64, from the same table: those of every column j over a chunk of
-    rows, pooled as mean = E mean_j and variance = E [variance_j + (mean_j − mean)²]."""
+def exact_moments(output: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """As `moments`, in float64 throughout. On the CPU those of every column j of a table over a chunk of rows, pooled as
+    mean = E mean_j and variance = E [variance_j + (mean_j − mean)²]."""
+    output = output.detach()
+    if output.device.type != "cpu":
+        rows = output.movedim(dim, -1).reshape(-1, output.shape[dim])
+        variance, mean = torch.var_mean(rows.double(), dim=0, correction=0)
+        return mean, variance
+    table, shape = _as_table(output, dim)
     chunks = table.split(max(16, CHUNK // table.shape[1]))
     # The kernel behind batch norm's training pass, which centres before it squares.
     pairs = [torch.batch_norm_update_stats(chunk.double(), None, None, 0.0) for chunk in chunks]
@@ -143,12 +156,32 @@ def _constants(rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.zeros(rows, 1), torch.ones(rows, 1), torch.ones(columns)
 
 
+def _one_pass(
+    model: nn.Module, batch: Any, loss_fn: LossFn | None, layers: str | Sequence[str] | None, exact: set[str]
+) -> dict[str, ShortSums | tuple[Tensor, Tensor]]:
+    """What one forward pass shows of every watched call; the moments in float64 throughout of those in `exact`."""
+    read: dict[str, ShortSums | tuple[Tensor, Tensor]] = {}
+
+    def on_call(name: str, module: nn.Module, output: Tensor) -> None:
+        dim = channel_dim(module, output)
+        short = None if name in exact else short_sums(output, dim)
+        read[name] = exact_moments(output, dim) if short is None else short
+
+    with untouched(model), torch.no_grad(), watch(model, on_call, layers):
+        model.train()
+        checked_loss(model, batch, loss_fn)
+    if not read:
+        raise InvalidModel("none of the chosen layers is called, or gives a tensor: see `normscope layers MODEL`")
+    return read
+
+
 def channel_moments(
     model: nn.Module, batch: Any, *, loss_fn: LossFn | None = None, layers: str | Sequence[str] | None = None
 ) -> xr.Dataset:
     """Mean and biased variance of every channel of every watched call, in execution order (figure 5).
 
-    One forward pass in training mode; the model comes back untouched.
+    One forward pass in training mode; the model comes back untouched. Where float32 sums overflow or lose digits in a
+    call, a second pass takes it in float64.
 
     Args:
         batch: `(inputs, labels)`, a mapping, or anything `loss_fn(model, batch)` takes.
@@ -162,25 +195,23 @@ def channel_moments(
         InvalidModel: where no layer matches or is called, and see `objective.checked_loss`.
         InvalidBatch, DeviceError: see there too.
     """
-    names: list[str] = []
-    started: list[Callable[[], tuple[Tensor, Tensor]]] = []
-
-    def on_call(name: str, module: nn.Module, output: Tensor) -> None:
-        names.append(name)
-        started.append(start_moments(output, channel_dim(module, output)))
-
-    with untouched(model), torch.no_grad(), watch(model, on_call, layers):
-        model.train()
-        checked_loss(model, batch, loss_fn)
-    parameter = next(model.parameters())
-    if not names:
-        raise InvalidModel("none of the chosen layers is called, or gives a tensor: see `normscope layers MODEL`")
-    measured = [finish() for finish in started]
-    widths = [len(mean) for mean, _ in measured]
+    exact: set[str] = set()
+    while True:
+        read = _one_pass(model, batch, loss_fn, layers, exact)
+        pairs = [one.pooled() if isinstance(one, ShortSums) else one for one in read.values()]
+        names, widths = list(read), [len(mean) for mean, _ in pairs]
+        flat = torch.stack([torch.cat([pair[i] for pair in pairs]) for i in range(2)]).cpu()
+        fine = trusted(*flat).split(widths)
+        doubtful = {
+            name for name, ok in zip(names, fine, strict=True) if isinstance(read[name], ShortSums) and not ok.all()
+        }
+        if not doubtful:
+            break
+        exact |= doubtful
     table = np.full((2, len(names), max(widths)), np.nan)
-    flat = torch.stack([torch.cat([pair[i] for pair in measured]) for i in range(2)]).cpu().numpy()
     for row, (stop, width) in enumerate(zip(np.cumsum(widths), widths, strict=True)):
-        table[:, row, :width] = flat[:, stop - width : stop]
+        table[:, row, :width] = flat[:, stop - width : stop].numpy()
+    parameter = next(model.parameters())
     dataset = labelled(
         {
             "mean": (("layer", "channel"), table[0], "channel mean", "1"),
