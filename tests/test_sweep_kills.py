@@ -1,0 +1,265 @@
+"""kill -9 of drivers and workers, two drivers on one folder, Ctrl-C, full and read-only disks."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import xarray as xr
+
+import normscope as ns
+from normscope.errors import OutputError, RunFailed
+from normscope.sweep.engine import Advanced
+from normscope.sweep.local import MAX_DEATHS, local_engine
+from normscope.sweep.store import Store
+from normscope.train.config import RunConfig, key
+
+if not sys.platform.startswith("linux"):
+    pytest.skip("finds processes in /proc", allow_module_level=True)
+
+QUICK = RunConfig(net="mlp2", data="digits", train_size=200, batch_size=20, epochs=4, precision="fp32", device="cpu")
+CONFIGS = [RunConfig(**{**QUICK.to_mapping(), "seed": seed}) for seed in range(4)]
+LONG = RunConfig(**{**QUICK.to_mapping(), "net": "resnet20", "train_size": 1400, "epochs": 1000})
+
+SWEEP = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+import normscope as ns
+from normscope.sweep.engine import Advanced, Finished
+from normscope.sweep.run import run
+from normscope.sweep.store import Store
+from normscope.train.config import RunConfig, key
+
+torch.set_num_threads(1)
+ns.load_data("digits")  # what it imports is then there after a fork
+configs = [RunConfig.from_mapping(each) for each in json.loads(sys.argv[1])]
+folder = Path(sys.argv[2])
+
+def engine(chosen):
+    # in this process, so that a fork is a driver with its workers; a checkpoint after every step
+    for config in chosen:
+        with (folder / f"trained by {os.getpid()}").open("a") as file:
+            file.write(key(config) + "\\n")
+        checkpoint = Store(folder).checkpoint(config)
+        yield Finished(config, run(config, checkpoint=checkpoint, checkpoint_seconds=0.0))
+
+def fork():
+    child = os.fork()
+    if child == 0:
+        try:
+            ns.sweep(configs, folder, engine=engine)
+        finally:
+            os._exit(0)
+    return child
+"""
+
+KILLED = """
+moments, kills = random.Random(0), 0
+ended = False
+while not ended:
+    child = fork()
+    time.sleep(moments.uniform(0.02, 0.25))
+    if kills < 20:
+        os.kill(child, signal.SIGKILL)
+    ended = not os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    kills += not ended
+print(kills)
+"""
+
+TWO = """
+for child in [fork(), fork()]:
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The sweep undisturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    for config in CONFIGS:
+        dataset = ns.train(config, threads=1, weights=folder / "runs" / f"{key(config)}.safetensors")
+        ns.save(dataset, folder / "runs" / f"{key(config)}.nc")
+    return folder
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    """The same files, with the same weights and results in them (but for the time it took)."""
+    assert files(folder / "runs") == files(whole / "runs")
+    assert files(folder / "scratch") == []
+    for path in (whole / "runs").iterdir():
+        there = folder / "runs" / path.name
+        if path.suffix == ".safetensors":
+            assert there.read_bytes() == path.read_bytes()
+        else:
+            xr.testing.assert_identical(ns.load(there).drop_vars("seconds"), ns.load(path).drop_vars("seconds"))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def python(code: str, folder: Path) -> str:
+    configs = json.dumps([config.to_mapping() for config in CONFIGS])
+    done = subprocess.run([sys.executable, "-c", code, configs, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_sweep_killed_at_twenty_random_moments_ends_as_if_it_had_not_been(tmp_path, whole):
+    kills = int(python(SWEEP + KILLED, tmp_path))
+    assert kills >= 4
+    assert_same(tmp_path, whole)
+
+
+def test_two_drivers_on_one_folder_share_the_work_and_do_nothing_twice(tmp_path, whole):
+    python(SWEEP + TWO, tmp_path)
+    assert_same(tmp_path, whole)
+    trained = [line for path in tmp_path.glob("trained by *") for line in path.read_text().split()]
+    assert sorted(trained) == sorted(map(key, CONFIGS))
+
+
+def children(of: int) -> list[int]:
+    """The processes that this one has started and that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == of and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def test_a_killed_worker_is_replaced_and_its_run_goes_on(tmp_path, whole):
+    engine = local_engine(Store(tmp_path), workers=1, checkpoint_seconds=0.0)
+    others, killed, epochs = set(children(os.getpid())), 0, []
+
+    def killing(configs):
+        nonlocal killed
+        for event in engine(configs):
+            yield event
+            if isinstance(event, Advanced):
+                epochs.append(event.epochs)
+                if event.epochs == 2 and not killed:
+                    (worker,) = set(children(os.getpid())) - others
+                    os.kill(worker, signal.SIGKILL)
+                    killed += 1
+
+    ns.sweep(CONFIGS[:2], tmp_path, engine=killing)
+    assert killed == 1
+    assert epochs.count(0) == 2, "the run of the killed worker did not begin anew"
+    assert set(children(os.getpid())) == others
+    for config in CONFIGS[:2]:
+        xr.testing.assert_identical(
+            ns.load(tmp_path / "runs" / f"{key(config)}.nc").drop_vars("seconds"),
+            ns.load(whole / "runs" / f"{key(config)}.nc").drop_vars("seconds"),
+        )
+
+
+def test_a_run_whose_workers_keep_dying_is_given_up(tmp_path, monkeypatch):
+    """As where there is not memory enough for it."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RunFailed, match=f"its worker died {MAX_DEATHS} times"):
+        ns.sweep([QUICK], tmp_path, workers=1)
+
+
+def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`normscope sweep` on one long run, once it has written its first checkpoint."""
+    values = {k: v for k, v in LONG.to_mapping().items() if v is not None}
+    lines = [f"{k} = {str(v).lower() if isinstance(v, bool) else repr(v)}" for k, v in values.items() if k != "seed"]
+    (folder / "spec.toml").write_text("\n".join(["[base]", *lines, "[axes]", "seed = [0]"]))
+    sweep = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from normscope.cli import main; main()",
+            "sweep",
+            "spec.toml",
+            "--out",
+            "out",
+            *arguments,
+        ],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    scratch = folder / "out" / "scratch"
+    while sweep.poll() is None and not (
+        scratch.is_dir() and any(not p.name.startswith(".") for p in scratch.iterdir())
+    ):
+        time.sleep(0.05)
+    return sweep
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_ctrl_c_or_a_kill_stops_the_driver_and_its_workers_within_two_seconds(tmp_path, how):
+    # A machine with more to do than it has processors says nothing about time.
+    limit = 2 if os.getloadavg()[0] <= (os.cpu_count() or 1) else 30
+    sweep = started(tmp_path, "--workers", "1")
+    workers = children(sweep.pid)
+    assert len(workers) == 1
+    began = time.monotonic()
+    sweep.send_signal(how)
+    out, err = sweep.communicate(timeout=limit)
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        time.sleep(0.01)
+        assert time.monotonic() - began < limit
+    assert time.monotonic() - began < limit
+    assert out == ""
+    assert files(tmp_path / "out" / "scratch")[-1] == key(LONG), "what is done is kept"
+    if how == signal.SIGINT:
+        assert sweep.returncode == 130
+        assert err.splitlines()[-1] == "normscope: interrupted: what is done is kept, run the same command to go on"
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
+    """A limit on the size of any file written stands for a full disk."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))
+
+    (tmp_path / "spec.toml").write_text('[base]\ndata = "digits"\nnet = "mlp2"\nepochs = 1\ntrain_size = 200\n')
+    done = subprocess.run(
+        [sys.executable, "-c", "from normscope.cli import main; main()", "sweep", "spec.toml", "--out", "out"],
+        cwd=tmp_path,
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("sweep: ")]
+    assert line.startswith("normscope: cannot write ") and "File too large; give another --out" in line
+    assert files(tmp_path / "out" / "runs") == files(tmp_path / "out" / "scratch") == []
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(OutputError, match=r"cannot write .*taken"):
+        ns.sweep([QUICK], tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(OutputError, match=r"cannot write .*locked"):
+        ns.sweep([QUICK], tmp_path / "locked")
