@@ -160,6 +160,7 @@ def test_layers_are_listed_in_order(normscope) -> None:
         (["mine.py:net", "--batch-size", "5000"], "batch_size is 5000"),
         (["mine.py:net", "--device", "tpu9"], "no device 'tpu9' here"),
         (["mine.py:net", "--budget", "-1"], "budget_seconds is -1"),
+        (["mine.py:net", "--out", "mine.py/in/a/file"], "cannot write mine.py/in/a/file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -101,14 +101,20 @@ def write_text(path: str | Path, text: str) -> Path:
     return write_bytes(path, text.encode())
 
 
-def ensure_writable(folder: str | Path) -> Path:
+def ensure_writable(folder: str | Path, *, keep: bool = True) -> Path:
     """Make a folder and try to write into it, so that a long measurement does not fail at its end.
+
+    Args:
+        keep: False to leave no new folder behind, for work that may yet be refused.
 
     Raises:
         OutputError: where it cannot be made or written.
     """
     folder = Path(folder)
+    new = [] if keep else [path for path in (folder, *folder.parents) if not path.exists()]
     write_bytes(folder / "writable", b"").unlink(missing_ok=True)
+    for path in new:
+        path.rmdir()
     return folder
 
 

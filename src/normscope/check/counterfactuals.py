@@ -16,7 +16,8 @@ from normscope.errors import NormscopeError
 from normscope.untouched import untouched
 
 OUT_OF_SCALE = 10.0
-"""Inputs this much larger or smaller than 1, or larger than each other, and layers with this many times the median gain are suspected."""
+"""Inputs this much larger or smaller than 1, or larger than each other, and layers with this many times the median
+gain are suspected."""
 
 
 def diverging_with_scaled_inputs(model: nn.Module, batch: Any, recipe: Recipe, diverging: float, seed: int) -> float:

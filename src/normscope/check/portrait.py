@@ -107,8 +107,8 @@ def refined_crossing(line: UpdateLine, curve: np.ndarray, level: float) -> float
 
 
 def steepness(line: UpdateLine, curve: np.ndarray) -> float:
-    """d log(loss) / d log(lr) where the loss explodes: about the number of layers whose changes multiply. 0 where it does
-    not diverge, or overflows at once."""
+    """d log(loss) / d log(lr) where the loss explodes: about the number of layers whose changes multiply. 0 where it
+    does not diverge, or overflows at once."""
     start = refined_crossing(line, curve, STEEP_FROM)
     for level in (STEEP_TO, DIVERGENCE_FACTOR):
         end = refined_crossing(line, curve, level)

@@ -82,8 +82,8 @@ def unscaled_inputs(evidence: xr.Dataset) -> Finding | None:
     return Finding(
         "inputs",
         "the inputs are out of scale",
-        f"The largest input feature has size {number(scale)}, {number(imbalance)} times the median one; with each at mean "
-        f"0 and standard deviation 1 {effect}.",
+        f"The largest input feature has size {number(scale)}, {number(imbalance)} times the median one; with each at "
+        f"mean 0 and standard deviation 1 {effect}.",
         "Standardize the inputs: subtract the mean of each feature or channel, divide by its standard deviation.",
         numbers={"scaling_gain": gain, "spread_gain": spread, "input_scale": scale, "feature_imbalance": imbalance},
     )

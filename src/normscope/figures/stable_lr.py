@@ -19,7 +19,8 @@ BOUNDARIES = {"lr_stable": ("stable", Outcome.DIVERGED), "lr_usable": ("usable",
 
 
 def plot_stable_lr(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Draw `horizon_loss` over `lr` on logarithmic axes: one point a try, its outcome as colour, one thin line a seed.
+    """Draw `horizon_loss`, on a logarithmic axis where it spans a decade, over `lr`: one point a try, its outcome as
+    colour, one thin line a seed.
 
     Tries that diverged never reached the horizon: they are triangles on the upper edge. A shaded band is the bracket of
     a boundary; a dotted line is a bound, where nothing failed up to the end of the range. Rings mark the rates that
@@ -63,7 +64,7 @@ def plot_stable_lr(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         ax.set_xscale("log")
     ax.set(xlabel=axis_label(dataset["lr"]), ylabel=axis_label(horizon))
     finite = horizon.values[np.isfinite(horizon.values)]
-    if len(finite) and (finite > 0).all():
+    if len(finite) and (finite > 0).all() and finite.max() > 10 * finite.min():
         ax.set_yscale("log")
     legend_once(ax, fontsize="x-small")
     return ax

@@ -100,8 +100,8 @@ def short_sums(output: Tensor, dim: int) -> ShortSums | None:
 
 
 def exact_moments(output: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """As `moments`, in float64 throughout. On the CPU those of every column j of a table over a chunk of rows, pooled as
-    mean = E mean_j and variance = E [variance_j + (mean_j − mean)²]."""
+    """As `moments`, in float64 throughout. On the CPU those of every column j of a table over a chunk of rows, pooled
+    as mean = E mean_j and variance = E [variance_j + (mean_j − mean)²]."""
     output = output.detach()
     if output.device.type != "cpu":
         rows = output.movedim(dim, -1).reshape(-1, output.shape[dim])

@@ -53,13 +53,14 @@ def command(
     from normscope.device import usable_device
     from normscope.errors import Interrupted
     from normscope.report.check import report
-    from normscope.results import save
+    from normscope.results import ensure_writable, save
 
     place = usable_device(device)
     names = list(DEFAULT_REPAIRS) if repair is None else [name for name in repair if name != "none"]
     repairs(names, steps=steps)  # a misspelled one is said before anything runs
     model = eager(load_target(target), device=place)
     batches = batches_of(data, batch_size, data_dir=data_dir, num_outputs=lambda x: num_outputs(model, x))
+    folder = ensure_writable(out or Path("check") / target.rpartition(":")[2], keep=False)
     try:
         tree = check(
             model,
@@ -76,7 +77,6 @@ def command(
         )
     except KeyboardInterrupt as stop:
         raise Interrupted("interrupted: nothing is kept; --budget SECONDS ends in time and keeps what it has") from stop
-    folder = out or Path("check") / target.rpartition(":")[2]
     save(tree, folder / "check.nc")
     page = report(tree, folder / "report.html")
     print(answer(tree))
