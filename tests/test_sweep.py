@@ -38,6 +38,7 @@ def here(trained: list[str] | None = None) -> Engine:
         for config in configs:
             if trained is not None:
                 trained.append(key(config))
+            yield Advanced(config, 0)
             yield Advanced(config, 1)
             yield Finished(config, run(config, checkpoint=None))
 
@@ -178,11 +179,21 @@ def test_progress_counts_epochs_over_the_whole_and_diverged_runs_apart(tmp_path,
     monkeypatch.setattr("normscope.sweep.sweep.progress", noted)
     ns.sweep([QUICK], tmp_path, engine=here())
     told.clear()
-    ns.sweep([QUICK, replace(QUICK, lr=1e4, norm="none", seed=3), replace(QUICK, seed=4)], tmp_path, engine=here())
+
+    def resumed(configs):
+        """The second run goes on at its last epoch but one, of four."""
+        for config in configs:
+            yield Advanced(config, 2 if config.epochs == 4 else 0)
+            yield Advanced(config, config.epochs - 1)
+            yield Finished(config, run(config, checkpoint=None))
+
+    ns.sweep([QUICK, replace(QUICK, lr=1e4, norm="none"), replace(QUICK, epochs=4)], tmp_path, engine=resumed)
     assert told == [
-        ("sweep", 4),
+        ("sweep", 6),
+        ("1 of 3 runs", 0),
         ("1 of 3 runs", 1),
         ("2 of 3 runs, 1 diverged", 1),
-        ("2 of 3 runs, 1 diverged", 1),
-        ("3 of 3 runs, 1 diverged", 1),
+        ("2 of 3 runs, 1 diverged", 0),
+        ("2 of 3 runs, 1 diverged", 2),
+        ("3 of 3 runs, 1 diverged", 2),
     ]

@@ -16,11 +16,11 @@ from normscope.train.config import RunConfig
 
 @dataclass(frozen=True)
 class Advanced:
-    """A run has got to the end of an epoch. For the progress bar only: an engine may leave these out."""
+    """A run begins, or has got to the end of an epoch. For the progress bar only: an engine may leave these out."""
 
     config: RunConfig
     epochs: int
-    """How many are over."""
+    """How many are over; the first one says where the run begins, with a checkpoint not at 0."""
 
 
 @dataclass(frozen=True)

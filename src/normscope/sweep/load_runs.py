@@ -31,7 +31,7 @@ def load_runs(out: str | Path, configs: Iterable[RunConfig] | None = None) -> xr
     Returns:
         A Dataset over the fields of RunConfig that vary (`lr`, `norm`, `seed`, ...) and `epoch`, with the variables
         that `train` describes (its `lr` is called `epoch_lr` here, since `lr` is the config's), and over the fields
-        alone `outcome` and `key`. Where there is no run `outcome` is "missing", `steps` is 0 and all else NaN.
+        alone `outcome` and `key`. Where there is no run, `outcome` is "missing", `steps` is 0 and all else NaN.
         Attributes that differ between runs are lists of all their values.
 
     Raises:

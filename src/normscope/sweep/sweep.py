@@ -133,12 +133,16 @@ class _Tally:
     def __init__(self, bar: Bar, *, total: int, done: int) -> None:
         self._bar, self._total, self._done = bar, total, done
         self._counts = {"diverged": 0, "failed": 0}
-        self._epochs: dict[RunConfig, int] = {}
+        self._first: dict[RunConfig, int] = {}
+        self._shown: dict[RunConfig, float] = {}
         self._over: set[RunConfig] = set()
 
     def advanced(self, event: Advanced) -> None:
-        """An epoch of a run is over."""
-        self._move(event.config, event.epochs)
+        """An epoch of a run is over, or the run begins."""
+        config = event.config
+        # What a checkpoint already holds takes no time now: the epochs that are left stand for all of the run.
+        first = self._first.setdefault(config, event.epochs)
+        self._move(config, config.epochs * (event.epochs - first) / max(1, config.epochs - first))
 
     def over(self, config: RunConfig, outcome: str) -> None:
         """A run is over, here or elsewhere; once for each."""
@@ -150,11 +154,11 @@ class _Tally:
             self._counts[outcome] += 1
         self._move(config, config.epochs)
 
-    def _move(self, config: RunConfig, epochs: int) -> None:
-        before = self._epochs.get(config, 0)
-        self._epochs[config] = max(before, epochs)
+    def _move(self, config: RunConfig, epochs: float) -> None:
+        before = self._shown.get(config, 0)
+        self._shown[config] = max(before, epochs)
         apart = "".join(f", {count} {name}" for name, count in self._counts.items() if count)
-        self._bar.advance(f"{self._done} of {self._total} runs{apart}", by=max(0, epochs - before))
+        self._bar.advance(f"{self._done} of {self._total} runs{apart}", by=self._shown[config] - before)
 
 
 def _would_fail_all(error: NormscopeError) -> bool:

@@ -23,5 +23,5 @@ def command(
     runs = sweep(spec, out, workers=workers, threads=threads, data_dir=data_dir)
     outcomes = runs["outcome"].values.ravel().tolist()
     counts = ", ".join(f"{outcomes.count(word)} {word}" for word in dict.fromkeys(sorted(outcomes)))
-    print(f"{len(outcomes)} runs: {counts}")
+    print(f"{len(outcomes)} runs: {counts}".replace("learns", "learn"))
     print(out)
