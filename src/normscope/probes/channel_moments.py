@@ -8,7 +8,7 @@ For every watched call with output y (examples b, positions p, channels c)
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from normscope.errors import InvalidModel
 from normscope.layers import channel_dim, depths, watch
 from normscope.objective import LossFn, checked_loss
+from normscope.probes.batch_norm_moments import BatchNormMoments
 from normscope.results import labelled, provenance
 from normscope.untouched import untouched
 
@@ -156,23 +157,54 @@ def _constants(rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.zeros(rows, 1), torch.ones(rows, 1), torch.ones(columns)
 
 
+Reading = ShortSums | tuple[Tensor, Tensor]
+"""What is known of an output: sums still to be pooled, or mean and variance."""
+
+
 def _one_pass(
     model: nn.Module, batch: Any, loss_fn: LossFn | None, layers: str | Sequence[str] | None, exact: set[str]
-) -> dict[str, ShortSums | tuple[Tensor, Tensor]]:
-    """What one forward pass shows of every watched call; the moments in float64 throughout of those in `exact`."""
-    read: dict[str, ShortSums | tuple[Tensor, Tensor]] = {}
+) -> dict[str, Reading]:
+    """What one forward pass shows of every watched call; the moments in float64 throughout of those in `exact`, which
+    others join that are taken so at once."""
+    read: dict[str, Reading] = {}
+
+    def take(name: str, output: Tensor, dim: int) -> None:
+        short = None if name in exact else short_sums(output, dim)
+        if short is None:
+            exact.add(name)
+        read[name] = exact_moments(output, dim) if short is None else short
+
+    def found(name: str, mean: Tensor, variance: Tensor) -> None:
+        read[name] = mean, variance
+
+    def settle() -> None:
+        """Read what no batch norm has asked for."""
+        if (left := norms.left_over()) is not None and left[1] is not None:
+            take(left[0], left[1], 1)
 
     def on_call(name: str, module: nn.Module, output: Tensor) -> None:
+        settle()
         dim = channel_dim(module, output)
-        short = None if name in exact else short_sums(output, dim)
-        read[name] = exact_moments(output, dim) if short is None else short
+        if name not in exact and output.numel() > SMALL and norms.expect(name, module, output, dim):
+            read[name] = _unknown(output.shape[dim])  # holds the place
+        else:
+            take(name, output, dim)
 
     with untouched(model), torch.no_grad(), watch(model, on_call, layers):
         model.train()
-        checked_loss(model, batch, loss_fn)
+        norms = BatchNormMoments(model, found)
+        with norms.listening():
+            checked_loss(model, batch, loss_fn)
+        settle()
     if not read:
         raise InvalidModel("none of the chosen layers is called, or gives a tensor: see `normscope layers MODEL`")
     return read
+
+
+@cache
+def _unknown(channels: int) -> tuple[Tensor, Tensor]:
+    nothing = torch.full((channels,), math.nan, dtype=torch.float64)
+    return nothing, nothing
 
 
 def channel_moments(
@@ -202,9 +234,7 @@ def channel_moments(
         names, widths = list(read), [len(mean) for mean, _ in pairs]
         flat = torch.stack([torch.cat([pair[i] for pair in pairs]) for i in range(2)]).cpu()
         fine = trusted(*flat).split(widths)
-        doubtful = {
-            name for name, ok in zip(names, fine, strict=True) if isinstance(read[name], ShortSums) and not ok.all()
-        }
+        doubtful = {name for name, ok in zip(names, fine, strict=True) if name not in exact and not ok.all()}
         if not doubtful:
             break
         exact |= doubtful
