@@ -11,10 +11,12 @@ where `measure` yields a `Row` for each contestant.
 
 import gc
 import json
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -104,7 +106,7 @@ def peak_bytes(work: Work) -> int:
         before = torch.cuda.memory_allocated()
         work()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with _stderr_closed(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     assert profiler.profiler is not None
     events = profiler.profiler.kineto_results.events()
@@ -113,6 +115,20 @@ def peak_bytes(work: Work) -> int:
         held += change
         peak = max(peak, held)
     return peak
+
+
+@contextmanager
+def _stderr_closed() -> Iterator[None]:
+    """The profiler writes two lines of its own to the file descriptor."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def report(question: str | None, measured: Iterable[Row]) -> None:
