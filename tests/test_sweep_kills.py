@@ -29,6 +29,7 @@ LONG = RunConfig(**{**QUICK.to_mapping(), "net": "resnet20", "train_size": 1400,
 
 SWEEP = """
 import json, os, random, signal, sys, time
+from functools import partial
 from pathlib import Path
 import torch
 import normscope as ns
@@ -40,9 +41,8 @@ from normscope.train.config import RunConfig, key
 torch.set_num_threads(1)
 ns.load_data("digits")  # what it imports is then there after a fork
 configs = [RunConfig.from_mapping(each) for each in json.loads(sys.argv[1])]
-folder = Path(sys.argv[2])
 
-def engine(chosen):
+def engine(folder, chosen):
     # in this process, so that a fork is a driver with its workers; a checkpoint after every step
     for config in chosen:
         with (folder / f"trained by {os.getpid()}").open("a") as file:
@@ -50,32 +50,27 @@ def engine(chosen):
         checkpoint = Store(folder).checkpoint(config)
         yield Finished(config, run(config, checkpoint=checkpoint, checkpoint_seconds=0.0))
 
-def fork():
+def fork(folder):
     child = os.fork()
     if child == 0:
         try:
-            ns.sweep(configs, folder, engine=engine)
+            ns.sweep(configs, folder, engine=partial(engine, folder))
         finally:
             os._exit(0)
     return child
-"""
 
-KILLED = """
-moments, kills = random.Random(0), 0
-ended = False
+for child in [fork(Path(sys.argv[2])), fork(Path(sys.argv[2]))]:
+    os.waitpid(child, 0)
+
+moments, kills, ended = random.Random(0), 0, False
 while not ended:
-    child = fork()
-    time.sleep(moments.uniform(0.02, 0.25))
+    child = fork(Path(sys.argv[3]))
+    time.sleep(moments.uniform(0.02, 0.15))
     if kills < 20:
         os.kill(child, signal.SIGKILL)
     ended = not os.WIFSIGNALED(os.waitpid(child, 0)[1])
     kills += not ended
 print(kills)
-"""
-
-TWO = """
-for child in [fork(), fork()]:
-    os.waitpid(child, 0)
 """
 
 
@@ -113,24 +108,18 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def python(code: str, folder: Path) -> str:
+def test_two_drivers_share_the_work_and_one_killed_at_random_moments_loses_nothing(tmp_path, whole):
+    (shared := tmp_path / "shared").mkdir()
+    (killed := tmp_path / "killed").mkdir()
     configs = json.dumps([config.to_mapping() for config in CONFIGS])
-    done = subprocess.run([sys.executable, "-c", code, configs, str(folder)], capture_output=True, text=True)
+    arguments = [sys.executable, "-c", SWEEP, configs, str(shared), str(killed)]
+    done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_a_sweep_killed_at_twenty_random_moments_ends_as_if_it_had_not_been(tmp_path, whole):
-    kills = int(python(SWEEP + KILLED, tmp_path))
-    assert kills >= 4
-    assert_same(tmp_path, whole)
-
-
-def test_two_drivers_on_one_folder_share_the_work_and_do_nothing_twice(tmp_path, whole):
-    python(SWEEP + TWO, tmp_path)
-    assert_same(tmp_path, whole)
-    trained = [line for path in tmp_path.glob("trained by *") for line in path.read_text().split()]
-    assert sorted(trained) == sorted(map(key, CONFIGS))
+    assert_same(shared, whole)
+    trained = [line for path in shared.glob("trained by *") for line in path.read_text().split()]
+    assert sorted(trained) == sorted(map(key, CONFIGS)), "nothing twice"
+    assert int(done.stdout) >= 2, "killed more than once"
+    assert_same(killed, whole)
 
 
 def children(of: int) -> list[int]:

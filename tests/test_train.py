@@ -127,36 +127,44 @@ from normscope.train.config import RunConfig
 from normscope.train.network import encoded_weights
 from normscope.train.train import trained
 
-config, folder = RunConfig.from_mapping(json.loads(sys.argv[1])), Path(sys.argv[2])
-data = load_data(config.data, train_size=config.train_size, held_out=config.held_out)
-moments, kills = random.Random(0), 0
-while True:
-    child = os.fork()
-    if child == 0:
-        run = trained(config, data, checkpoint=folder / "checkpoint", checkpoint_seconds=0.0)
-        (folder / "weights").write_bytes(encoded_weights(run.net))
-        save(run.result, folder / "run.nc")
-        os._exit(0)
-    time.sleep(moments.uniform(0.005, float(sys.argv[3])))
-    if kills < 20:
-        os.kill(child, signal.SIGKILL)
-    kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    if (folder / "run.nc").exists():
-        break
-print(kills)
+limit, moments = float(sys.argv[1]), random.Random(0)
+
+def end(config, data, folder):
+    kills = 0
+    while not (folder / "run.nc").exists():
+        child = os.fork()
+        if child == 0:
+            run = trained(config, data, checkpoint=folder / "checkpoint", checkpoint_seconds=0.0)
+            (folder / "weights").write_bytes(encoded_weights(run.net))
+            save(run.result, folder / "run.nc")
+            os._exit(0)
+        time.sleep(moments.uniform(0.005, limit))
+        if kills < 20:
+            os.kill(child, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    return kills
+
+for argument in sys.argv[2:]:
+    task = json.loads(argument)
+    config = RunConfig.from_mapping(task["config"])
+    data = load_data(config.data, train_size=config.train_size, held_out=config.held_out)
+    print(end(config, data, Path(task["folder"])))
 """
 
 
-@pytest.mark.parametrize("change", [{"epochs": 20}, {"net": "resnet8", "epochs": 4, "precision": "bf16"}])
-def test_a_run_killed_at_random_moments_ends_with_the_same_bits(change, tmp_path):
-    config = replace(QUICK, **change)
-    dataset = ns.train(config, weights=tmp_path / "whole")
-    arguments = [json.dumps(config.to_mapping()), str(tmp_path), "0.3"]
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
+    configs = [replace(QUICK, epochs=20), replace(QUICK, net="resnet8", epochs=4, precision="bf16")]
+    tasks = []
+    for number, config in enumerate(configs):
+        (folder := tmp_path / str(number)).mkdir()
+        tasks.append(json.dumps({"config": config.to_mapping(), "folder": str(folder)}))
+    done = subprocess.run([sys.executable, "-c", KILLED, "0.1", *tasks], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 3, "it was killed more than once"
-    same(ns.load(tmp_path / "run.nc"), dataset)
-    assert (tmp_path / "weights").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert all(int(kills) >= 2 for kills in done.stdout.split()), "killed more than once"
+    for number, config in enumerate(configs):
+        folder = tmp_path / str(number)
+        same(ns.load(folder / "run.nc"), ns.train(config, weights=folder / "whole"))
+        assert (folder / "weights").read_bytes() == (folder / "whole").read_bytes()
 
 
 def test_seconds_add_up_over_interruptions(tmp_path):

@@ -8,14 +8,16 @@ DIR/claims                  who works on what: see `claims`
 
 from __future__ import annotations
 
+import errno
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import xarray as xr
 
-from normscope.errors import ResultError
-from normscope.results import attribute, ensure_writable, load, write_bytes
+from normscope.errors import OutputError, ResultError, one_line
+from normscope.results import attribute, load, write_bytes
 from normscope.train.config import RunConfig, key
 
 
@@ -49,8 +51,16 @@ class Store:
 
     def prepare(self) -> None:
         """Make the folders; OutputError where they cannot be written."""
-        ensure_writable(self.runs)
-        ensure_writable(self.scratch)
+        for folder in (self.runs, self.scratch):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                # Asked, not tried: a kill in the middle of trying would leave its file behind.
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            except OSError as error:
+                raise OutputError(
+                    f"cannot write {folder}: {error.strerror or one_line(error)}; give another --out"
+                ) from error
 
     def result_path(self, config: RunConfig) -> Path:
         """Where the run's result lies once it is finished."""

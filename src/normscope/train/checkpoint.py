@@ -19,6 +19,7 @@ from normscope.results import write_bytes
 from normscope.train.network import plain_tensors
 
 STEP_QUANTITIES: tuple[str, ...] = ("loss", "correct", "gradient_norm")
+"""What is recorded of each step: the mini-batch's loss, its images classified right, its gradient's norm."""
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Progress:
     """What a run has recorded so far."""
 
     steps: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in STEP_QUANTITIES})
-    """Per step since the start: the mini-batch's loss, its images classified right, its gradient's norm."""
+    """For each of `STEP_QUANTITIES` a number per step since the start."""
     epochs: list[dict[str, float]] = field(default_factory=list)
     """One row of results for each epoch that is over."""
     seconds: float = 0.0

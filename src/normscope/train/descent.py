@@ -22,7 +22,7 @@ from normscope.descend import descend
 from normscope.objective import cross_entropy, readable_errors
 from normscope.outcome import has_diverged
 from normscope.per_example.norms import norm_of_each
-from normscope.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from normscope.train.checkpoint import STEP_QUANTITIES, Progress, load_checkpoint, save_checkpoint
 from normscope.train.config import RunConfig, key
 from normscope.train.evaluation import evaluate, num_correct
 from normscope.train.network import fresh_network
@@ -105,11 +105,12 @@ class Descent:
         best = min(filter(math.isfinite, steps["loss"]), default=math.inf)
         cast = self.autocast
         for step in descend(self.net, self.optimizer, batches, loss_fn=loss_fn, autocast=cast, after_step=after_step):
-            loss = float(step.loss)
             gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
-            steps["loss"].append(loss)
-            steps["correct"].append(int(correct.pop()))
-            steps["gradient_norm"].append(float(norm_of_each(gradients).norm()))
+            norm = norm_of_each(gradients).norm()
+            numbers = torch.stack([step.loss.double(), correct.pop().double(), norm]).tolist()  # one synchronization
+            for name, value in zip(STEP_QUANTITIES, numbers, strict=True):
+                steps[name].append(value)
+            loss = steps["loss"][-1]
             if has_diverged(loss, start=steps["loss"][0], best=min(best, loss), constant_loss=self.constant_loss):
                 self.progress.diverged = True
                 break
