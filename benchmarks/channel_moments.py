@@ -20,7 +20,7 @@ from normscope.layers import channel_dim, watch
 from normscope.nets import build_net
 from normscope.probes.channel_moments import channel_moments
 
-ROUNDS = 15
+ROUNDS = 9
 BATCH = 128
 FORMATS = {"channels last": torch.channels_last, "NCHW": torch.contiguous_format}
 CONTESTANTS = [  # net, norm, memory format, rounds

@@ -1,8 +1,8 @@
 """What does the relative loss at 50 step sizes cost beside the passes it cannot avoid, and is it right?
 
 The floor is 50 forward passes without gradients and one forward and backward pass, on ResNet-110 with 128 images. The
-memory to compare with is that of one forward and backward pass. "A copy a step" is what one writes first: a deep copy
-of the model for every step size. Quality: the largest relative distance of a loss from that of the copies.
+memory to compare with is that of one forward and backward pass. Quality: the largest relative distance of a loss from
+that of what one writes first, a deep copy of the model for every step size.
 
     python -m benchmarks.relative_loss [rows.json]
 
@@ -66,7 +66,6 @@ def measure() -> Iterator[Row]:
             {
                 f"resnet110, {norm}: bare passes": lambda m=model: floor(m, images, labels),
                 "    relative_loss": lambda m=model: relative_loss(m, (images, labels), step_sizes=STEP_SIZES),
-                "    a copy a step": lambda m=model: copies(m, images, labels),
             },
             rounds=ROUNDS,
             quality={

@@ -5,13 +5,14 @@ Every module of this package that defines `EXHIBIT` is one: there is no list to 
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscope.errors import unknown
+from normscope.errors import InvalidConfig, unknown
 from normscope.progress import Bar, progress
 from normscope.results import attribute, provenance, with_attributes
 from normscope.verdict import Verdict
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from normscope.data import ImageData
+    from normscope.train.config import RunConfig
 
 NORM_TITLES = {
     "batch": "with batch norm",
@@ -43,6 +45,13 @@ class Setting:
     net: str = "resnet110"
     batch_size: int = 128
     """The paper's mini-batch."""
+    scale: str = "quick"
+    """How large the exhibits are that train networks to the end: see `exhibits.scale`. They have data, network and
+    mini-batch of their own."""
+    runs: Path | None = None
+    """The folder that keeps their runs; needed to train any."""
+    data_dir: Path | None = None
+    """Where CIFAR-10 lies, for those that train on it whatever `data` is."""
 
     def build(self, norm: str, seed: int, **options: Any) -> "nn.Module":
         """A fresh network on the device, in the memory format that is fastest there; `options` as in `build_net`."""
@@ -68,6 +77,14 @@ class Setting:
     def first_batch(self, seed: int) -> tuple[Any, Any]:
         """The first mini-batch of training."""
         return next(self.batches(seed))
+
+    def train(self, configs: "Sequence[RunConfig]") -> "xr.Dataset":
+        """Carry out the runs that are not kept yet, on all processors, and give all of them as one Dataset."""
+        from normscope.sweep.sweep import sweep
+
+        if self.runs is None:
+            raise InvalidConfig("nowhere to keep the runs: give the setting a folder `runs`")
+        return sweep(configs, self.runs, data_dir=self.data_dir)
 
     def progress(self, name: str, total: float) -> AbstractContextManager[Bar]:
         """A bar over `total` units of work."""
@@ -105,8 +122,14 @@ class Exhibit:
     verdicts: "Callable[[xr.Dataset], list[Verdict]]"
     we_saw: "Callable[[xr.Dataset], str]" = lambda dataset: ""
     """What came out, in a sentence or two with numbers; empty to let the verdicts speak."""
+    trains: bool = False
+    """Whether it trains networks to the end, at the setting's scale."""
     protocol: int = 1
     """Raised whenever `measure` changes what it measures: older results are then measured again."""
+
+    def config(self, setting: Setting) -> dict[str, Any]:
+        """What decides whether a result can be kept."""
+        return {**setting.config(), **({"scale": setting.scale} if self.trains else {})}
 
 
 def over_networks(

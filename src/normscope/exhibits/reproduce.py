@@ -1,6 +1,7 @@
 """Reproduce the paper: measure exhibit by exhibit into a folder, keep what is already there, judge and report."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import xarray as xr
@@ -9,10 +10,14 @@ from normscope.errors import InvalidConfig, ResultError
 from normscope.exhibits.exhibit import Exhibit, Setting, chosen
 from normscope.results import attribute, ensure_writable, load, save, with_attributes
 
+RUNS = "training"
+"""The folder, among the results, of the runs of those exhibits that train."""
+
 
 def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
     """Measure the exhibits of these names (all where none is named) and save each as `out/NAME.nc` as soon as it is
-    done. An exhibit whose result is there already, measured on the same setting by the same protocol, is kept.
+    done. An exhibit whose result is there already, measured on the same setting by the same protocol, is kept; so are
+    the single runs of those that train networks to the end.
 
     Raises:
         InvalidConfig: for an unknown exhibit, before anything is measured.
@@ -25,8 +30,9 @@ def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
     for exhibit in wanted:
         path = folder / f"{exhibit.name}.nc"
         if not is_measured(exhibit, setting, path):
-            dataset = exhibit.measure(setting)
-            save(with_attributes(dataset, **{**dataset.attrs, "protocol": exhibit.protocol}), path)
+            dataset = exhibit.measure(replace(setting, runs=folder / RUNS))
+            known = {"config": exhibit.config(setting), "protocol": exhibit.protocol}
+            save(with_attributes(dataset, **{**dataset.attrs, **known}), path)
 
 
 def is_measured(exhibit: Exhibit, setting: Setting, path: Path) -> bool:
@@ -40,4 +46,4 @@ def is_measured(exhibit: Exhibit, setting: Setting, path: Path) -> bool:
     known: dict[str, object] = {
         name: attribute(dataset, name) for name in ("config", "protocol", "device") if name in dataset.attrs
     }
-    return known == {"config": setting.config(), "protocol": exhibit.protocol, "device": str(setting.device)}
+    return known == {"config": exhibit.config(setting), "protocol": exhibit.protocol, "device": str(setting.device)}

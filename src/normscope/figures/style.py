@@ -69,6 +69,13 @@ def axis_label(array: Any) -> str:
     return str(name) if units == "1" else f"{name} [{units}]"
 
 
+def log_ticks_at(ax: Axes, values: Any) -> None:
+    """A logarithmic horizontal axis with a tick at each of these few values, and no other."""
+    ax.set_xscale("log")
+    ax.set_xticks(list(values), labels=[f"{value:g}" for value in values])
+    ax.set_xticks([], minor=True)
+
+
 def color_of(norm: str, index: int = 0) -> str:
     """The colour of a normalization, or the cycle's where it has none of its own."""
     return COLORS.get(norm, f"C{index + 4}")

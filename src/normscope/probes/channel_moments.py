@@ -16,10 +16,10 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from normscope.batch_norm_moments import BatchNormMoments
 from normscope.errors import InvalidModel
 from normscope.layers import channel_dim, depths, watch
 from normscope.objective import LossFn, checked_loss
-from normscope.probes.batch_norm_moments import BatchNormMoments
 from normscope.results import labelled, provenance
 from normscope.untouched import untouched
 

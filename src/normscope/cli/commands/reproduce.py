@@ -21,6 +21,13 @@ def command(
         str, typer.Option(help="The network: resnet110 is the paper's; resnet20, plain20, ...")
     ] = "resnet110",
     batch_size: Annotated[int, typer.Option(help="Examples in a mini-batch.")] = 128,
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="Size of the exhibits that train to the end: quick (digits, minutes), standard (CIFAR-10, hours) or "
+            "full (the paper's own)."
+        ),
+    ] = "quick",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto.")] = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder for results and report; what it holds is not measured again.")
@@ -31,14 +38,24 @@ def command(
     from normscope.device import usable_device
     from normscope.exhibits.exhibit import Setting, chosen
     from normscope.exhibits.reproduce import reproduce
+    from normscope.exhibits.scale import scale_of
     from normscope.report.reproduction import report_reproduction
 
     names = list(exhibits or [])
     chosen(names)
+    scale_of(scale)
     device = usable_device(device)
     folder = out or Path("reproduction") / data
     images = load_data(data, data_dir=data_dir, device=device)
-    setting = Setting(images, seeds=tuple(range(seeds)), device=device, net=net, batch_size=batch_size)
+    setting = Setting(
+        images,
+        seeds=tuple(range(seeds)),
+        device=device,
+        net=net,
+        batch_size=batch_size,
+        scale=scale,
+        data_dir=data_dir,
+    )
     reproduce(names, setting, folder)
     path, claims = report_reproduction(folder)
     print_claims(claims)

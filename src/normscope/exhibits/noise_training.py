@@ -1,0 +1,110 @@
+"""Does what training reaches follow α/|B|, as the noise of SGD does? Learning rate and mini-batch size, within one
+network."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from normscope.exhibits.exhibit import Exhibit, Setting
+from normscope.exhibits.figure1 import trained_on
+from normscope.exhibits.scale import scale_of
+from normscope.figures.style import figure_of, legend_once, log_ticks_at
+from normscope.results import attribute
+from normscope.verdict import Verdict, judge
+
+
+def measure(setting: Setting) -> xr.Dataset:
+    """The network with batch norm at every rate and mini-batch size of the scale's ladders, one rung a factor of 4."""
+    return trained_on(setting, scale_of(setting.scale).noise_configs(setting.seeds, setting.device))
+
+
+def end(dataset: xr.Dataset) -> xr.DataArray:
+    """Test accuracy after the last epoch, in per cent, over `lr`, `batch_size` and `seed`."""
+    return 100 * dataset["test_accuracy"].isel(epoch=-1).transpose("lr", "batch_size", "seed")
+
+
+def ratio(dataset: xr.Dataset) -> xr.DataArray:
+    """α/|B| over `lr` and `batch_size`."""
+    return dataset["lr"] / dataset["batch_size"]
+
+
+def diagonal(dataset: xr.Dataset) -> xr.DataArray:
+    """Test accuracies where α/|B| is that of most combinations, over `rung` and `seed`."""
+    values = end(dataset).stack(rung=("lr", "batch_size"))
+    ratios = np.round(np.log2(ratio(dataset).stack(rung=("lr", "batch_size")).values), 6)
+    found, counts = np.unique(ratios, return_counts=True)
+    return values.isel(rung=np.flatnonzero(ratios == found[counts.argmax()]))
+
+
+def rank_correlation(dataset: xr.Dataset) -> list[float]:
+    """Spearman's, of test accuracy with α/|B| over all combinations, seed by seed."""
+    flat = ratio(dataset).transpose("lr", "batch_size").values.ravel()
+    values = end(dataset)
+    return [float(spearmanr(flat, values.sel(seed=seed).values.ravel()).statistic) for seed in dataset["seed"].values]
+
+
+def verdicts(dataset: xr.Dataset) -> list[Verdict]:
+    """Whether rate and mini-batch act alike, and whether more noise generalizes better."""
+    same = diagonal(dataset)
+    return [
+        judge(
+            f"Rate and mini-batch act alike: at equal α/|B| the test accuracies of {same.sizes['rung']} combinations "
+            "lie within 3 points of each other",
+            "argument 2: α/|B|",
+            same.max("rung") - same.min("rung"),
+            below=3,
+            unit=" points",
+        ),
+        judge(
+            "More noise generalizes better: test accuracy rises with α/|B|, rank correlation above 0.5",
+            "argument 2: α/|B|",
+            rank_correlation(dataset),
+            above=0.5,
+        ),
+    ]
+
+
+def we_saw(dataset: xr.Dataset) -> str:
+    """Means over seeds, in words."""
+    values = end(dataset).mean("seed")
+    same = diagonal(dataset).mean("seed")
+    return (
+        f"Over all combinations the test accuracy lies between {float(values.min()):.1f} and "
+        f"{float(values.max()):.1f} %; where α/|B| is the same, "
+        f"between {float(same.min()):.1f} and {float(same.max()):.1f} % (means over seeds). "
+        f"{scale_of(attribute(dataset, 'scale')).reduced}"
+    )
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    """Test accuracy against α, and against α/|B|, where the lines of all mini-batch sizes should fall together."""
+    figure, axes = figure_of(1, 2, panel=(4.6, 3.4), sharey=True)
+    values = end(dataset)
+    for index, size in enumerate(dataset["batch_size"].values.tolist()):
+        for ax, x in zip(axes.flat, (dataset["lr"], dataset["lr"] / size), strict=True):
+            row = values.sel(batch_size=size)
+            ax.plot(x, row.mean("seed"), "o-", color=f"C{index}", label=f"|B| = {size}")
+            ax.fill_between(x, row.min("seed"), row.max("seed"), color=f"C{index}", alpha=0.15, lw=0)
+    log_ticks_at(axes[0, 0], dataset["lr"].values)
+    axes[0, 0].set(xlabel="learning rate α", ylabel="test accuracy [%]")
+    axes[0, 1].set(xscale="log", xlabel="α/|B|")
+    legend_once(axes[0, 0])
+    return figure
+
+
+EXHIBIT = Exhibit(
+    name="noise_training",
+    title="Learning rate and mini-batch size",
+    where="Argument 2",
+    place=1.7,
+    paper_saw=(
+        "The noise of SGD grows with α²C/|B|: a large learning rate and a small mini-batch act alike, and more noise "
+        "leads to flatter minima, which generalize better."
+    ),
+    measure=measure,
+    draw=draw,
+    verdicts=verdicts,
+    we_saw=we_saw,
+    trains=True,
+)

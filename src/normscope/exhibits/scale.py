@@ -1,0 +1,112 @@
+"""How large the trained exhibits are: minutes on the digits, two hours on CIFAR-10, or the paper's own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from normscope.errors import unknown
+
+if TYPE_CHECKING:
+    from normscope.train.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is trained, and how long. Whatever the scale, rates are chosen on held-out training images."""
+
+    net: str
+    data: str
+    train_size: int | None
+    """Images to train on; None for all but the held-out ones."""
+    held_out: int
+    epochs: int
+    batch_size: int
+    lrs: tuple[float, ...]
+    """The rates tried with every norm, falling."""
+    small: float
+    """The rate at which networks with and without BN are compared: the largest that trains both."""
+    noise_lrs: tuple[float, ...]
+    """Rates, a factor of 4 apart, that one network with batch norm is trained at with every size of mini-batch, ..."""
+    noise_batch_sizes: tuple[int, ...]
+    """... which are a factor of 4 apart as well."""
+    reduced: str
+    """What is smaller than in the paper, for the report; empty where nothing is."""
+
+    def configs(self, norms: Sequence[str], seeds: Sequence[int], device: str) -> "list[RunConfig]":
+        """Every norm at every rate with every seed."""
+        return [
+            self._config(norm=norm, lr=lr, seed=seed, device=device)
+            for norm in norms
+            for lr in self.lrs
+            for seed in seeds
+        ]
+
+    def noise_configs(self, seeds: Sequence[int], device: str) -> "list[RunConfig]":
+        """The network with batch norm at every rate and size of mini-batch of the ladders, with every seed."""
+        return [
+            self._config(norm="batch", lr=lr, batch_size=size, seed=seed, device=device)
+            for lr in self.noise_lrs
+            for size in self.noise_batch_sizes
+            for seed in seeds
+        ]
+
+    def _config(self, **options: Any) -> "RunConfig":
+        from normscope.train.config import RunConfig
+
+        shared = {name: getattr(self, name) for name in SHARED}
+        return RunConfig(**{**shared, **options})
+
+
+SHARED = ("net", "data", "train_size", "held_out", "epochs", "batch_size")
+"""What a scale fixes for all runs."""
+
+SCALES = {
+    "quick": Scale(
+        net="resnet20",
+        data="digits",
+        train_size=None,
+        held_out=287,
+        epochs=30,
+        batch_size=64,
+        lrs=(1.0, 0.3, 0.1, 0.03),
+        small=0.03,
+        noise_lrs=(0.2, 0.05, 0.0125),
+        noise_batch_sizes=(32, 128, 512),
+        reduced="ResNet-20 on 1,150 images of digits for 30 epochs with mini-batches of 64, in place of ResNet-110 on "
+        "50,000 of CIFAR-10 for 165 with mini-batches of 128.",
+    ),
+    "standard": Scale(
+        net="resnet20",
+        data="cifar10",
+        train_size=10_000,
+        held_out=5_000,
+        epochs=30,
+        batch_size=128,
+        lrs=(0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003),
+        small=0.003,
+        noise_lrs=(0.2, 0.05, 0.0125),
+        noise_batch_sizes=(32, 128, 512),
+        reduced="ResNet-20 on 10,000 images of CIFAR-10 for 30 epochs, in place of ResNet-110 on 50,000 for 165.",
+    ),
+    "full": Scale(
+        net="resnet110",
+        data="cifar10",
+        train_size=None,
+        held_out=5_000,
+        epochs=165,
+        batch_size=128,
+        lrs=(0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003),
+        small=0.0001,
+        noise_lrs=(0.2, 0.05, 0.0125),
+        noise_batch_sizes=(32, 128, 512),
+        reduced="45,000 images of CIFAR-10 to train on in place of 50,000: 5,000 are held out to choose rates.",
+    ),
+}
+"""By name; the first is the default."""
+
+
+def scale_of(name: str) -> Scale:
+    """The scale of this name; InvalidConfig for an unknown one."""
+    if name not in SCALES:
+        raise unknown("scale", name, SCALES)
+    return SCALES[name]

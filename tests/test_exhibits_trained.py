@@ -1,0 +1,192 @@
+"""Figure 1 and batch norm before the last layer alone: every verdict can fail, and runs are kept one by one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from normscope.data import load_data
+from normscope.errors import InvalidConfig
+from normscope.exhibits import figure1, final, flatness, noise_training
+from normscope.exhibits.exhibit import Setting
+from normscope.exhibits.reproduce import RUNS, reproduce
+from normscope.exhibits.scale import SCALES, Scale, scale_of
+from normscope.outcome import Outcome
+from normscope.report.reproduction import report_reproduction
+from normscope.results import attribute, labelled, load
+from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
+
+LRS = (0.1, 0.01, 0.003)
+AS_PUBLISHED = {
+    "batch": {0.1: 93, 0.01: 88, LRS[2]: 82},
+    "none": {0.1: None, 0.01: None, LRS[2]: 82},
+    "final": {0.1: None, 0.01: 90, LRS[2]: 82},
+}
+"""Test accuracy at the end; None where it diverges."""
+
+
+def as_if_trained(ends: dict, *, train: float = 1.0, spread: float = 0.004, epochs: int = 4) -> xr.Dataset:
+    """A result with these accuracies at the end, the same on held-out images, scattered over three seeds."""
+    norms, seeds = list(ends), (0, 1, 2)
+    shape = (len(norms), len(LRS), len(seeds), epochs)
+    accuracy = np.full(shape, np.nan)
+    outcome = np.full(shape[:3], Outcome.DIVERGED.value, dtype=object)
+    steps = np.zeros(shape, dtype=int)
+    for i, norm in enumerate(norms):
+        for j, lr in enumerate(LRS):
+            trained = 1 if ends[norm][lr] is None else epochs
+            end = 0.1 if ends[norm][lr] is None else ends[norm][lr] / 100
+            for k in seeds:
+                accuracy[i, j, k, :trained] = np.linspace(0.1, end, epochs)[:trained] + spread * (k - 1) * (-1) ** (
+                    i + j
+                )
+                steps[i, j, k, :trained] = 10
+                if ends[norm][lr] is not None:
+                    outcome[i, j, k] = Outcome.LEARNS.value
+    fitted = np.where(steps > 0, train, np.nan)
+    dims = ("norm", "lr", "seed", "epoch")
+    return labelled(
+        {
+            "test_accuracy": (dims, accuracy, "test accuracy", "1"),
+            "held_out_accuracy": (dims, accuracy, "held-out accuracy", "1"),
+            "train_accuracy": (dims, fitted, "training accuracy", "1"),
+            "steps": (dims, steps, "mini-batches", "1"),
+            "outcome": (dims[:3], outcome.astype(str), "outcome", "1"),
+        },
+        {
+            "norm": (norms, "normalization", "1"),
+            "lr": (list(LRS), "learning rate", "1"),
+            "seed": (list(seeds), "seed", "1"),
+            "epoch": (np.arange(1, epochs + 1), "epoch", "1"),
+        },
+        config={"data": {"num_classes": 10}},
+        scale="standard",
+    )
+
+
+def changed(norm: str, lr: float, end: float | None) -> dict:
+    return {**AS_PUBLISHED, norm: {**AS_PUBLISHED[norm], lr: end}}
+
+
+def verdict_on(claims: list[Verdict], statement: str) -> str:
+    return next(claim.verdict for claim in claims if statement in claim.statement)
+
+
+def test_what_came_out_as_published_is_reproduced() -> None:
+    dataset = as_if_trained(AS_PUBLISHED)
+    assert {claim.verdict for claim in figure1.verdicts(dataset)} == {REPRODUCED}
+    assert {claim.verdict for claim in final.verdicts(dataset)} == {REPRODUCED}
+    assert "with batch norm the best rate is 0.1 (93.0 %" in figure1.we_saw(dataset).lower()
+    assert "82.0 % at 0.003 without, 90.0 % at 0.01" in final.we_saw(dataset)
+
+
+@pytest.mark.parametrize(
+    ("ends", "options", "statement", "expected"),
+    [
+        (changed("none", LRS[2], 70), {}, "as good as with it", NOT_REPRODUCED),
+        (AS_PUBLISHED, {"train": 0.97}, "as good as with it", NOT_ENOUGH),
+        (changed("none", 0.1, 60), {}, "out of reach", NOT_REPRODUCED),
+        (changed("none", 0.01, 95), {}, "above that without at its best", NOT_REPRODUCED),
+        (changed("batch", LRS[2], 92.9), {}, "What BN brings is the large rate", NOT_REPRODUCED),
+        (changed("final", 0.01, 84), {}, "recovers at least half", NOT_REPRODUCED),
+        (changed("final", 0.01, None), {}, "3 times larger", NOT_REPRODUCED),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_verdict_can_fail(ends: dict, options: dict, statement: str, expected: str) -> None:
+    dataset = as_if_trained(ends, **options)
+    assert verdict_on([*figure1.verdicts(dataset), *final.verdicts(dataset)], statement) == expected
+
+
+def test_what_diverged_counts_as_guessing_and_is_drawn_as_a_cross() -> None:
+    dataset = as_if_trained(AS_PUBLISHED)
+    assert figure1.at_the_end(dataset).sel(norm="none", lr=0.1).values.tolist() == [10, 10, 10]
+    curves, tests, ends = figure1.EXHIBIT.draw(dataset).axes
+    crosses = [line for line in curves.lines if line.get_marker() == "x"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in crosses] == [(25, 10)]  # after one epoch of four
+    assert sum(len(line.get_xdata()) for line in ends.lines if line.get_marker() == "x") == 3 * 3
+    names = [text.get_text() for text in curves.get_legend().get_texts()]
+    assert names == ["BN, 0.1", "BN, 0.01", "BN, 0.003", "without, 0.1", "without, 0.003"]
+    assert tests.get_ylabel() == "accuracy [%]"
+    assert len(final.EXHIBIT.draw(dataset).axes) == 1
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "expected"),
+    [
+        (lambda lr, size: 50 + 5 * np.log2(lr / size), [REPRODUCED, REPRODUCED]),
+        (lambda lr, size: 50 - 5 * np.log2(lr / size), [REPRODUCED, NOT_REPRODUCED]),
+        (lambda lr, size: 50 + 5 * np.log2(lr), [NOT_REPRODUCED, REPRODUCED]),
+    ],
+    ids=["follows α/|B|", "falls with α/|B|", "follows α alone"],
+)
+def test_noise_in_training_is_judged_by_its_ratio(accuracy, expected: list[str]) -> None:
+    lrs, sizes, seeds = (0.1, 0.025, 0.00625), (16, 64, 256), (0, 1, 2)
+    values = [[[[(accuracy(lr, size) + 0.2 * k) / 100] for k in seeds] for size in sizes] for lr in lrs]
+    dataset = labelled(
+        {"test_accuracy": (("lr", "batch_size", "seed", "epoch"), values, "test accuracy", "1")},
+        {name: (list(each), name, "1") for name, each in zip(
+            ("lr", "batch_size", "seed", "epoch"), (lrs, sizes, seeds, [1]), strict=True
+        )},
+        scale="quick",
+    )  # fmt: skip
+    assert noise_training.diagonal(dataset).sizes == {"rung": 3, "seed": 3}
+    assert [claim.verdict for claim in noise_training.verdicts(dataset)] == expected
+    left, right = noise_training.EXHIBIT.draw(dataset).axes
+    assert len(left.lines) == len(right.lines) == 3
+    assert "where α/|B| is the same" in noise_training.we_saw(dataset)
+
+
+def test_flatness_is_judged_by_the_ratio_of_eigenvalues() -> None:
+    dataset = as_if_trained(AS_PUBLISHED)
+    for flatter, expected in ((0.2, [REPRODUCED, REPRODUCED]), (5.0, [NOT_REPRODUCED, REPRODUCED])):
+        values = np.ones((3, 3, 3)) * np.array([flatter, 1, 1])[None, :, None] * np.array([1, 1.1, 0.9])
+        with_values = dataset.assign(eigenvalue=(("norm", "lr", "seed"), values))
+        assert [claim.verdict for claim in flatness.verdicts(with_values)] == expected
+        assert len(flatness.EXHIBIT.draw(with_values).axes) == 2
+    apart = dataset.assign(eigenvalue=(("norm", "lr", "seed"), np.stack([np.full((3, 3), v) for v in (9.0, 1.0, 1.0)])))
+    assert flatness.verdicts(apart)[1].verdict == NOT_REPRODUCED
+
+
+TINY = Scale(
+    net="resnet8", data="digits", train_size=64, held_out=32, epochs=1, batch_size=32, lrs=(0.1, 0.003), small=0.003,
+    noise_lrs=(0.1, 0.025), noise_batch_sizes=(8, 32), reduced="",
+)  # fmt: skip
+
+
+def test_runs_are_trained_once_for_both_and_kept(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(SCALES, "quick", TINY)
+    setting = Setting(load_data("digits"), seeds=(0, 1), net="resnet8")
+    reproduce(["final"], setting, tmp_path)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / RUNS / "runs").glob("*.nc")}
+    assert len(kept) == 3 * 2 * 2
+    reproduce(["figure1", "final", "flatness"], setting, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / RUNS / "runs").glob("*.nc")} == kept
+    dataset = load(tmp_path / "figure1.nc")
+    assert dict(dataset.sizes) == {"norm": 2, "lr": 2, "seed": 2, "epoch": 1}
+    assert attribute(dataset, "config")["scale"] == "quick"
+    sharp = load(tmp_path / "flatness.nc")["eigenvalue"]
+    assert sharp.dims == ("norm", "lr", "seed") and (sharp.sel(lr=0.003) > 0).all()
+    reproduce(["noise_training"], setting, tmp_path)
+    assert dict(load(tmp_path / "noise_training.nc")["test_accuracy"].sizes) == {
+        "lr": 2, "batch_size": 2, "seed": 2, "epoch": 1
+    }  # fmt: skip
+    page, claims = report_reproduction(tmp_path)
+    assert {claim.verdict for claim in claims} == {NOT_ENOUGH}, "two seeds are no evidence"
+    assert "What normalization buys in training" in page.read_text()
+
+
+def test_a_scale_is_refused_by_name_before_anything_runs() -> None:
+    with pytest.raises(InvalidConfig, match="unknown scale 'standart': did you mean 'standard'"):
+        scale_of("standart")
+    with pytest.raises(InvalidConfig, match="nowhere to keep the runs"):
+        figure1.measure(replace(Setting(load_data("digits")), seeds=(0,)))
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=list(SCALES))
+def test_scales_can_be_trained(scale: Scale) -> None:
+    configs = scale.configs(("batch", "none"), (0, 1, 2), "cpu")
+    assert len(configs) == len(set(configs)) == 6 * len(scale.lrs)
+    assert scale.small in scale.lrs and list(scale.lrs) == sorted(scale.lrs, reverse=True)
