@@ -160,6 +160,15 @@ def test_diverging_everywhere_lies_below_the_range() -> None:
     assert find_usable(search, 0).found is Found.NOWHERE
 
 
+def test_no_rate_above_a_failing_seed_is_among_the_best() -> None:
+    losses = np.array([0.1, 0.1])
+    search = Search(made_up({0: (-60, 50, 50)}), [0, 1], LOWEST, HIGHEST, 100)
+    tries = {(-2, 0): "learns", (-2, 1): "learns", (0, 0): "stalled", (0, 1): "learns", (1, 1): "learns"}
+    for (cell, seed), outcome in tries.items():
+        search.tries[cell, seed] = Try(lr_of(cell), seed, Outcome(outcome), losses)
+    assert set(search.learning()) == {-2, 1} and search.best() == {-2}
+
+
 def test_cells_and_rates() -> None:
     assert [cell_of(lr, 99) for lr in (1.0, 0.1, 0.126, 0.0, math.inf, math.nan)] == [0, -10, -9, 99, 99, 99]
     assert math.isclose(lr_of(-10), 0.1)

@@ -121,7 +121,7 @@ def test_the_best_of_rates_is_their_lowest_mean_loss() -> None:
     assert best(dataset([False, True, True, False])) == pytest.approx((0.2, 0.3, 0.6)), "both seeds before one"
     assert best(dataset([False, False, True, False])) == pytest.approx((0.3, 0.3, 0.4))
     low, high, loss = best(dataset([False] * 4))
-    assert math.isnan(low) and math.isnan(high) and loss == pytest.approx(0.6), "what diverged has no loss"
+    assert math.isnan(low) and math.isnan(high) and loss == pytest.approx(0.4), "what diverged has no loss"
 
 
 def test_the_answer_fits_a_screen_and_says_what_matters(tree: xr.DataTree) -> None:
@@ -167,6 +167,15 @@ def test_the_conclusion_names_what_buys_most() -> None:
     assert found == "Most is bought by repair 1: it learns, up to 0.2, loss 0.2 in place of 2.3."
     found = conclusion(summary(lr_usable=[0.1, nan], horizon_loss=[2.3, nan]))
     assert found.startswith("None of these repairs")
+
+
+def test_a_larger_rate_at_a_higher_loss_is_no_help() -> None:
+    found = conclusion(summary(lr_usable=[0.1, 0.25], horizon_loss=[0.084, 0.46]))
+    assert found == (
+        "None of these repairs lowers the loss. With repair 1: 2.5 times the rate, loss 0.46 in place of 0.084."
+    )
+    found = conclusion(summary(lr_usable=[0.1, 0.25], horizon_loss=[0.4, 0.46]))
+    assert found.startswith("Most is bought by repair 1")
 
 
 def test_boundaries_are_told_as_they_were_found() -> None:

@@ -127,7 +127,11 @@ def conclusion(tree: xr.DataTree) -> str:
         return "No repair was measured."
     helpful = [row for row in others if helps(row, base)]
     if not helpful:
-        return "None of these repairs would buy a larger rate or a lower loss."
+        costly = [row for row in others if faster(row, base)]
+        if not costly:
+            return "None of these repairs would buy a larger rate or a lower loss."
+        widest = max(costly, key=lambda row: _or_zero(row.lr_usable))
+        return f"None of these repairs lowers the loss. With {widest.title}: {gain(widest, base)}."
     lowest = min(helpful, key=lambda row: (_or_inf(row.horizon_loss), -_or_zero(row.lr_usable)))
     widest = max(helpful, key=lambda row: _or_zero(row.lr_usable))
     text = f"Most is bought by {lowest.title}: {gain(lowest, base)}."
@@ -137,10 +141,15 @@ def conclusion(tree: xr.DataTree) -> str:
 
 
 def helps(row: Row, base: Row) -> bool:
-    """Whether a repair raises the usable rate or lowers the loss at the horizon by enough to say so."""
-    faster = _or_zero(row.lr_usable) > WORTH_SAYING * _or_zero(base.lr_usable)
-    lower = _or_inf(row.horizon_loss) < _or_inf(base.horizon_loss) / WORTH_SAYING
-    return faster or lower
+    """Whether a repair lowers the loss at the horizon by enough to say so, or raises the usable rate at a loss that is
+    not as much higher."""
+    loss, before = _or_inf(row.horizon_loss), _or_inf(base.horizon_loss)
+    return loss < before / WORTH_SAYING or (faster(row, base) and loss <= WORTH_SAYING * before)
+
+
+def faster(row: Row, base: Row) -> bool:
+    """Whether a repair raises the usable rate by enough to say so."""
+    return _or_zero(row.lr_usable) > WORTH_SAYING * _or_zero(base.lr_usable)
 
 
 def gain(row: Row, base: Row) -> str:

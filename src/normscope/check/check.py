@@ -187,9 +187,11 @@ def best(rates: xr.Dataset) -> tuple[float, float, float]:
     losses = rates["horizon_loss"]
     tried = rates["order"] >= 0
     chosen = rates["best_at_horizon"].values
-    complete = tried.sum("seed") == tried.where(rates["best_at_horizon"] | (not chosen.any())).sum("seed").max()
     finite = (losses.notnull() | ~tried).all("seed")
-    pool = losses.mean("seed").where(finite & complete & (rates["best_at_horizon"] | (not chosen.any())))
+    if chosen.any():
+        complete = tried.sum("seed") == tried.where(rates["best_at_horizon"]).sum("seed").max()
+        finite = finite & complete & rates["best_at_horizon"]
+    pool = losses.mean("seed").where(finite)
     loss = float(pool.min()) if bool(pool.notnull().any()) else float("nan")
     if not chosen.any():
         return float("nan"), float("nan"), loss

@@ -34,6 +34,9 @@ LATER_STEPS = 5
 SHARPNESS_TOLERANCE, SHARPNESS_PRODUCTS = 0.1, 12
 """The largest eigenvalue to a tenth, which a few products give."""
 
+SHARES_OF_BEST = (1.0, 0.3, 0.1, 0.03)
+"""The same where the best rate of short descents is known: it may be the largest that learns, with no room to spare."""
+
 TRIAL_SHARES = (0.3, 0.1, 1.0, 0.03, 3.0)
 """Rates of the short descents, as shares of the step that lowers the loss most, in the order of trying."""
 
@@ -63,7 +66,8 @@ def measure_evidence(
     names = list(seen.calls)
     settled = lowest / float(shown["amplification"]) if np.isfinite(lowest) else float(CURVE_LRS[0])
     later = silent_later(model, batches, settled * TRIAL_SHARES[0] if lr is None else lr, recipe, seed)
-    tried = short_descents(model, batches, [settled * s for s in TRIAL_SHARES] if lr is None else [lr], recipe, seed)
+    lrs = [settled * s for s in TRIAL_SHARES] if lr is None else [lr * s for s in SHARES_OF_BEST]
+    tried = short_descents(model, batches, lrs, recipe, seed)
     scale, imbalance = input_scale(first), feature_imbalance(first)
     suspected = max(scale, 1 / max(scale, 1e-30), imbalance) > OUT_OF_SCALE
     resized, resized_gain = diverging_without_outsized_layer(model, first, seen, recipe, diverging, seed)

@@ -95,10 +95,14 @@ class Search:
         return sorted(cells, key=self.loss)
 
     def best(self) -> set[int]:
-        """The cells that cannot be told apart from the lowest loss at the horizon."""
-        return indistinguishable(
-            {c: {s: t.horizon for (k, s), t in self.tries.items() if k == c} for c in self.learning()}
-        )
+        """The cells that cannot be told apart from the lowest loss at the horizon, below the first above it in which a
+        seed does not learn."""
+        learning = self.learning()
+        seeds = {c: sum(cell == c for cell, _ in self.tries) for c in learning}
+        lowest = next((c for c in learning if seeds[c] == max(seeds.values())), self.highest)
+        failing = {cell for cell, _ in self.tries if cell > lowest and cell not in learning}
+        below = [c for c in learning if c < min(failing, default=math.inf)]
+        return indistinguishable({c: {s: t.horizon for (k, s), t in self.tries.items() if k == c} for c in below})
 
     def go(self, cell: int, seed: int) -> bool:
         """Make this try; False where time or steps are used up."""
