@@ -5,8 +5,6 @@ are what one writes first: `mean` and `var` of every convolution's output. Quali
 mean (in standard deviations) and variance (relative) from those of the same float32 outputs in float64.
 
     python -m benchmarks.channel_moments [rows.json]
-
-
 """
 
 from collections.abc import Iterator

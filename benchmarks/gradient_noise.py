@@ -8,7 +8,6 @@ layout: in channels_last Opacus 1.6 gives wrong gradients for convolutions. Qual
 example's squared norm from that of the same network in float64, of 16 examples.
 
     python -m benchmarks.gradient_noise [rows.json]
-
 """
 
 import copy

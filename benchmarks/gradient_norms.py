@@ -5,7 +5,6 @@ one writes first: every output's gradient is kept by `retain_grad` until the end
 of a norm from what autograd gives in the same float32, over layers, for weights ("off") and outputs ("outputs off").
 
     python -m benchmarks.gradient_norms [rows.json]
-
 """
 
 import copy

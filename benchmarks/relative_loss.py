@@ -5,8 +5,6 @@ memory to compare with is that of one forward and backward pass. Quality: the la
 that of what one writes first, a deep copy of the model for every step size.
 
     python -m benchmarks.relative_loss [rows.json]
-
-
 """
 
 import copy

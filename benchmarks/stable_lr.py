@@ -13,8 +13,6 @@ compared with the first divergence, its `suggestion` (the steepest slope) with t
 rates, over the grid's lowest. It is left out where torch-lr-finder is not installed.
 
     python -m benchmarks.stable_lr [rows.json]
-
-
 """
 
 import contextlib
