@@ -41,7 +41,7 @@ def rank_correlation(dataset: xr.Dataset) -> list[float]:
     """Spearman's, of test accuracy with α/|B| over all combinations, seed by seed."""
     flat = ratio(dataset).transpose("lr", "batch_size").values.ravel()
     values = end(dataset)
-    return [float(spearmanr(flat, values.sel(seed=seed).values.ravel()).statistic) for seed in dataset["seed"].values]
+    return [float(spearmanr(flat, values.sel(seed=seed).values.ravel())[0]) for seed in dataset["seed"].values]  # pyright: ignore
 
 
 def verdicts(dataset: xr.Dataset) -> list[Verdict]:
