@@ -129,13 +129,12 @@ def num_examples(batch: Any) -> int | None:
 
 def _pair(batch: Any) -> tuple[Any, Tensor]:
     if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
-        what = type(batch).__name__
+        what, advice = type(batch).__name__, "give a loss_fn(model, batch)"
         if isinstance(batch, tuple | list):
             what += f" of {', '.join(type(part).__name__ for part in batch[:4])}{', ...' if len(batch) > 4 else ''}"
-        raise InvalidBatch(
-            f"a batch is (inputs, labels) as tensors, or a mapping, not a {what}: make tensors (torch.from_numpy makes "
-            "them of arrays), or give a loss_fn(model, batch)"
-        )
+            if len(batch) == 2:
+                advice = "make tensors of them, for example with torch.from_numpy"
+        raise InvalidBatch(f"a batch is (inputs, labels) as tensors, or a mapping, not a {what}: {advice}")
     if batch[1].is_floating_point():
         raise InvalidBatch(f"labels are {batch[1].dtype}, not integers: for regression give a loss_fn(model, batch)")
     return batch[0], batch[1]
