@@ -180,7 +180,7 @@ BAD = {
     "float labels": (None, (FEATURES, LABELS.float()), None, InvalidBatch, "labels are torch.float32, not integers"),
     "input too wide": (None, (FEATURES.repeat(1, 2), LABELS), None, InvalidBatch, "take this batch: RuntimeError"),
     "fewer labels": (None, (FEATURES, LABELS[:4]), None, InvalidBatch, "does not take this batch: ValueError"),
-    "three parts": (None, (FEATURES, LABELS, LABELS), None, InvalidBatch, "not a tuple of Tensor, Tensor, Tensor: give"),
+    "three parts": (None, (FEATURES, LABELS, LABELS), None, InvalidBatch, "not a tuple of Tensor, Tensor, Tensor:"),
     "arrays": (None, (FEATURES.numpy(), LABELS.numpy()), None, InvalidBatch, "not a tuple of ndarray, ndarray: make"),
     "inputs alone": (None, FEATURES, None, InvalidBatch, "not a Tensor: give a loss_fn"),
     "unknown input": (None, {"x": FEATURES}, None, InvalidBatch, "does not take this batch: TypeError"),
