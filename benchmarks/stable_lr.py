@@ -40,7 +40,7 @@ from normscope.check.bracket import monotone
 from normscope.check.search import CELLS_A_DECADE, lr_of
 from normscope.check.stable_lr import stable_lr
 from normscope.check.starts import Starts
-from normscope.check.tries import OPTIMIZERS, Recipe, Try, run_try
+from normscope.check.tries import OPTIMIZERS, Recipe, Try
 from normscope.data import batches as batches_of
 from normscope.data import load_data
 from normscope.nets import build_net
@@ -150,18 +150,7 @@ def grid_of(case: Case) -> Grid:
     recipe = Recipe(OPTIMIZERS[case.optimizer], STEPS)
     low = case.lowest * CELLS_A_DECADE
     cells = range(low, low + DECADES * CELLS_A_DECADE + 1)
-    tries = {
-        (cell, seed): run_try(
-            starts.model(seed),
-            starts.batches(seed),
-            lr_of(cell),
-            seed=seed,
-            recipe=recipe,
-            constant_loss=starts.constant_loss(seed),
-        )
-        for cell in cells
-        for seed in range(SEEDS)
-    }
+    tries = {(cell, seed): starts.try_at(lr_of(cell), seed, recipe) for cell in cells for seed in range(SEEDS)}
     stable = {key: t.outcome != "diverged" for key, t in tries.items()}
     learns = {key: t.outcome == "learns" for key, t in tries.items()}
     learning = [cell for cell in cells if all(learns[cell, seed] for seed in range(SEEDS))]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory import peak_bytes
 from torch import nn
 from zoo import EXAMPLES, ZOO, by_name, disturb, in_float64, no_trace, scaled
 
@@ -196,15 +197,6 @@ def test_what_cannot_be_measured_is_said_in_one_line(model, layers, error, messa
     with no_trace(model, batch), pytest.raises(error, match=message.replace("*", r"\*")) as caught:
         channel_moments(model, batch, layers=layers)
     assert "\n" not in str(caught.value)
-
-
-def peak_bytes(work):
-    """The most memory that torch has given out at once while `work` ran."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return int(np.cumsum([change for _, change in changes]).max())
 
 
 def test_no_output_is_kept_beside_the_forward_pass():

@@ -8,30 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from normscope.cli import main
 from normscope.exhibits.exhibit import exhibits
 
 QUICK = ["reproduce", "figure5", "--net", "resnet8", "--seeds", "3"]
 
 
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, output and errors of `normscope ARGUMENTS...`, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["normscope", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 @pytest.fixture
-def normscope(capsys, monkeypatch, tmp_path):
+def normscope(run_normscope, monkeypatch, tmp_path):
     """Run the command line in an empty folder, where CIFAR-10 cannot be found."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NORMSCOPE_DATA", raising=False)
-    return lambda *arguments: run(capsys, monkeypatch, *arguments)
+    return run_normscope
 
 
 def test_reproduce_ends_with_the_claims_and_the_reports_path(normscope, tmp_path):

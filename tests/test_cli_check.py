@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from normscope.check.answer import WIDTH
-from normscope.cli import main
 from normscope.cli.target import load_target
 from normscope.errors import InvalidConfig
 
@@ -60,23 +59,13 @@ QUICK = ["--steps", "6", "--seeds", "1", "--repair", "none"]
 
 
 @pytest.fixture
-def normscope(capsys, monkeypatch, tmp_path):
+def normscope(run_normscope, monkeypatch, tmp_path):
     """Run the command line in a folder with one file of models and loaders: exit code, output, errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NORMSCOPE_DATA", raising=False)
     (tmp_path / "mine.py").write_text(FILE)
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["normscope", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return run_normscope
 
 
 def test_check_answers_on_one_screen_and_writes_a_report(normscope, tmp_path) -> None:

@@ -1,11 +1,8 @@
 """`normscope sweep` and `normscope runs`: whole outputs, failures included."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-from normscope.cli import main
 
 SPEC = """
 [base]
@@ -32,24 +29,14 @@ none   10000.0  diverged  1/2
 
 
 @pytest.fixture
-def normscope(capsys, monkeypatch, tmp_path):
+def normscope(run_normscope, monkeypatch, tmp_path):
     """Run the command line in a folder that holds a spec: exit code, output, errors."""
     monkeypatch.chdir(tmp_path)
     Path("spec.toml").write_text(SPEC)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["normscope", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return (
-            code,
-            captured.out,
-            "".join(line for line in captured.err.splitlines(True) if not line.startswith("sweep: ")),
-        )
+        code, out, err = run_normscope(*arguments)
+        return code, out, "".join(line for line in err.splitlines(True) if not line.startswith("sweep: "))
 
     return run
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from memory import peak_bytes
 from torch import nn
 from zoo import ZOO, by_name, disturb, in_float64, no_trace, scaled
 
@@ -220,15 +221,6 @@ def test_an_expanded_buffer_is_no_obstacle():
     with no_trace(model):
         found = relative_loss(model, entry.batch(0), step_sizes=STEP_SIZES)
     assert found.identical(relative_loss(entry.build(0), entry.batch(0), step_sizes=STEP_SIZES))
-
-
-def peak_bytes(work):
-    """The most memory that torch has given out at once while `work` ran."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return int(np.cumsum([change for _, change in changes]).max())
 
 
 def test_memory_is_that_of_the_passes_and_two_copies_of_the_parameters():

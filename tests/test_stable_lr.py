@@ -18,7 +18,7 @@ import normscope as ns
 from normscope.check.mini_batches import mini_batches
 from normscope.check.search import lr_of
 from normscope.check.starts import Starts
-from normscope.check.tries import OPTIMIZERS, Recipe, preparation, run_try
+from normscope.check.tries import OPTIMIZERS, Recipe, preparation
 from normscope.errors import (
     DataError,
     DeviceError,
@@ -115,18 +115,7 @@ def grid_edges(build: Any, batches: Any, optimizer: str, cells: range, steps: in
     """First failing cells by trying every cell on every seed: of stability, and of learning from the lowest loss up."""
     starts = Starts(build, batches, steps, loss_fn=None, fine_tuning=None)
     recipe = Recipe(OPTIMIZERS[optimizer], steps)
-    tries = {
-        (cell, seed): run_try(
-            starts.model(seed),
-            starts.batches(seed),
-            lr_of(cell),
-            seed=seed,
-            recipe=recipe,
-            constant_loss=starts.constant_loss(seed),
-        )
-        for cell in cells
-        for seed in range(seeds)
-    }
+    tries = {(cell, seed): starts.try_at(lr_of(cell), seed, recipe) for cell in cells for seed in range(seeds)}
     learning = [c for c in cells if all(tries[c, s].outcome == "learns" for s in range(seeds))]
     best = min(learning, key=lambda c: sum(tries[c, s].horizon_loss for s in range(seeds)))
     stable = next(c for c in cells if any(tries[c, s].outcome == "diverged" for s in range(seeds)))

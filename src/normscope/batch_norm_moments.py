@@ -35,9 +35,9 @@ class BatchNormMoments:
         """Whether the moments of this output may come from a batch norm: then either `found` is called with them, or
         `left_over` gives the output back."""
         norm = self._behind.get(module)
-        if output.is_inference():  # its versions are not counted
-            return False
         if norm is None or dim != 1 or output.device.type != "cpu" or output.dtype != torch.float32:
+            return False
+        if output.is_inference():  # its versions are not counted
             return False
         self._waiting = name, norm, output, output._version
         return True

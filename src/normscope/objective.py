@@ -110,15 +110,20 @@ def constant_loss(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | No
     if loss_fn is None and all(not isinstance(batch, Mapping) for batch in batches):
         labels = torch.cat([_pair(batch)[1].flatten() for batch in batches]).long()
         with readable_errors():
-            counts = torch.bincount(labels[labels != IGNORED_LABEL]).double()
-        share = counts[counts > 0] / counts.sum()
-        return float(-(share * share.log()).sum()) + 0.0 if len(share) else float("nan")
+            return label_entropy(labels[labels != IGNORED_LABEL])
     permuted = [_targets_permuted(batch) for batch in batches]
     if not permuted or any(batch is None for batch in permuted):
         return float("nan")
     with torch.no_grad(), readable_errors():
         losses = [(loss_fn or default_loss)(model, batch).double() for batch in permuted]
     return float(torch.stack(losses).mean())
+
+
+def label_entropy(labels: Tensor) -> float:
+    """The entropy of the shares of int64 labels (N,), in nats; NaN where there are none."""
+    counts = torch.bincount(labels).double()
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * share.log()).sum()) + 0.0 if len(share) else float("nan")
 
 
 def num_examples(batch: Any) -> int | None:

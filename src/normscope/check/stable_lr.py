@@ -23,7 +23,7 @@ from normscope.check.search import (
     lr_of,
 )
 from normscope.check.starts import Starts
-from normscope.check.tries import OptimizerFactory, Recipe, Try, optimizer_factory, run_try
+from normscope.check.tries import OptimizerFactory, Recipe, Try, optimizer_factory
 from normscope.errors import InvalidConfig
 from normscope.objective import LossFn
 from normscope.progress import progress
@@ -113,15 +113,7 @@ def stable_lr(
     with progress("stable_lr", total=most_steps) as bar:
 
         def run(cell: int, seed: int) -> Try:
-            t = run_try(
-                starts.model(seed),
-                starts.batches(seed),
-                lr_of(cell),
-                seed=seed,
-                recipe=recipe,
-                constant_loss=starts.constant_loss(seed),
-                start=starts.trained_loss(seed),
-            )
+            t = starts.try_at(lr_of(cell), seed, recipe)
             bar.advance(f"lr {t.lr:.2g}, seed {seed}: {t.outcome}", by=len(t.losses))
             return t
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from normscope.check.mini_batches import mini_batches, on_device
+from normscope.check.tries import Recipe, Try, run_try
 from normscope.errors import InvalidModel, NormscopeError, one_line
 from normscope.objective import LossFn, constant_loss, default_loss, readable_errors
 from normscope.outcome import LEARNING_FACTOR
@@ -51,6 +52,18 @@ class Starts:
     def trained_loss(self, seed: int) -> float | None:
         """The loss that fine-tuning must not end above; None where this is no fine-tuning."""
         return self._loss_at_horizon(seed) if self.fine_tuning else None
+
+    def try_at(self, lr: float, seed: int, recipe: Recipe) -> Try:
+        """One try of a rate from where this seed starts."""
+        return run_try(
+            self.model(seed),
+            self.batches(seed),
+            lr,
+            seed=seed,
+            recipe=recipe,
+            constant_loss=self.constant_loss(seed),
+            start=self.trained_loss(seed),
+        )
 
     def first_batches(self, seed: int, stop: int, start: int = 0) -> list[Any]:
         """Mini-batches of this seed, from `start` to before `stop`, on the model's device."""

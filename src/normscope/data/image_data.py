@@ -75,6 +75,11 @@ class ImageData:
             raise InvalidConfig(f"{self.name} was loaded without held-out images: load it with held_out=N")
         return getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
 
+    def net_shape(self) -> dict[str, Any]:
+        """What a network must know of the images and classes, by the names that `build_net` has for it."""
+        channels, height = self.train_images.shape[1:3]
+        return {"in_channels": channels, "num_classes": self.num_classes, "image_size": height}
+
     def black(self) -> Tensor:
         """The standardized value of the stored pixel 0, (C,), float32 on the device."""
         return _standardize(torch.zeros(len(self.mean), 1, 1), self.mean, self.std).flatten().to(self.device)

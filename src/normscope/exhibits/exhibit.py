@@ -59,10 +59,8 @@ class Setting:
 
         from normscope.nets import build_net
 
-        channels, height = self.data.train_images.shape[1:3]
         name = options.pop("net", self.net)
-        shape = {"in_channels": channels, "num_classes": self.data.num_classes, "image_size": height}
-        net = build_net(name, norm=norm, seed=seed, **shape, **options)
+        net = build_net(name, norm=norm, seed=seed, **self.data.net_shape(), **options)
         return net.to(device=self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def batches(self, seed: int, batch_size: int | None = None) -> "Iterator[tuple[Any, Any]]":

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from normscope.data import ImageData, epoch
 from normscope.descend import descend
-from normscope.objective import cross_entropy, readable_errors
+from normscope.objective import cross_entropy, label_entropy, readable_errors
 from normscope.outcome import has_diverged
 from normscope.per_example.norms import norm_of_each
 from normscope.train.checkpoint import STEP_QUANTITIES, Progress, load_checkpoint, save_checkpoint
@@ -157,9 +157,7 @@ def descent(
     progress = None
     if checkpoint is not None:
         progress = load_checkpoint(checkpoint, identity_of(config, data, precision), net, optimizer)
-    counts = torch.bincount(data.train_labels).double()
-    share = counts[counts > 0] / counts.sum()
-    constant_loss = float(-(share * share.log()).sum())
+    constant_loss = label_entropy(data.train_labels)
     return Descent(
         config, data, net, optimizer, precision, constant_loss, progress or Progress(), checkpoint, checkpoint_seconds
     )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from normscope.data import ImageData
+from normscope.data import ImageData, evaluation_batches
 from normscope.objective import cross_entropy
 from normscope.train.precision import Autocast
 
@@ -19,15 +19,15 @@ def evaluate(net: nn.Module, data: ImageData, split: str, autocast: Autocast) ->
     """
     training = net.training
     net.eval()
-    images, labels = data.split(split)
-    loss, correct = torch.zeros((), dtype=torch.float64, device=data.device), 0
-    for some, their in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
+    loss, correct, number = torch.zeros((), dtype=torch.float64, device=data.device), 0, 0
+    for some, their in evaluation_batches(data, EVALUATION_BATCH, split=split):
         with autocast():
             logits = net(some.contiguous(memory_format=torch.channels_last))
         loss += cross_entropy(logits, their).double() * len(some)
         correct += num_correct(logits, their)
+        number += len(some)
     net.train(training)
-    return float(loss) / len(images), int(correct) / len(images)
+    return float(loss) / number, int(correct) / number
 
 
 def num_correct(logits: Tensor, labels: Tensor) -> Tensor:

@@ -18,16 +18,7 @@ from normscope.train.config import RunConfig
 
 def fresh_network(config: RunConfig, data: ImageData) -> nn.Module:
     """The network before its first step, on the data's device, channels_last, in training mode."""
-    channels, height = data.train_images.shape[1:3]
-    net = build_net(
-        config.net,
-        norm=config.norm,
-        init=config.init,
-        in_channels=channels,
-        num_classes=data.num_classes,
-        image_size=height,
-        seed=config.seed,
-    )
+    net = build_net(config.net, norm=config.norm, init=config.init, seed=config.seed, **data.net_shape())
     return net.to(device=data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
