@@ -99,13 +99,23 @@ def test_without_held_out_images_there_are_no_held_out_results():
     assert "held_out_loss" not in ns.train(replace(QUICK, held_out=0, epochs=1))
 
 
+def test_evaluated_now_and_then_the_run_is_the_same():
+    whole, some = ns.train(replace(QUICK, epochs=5)), ns.train(replace(QUICK, epochs=5, evaluate_every=2))
+    assert some["evaluated"].values.tolist() == [0, 1, 0, 1, 1]
+    for name in ("test_loss", "test_accuracy", "held_out_loss", "held_out_accuracy"):
+        xr.testing.assert_identical(some[name], whole[name].where(some["evaluated"] == 1))
+    for name in ("train_loss", "train_accuracy", "gradient_norm", "steps", "lr"):
+        xr.testing.assert_identical(some[name], whole[name])
+
+
 def test_a_diverged_run_ends_early_and_that_is_its_result():
     config = replace(QUICK, norm="none", lr=1e3, epochs=5)
     dataset = ns.train(config)
     assert dataset.attrs["outcome"] == "diverged"
     steps = dataset["steps"].values
     assert 0 < steps[0] < 6 and (steps[1:] == 0).all()
-    measured = dataset.drop_vars(["lr", "steps"])
+    assert dataset["evaluated"].values.tolist() == [1, 0, 0, 0, 0]
+    measured = dataset.drop_vars(["lr", "steps", "evaluated"])
     assert measured.isel(epoch=slice(1, None)).to_dataframe().isna().all().all()
     assert not dataset["lr"].isnull().any()
     assert not np.isfinite(dataset["train_loss"][0]) or dataset["train_loss"][0] > 100
@@ -234,15 +244,15 @@ def test_threads_are_put_back():
 def test_the_key_knows_every_field_and_nothing_else():
     changed = {
         "net": "mlp4", "norm": "none", "init": "orthogonal", "data": "cifar10", "train_size": 301, "held_out": 61,
-        "lr": 0.2, "momentum": 0.8, "weight_decay": 0, "batch_size": 51, "epochs": 4, "milestones": [0.4],
-        "gamma": 0.5, "augment": False, "seed": 1, "precision": "bf16", "device": "auto",
+        "lr": 0.2, "momentum": 0.8, "weight_decay": 0, "batch_size": 51, "epochs": 4, "evaluate_every": 2,
+        "milestones": [0.4], "gamma": 0.5, "augment": False, "seed": 1, "precision": "bf16", "device": "auto",
     }  # fmt: skip
     assert set(changed) == set(QUICK.to_mapping())
     keys = {key(QUICK), *(key(replace(QUICK, **{name: value})) for name, value in changed.items())}
     assert len(keys) == len(changed) + 1
     assert key(replace(QUICK, lr=1)) == key(replace(QUICK, lr=1.0)) == key(replace(QUICK, lr=np.float64(1)))  # pyright: ignore
     assert key(RunConfig.from_mapping(json.loads(json.dumps(QUICK.to_mapping())))) == key(QUICK)
-    assert key(RunConfig()) == "02150f8c7556776e", "a key that moves orphans every stored run: raise PROTOCOL instead"
+    assert key(RunConfig()) == "34c0b29dd302b895", "a key that moves orphans every stored run: raise PROTOCOL instead"
 
 
 def test_the_sizes_that_configs_are_checked_with_are_those_of_the_data():

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import typer
 
+from normscope.allocator import keep_large_blocks
 from normscope.errors import Interrupted, NormscopeError, one_line
 from normscope.version import __version__
 
@@ -41,6 +42,7 @@ def main() -> None:
     else is a bug, shown in full only where NORMSCOPE_TRACEBACK is set."""
     import normscope.cli.commands as commands
 
+    keep_large_blocks()
     for module in pkgutil.iter_modules(commands.__path__):
         app.command(module.name)(importlib.import_module(f"{commands.__name__}.{module.name}").command)
     try:

@@ -22,7 +22,17 @@ TRAINED = 98.0
 """Accuracies are compared at the same small rate only where both networks are trained to the end: to this many per cent
 of the training images."""
 
-KEPT = ["train_accuracy", "test_accuracy", "held_out_accuracy", "train_loss", "gradient_norm", "steps", "outcome"]
+KEPT = [
+    "train_accuracy",
+    "test_accuracy",
+    "held_out_accuracy",
+    "train_loss",
+    "gradient_norm",
+    "steps",
+    "evaluated",
+    "outcome",
+]
+"""What the exhibits keep of the runs."""
 
 
 def measure(setting: Setting) -> xr.Dataset:
@@ -164,9 +174,11 @@ def draw(dataset: xr.Dataset) -> Figure:
         seen[norm] += 1
         for ax, accuracy in zip(axes.flat, ("train_accuracy", "test_accuracy"), strict=False):
             values = 100 * dataset[accuracy].sel(norm=norm, lr=lr)
-            ax.plot(percent, values.mean("seed", skipna=False), style, color=COLORS[norm], label=name)
+            known = values.notnull().any("seed").values  # the test accuracy of an epoch may not have been asked for
+            at, values = percent[known], values.isel(epoch=known)
+            ax.plot(at, values.mean("seed", skipna=False), style, color=COLORS[norm], label=name)
             low, high = values.min("seed", skipna=False), values.max("seed", skipna=False)
-            ax.fill_between(percent, low, high, color=COLORS[norm], alpha=0.15, lw=0)
+            ax.fill_between(at, low, high, color=COLORS[norm], alpha=0.15, lw=0)
             if (gone := dataset["outcome"].sel(norm=norm, lr=lr) == Outcome.DIVERGED.value).any():
                 last = int((dataset["steps"].sel(norm=norm, lr=lr) > 0).sum("epoch").where(gone).max()) - 1
                 ax.plot(percent[last], 100 * chance(dataset), "x", color=COLORS[norm], ms=8)

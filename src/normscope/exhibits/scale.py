@@ -21,6 +21,8 @@ class Scale:
     held_out: int
     epochs: int
     batch_size: int
+    evaluate_every: int
+    """Epochs from one evaluation of the test and held-out images to the next; the last is always evaluated."""
     lrs: tuple[float, ...]
     """The rates tried with every norm, falling."""
     small: float
@@ -57,7 +59,7 @@ class Scale:
         return RunConfig(**{**shared, **options})
 
 
-SHARED = ("net", "data", "train_size", "held_out", "epochs", "batch_size")
+SHARED = ("net", "data", "train_size", "held_out", "epochs", "batch_size", "evaluate_every")
 """What a scale fixes for all runs."""
 
 SCALES = {
@@ -68,12 +70,28 @@ SCALES = {
         held_out=287,
         epochs=30,
         batch_size=64,
+        evaluate_every=1,
         lrs=(1.0, 0.3, 0.1, 0.03),
         small=0.03,
         noise_lrs=(0.2, 0.05, 0.0125),
         noise_batch_sizes=(32, 128, 512),
         reduced="ResNet-20 on 1,150 images of digits for 30 epochs with mini-batches of 64, in place of ResNet-110 on "
         "50,000 of CIFAR-10 for 165 with mini-batches of 128.",
+    ),
+    "short": Scale(
+        net="resnet20",
+        data="cifar10",
+        train_size=5_000,
+        held_out=2_000,
+        epochs=12,
+        batch_size=64,
+        evaluate_every=3,
+        lrs=(0.3, 0.1, 0.03, 0.01),
+        small=0.01,
+        noise_lrs=(0.2, 0.05, 0.0125),
+        noise_batch_sizes=(16, 64, 256),
+        reduced="ResNet-20 on 5,000 images of CIFAR-10 for 12 epochs with mini-batches of 64, in place of ResNet-110 "
+        "on 50,000 for 165 with mini-batches of 128.",
     ),
     "standard": Scale(
         net="resnet20",
@@ -82,6 +100,7 @@ SCALES = {
         held_out=5_000,
         epochs=30,
         batch_size=128,
+        evaluate_every=3,
         lrs=(0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003),
         small=0.003,
         noise_lrs=(0.2, 0.05, 0.0125),
@@ -95,6 +114,7 @@ SCALES = {
         held_out=5_000,
         epochs=165,
         batch_size=128,
+        evaluate_every=1,
         lrs=(0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003),
         small=0.0001,
         noise_lrs=(0.2, 0.05, 0.0125),

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from threading import Thread
 from typing import Any
 
+from normscope.allocator import keep_large_blocks
 from normscope.errors import NormscopeError, one_line
 from normscope.sweep.run import run
 from normscope.train.config import RunConfig
@@ -19,6 +20,7 @@ from normscope.train.config import RunConfig
 
 def serve(connection: Connection) -> None:
     """Carry out runs until the connection closes."""
+    keep_large_blocks()
     tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     Thread(target=_listen, args=(connection, tasks), daemon=True).start()
     while True:

@@ -14,7 +14,7 @@ from normscope.errors import InvalidConfig, unknown
 from normscope.inits import INITS
 from normscope.nets.build import NET_NORMS, check_net_name
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever the same config means other numbers: older results then no longer count as this run's."""
 
 PRECISIONS: tuple[str, ...] = ("auto", "fp32", "bf16")
@@ -58,6 +58,8 @@ class RunConfig:
     """Images in a mini-batch; an epoch's last, smaller one is left out. The paper's."""
     epochs: int = 165
     """Passes over the training images. The paper's."""
+    evaluate_every: int = 1
+    """Epochs from one evaluation to the next; the last epoch, or the one that diverges, is always evaluated. Ours."""
     milestones: tuple[float, ...] = (0.5, 0.75)
     """When lr falls, as shares of all epochs. The paper's: at 50 % and 75 %."""
     gamma: float = 0.1
@@ -75,7 +77,7 @@ class RunConfig:
         put = object.__setattr__
         for name in ("lr", "momentum", "weight_decay", "gamma"):
             put(self, name, _number(name, getattr(self, name)))
-        for name in ("held_out", "batch_size", "epochs", "seed"):
+        for name in ("held_out", "batch_size", "epochs", "evaluate_every", "seed"):
             put(self, name, _whole(name, getattr(self, name)))
         if self.train_size is not None:
             put(self, "train_size", _whole("train_size", self.train_size))
@@ -111,6 +113,7 @@ class RunConfig:
         _within("weight_decay", self.weight_decay, least=0)
         _within("gamma", self.gamma, above=0)
         _within("epochs", self.epochs, least=1)
+        _within("evaluate_every", self.evaluate_every, least=1)
         _within("seed", self.seed, least=0)
         images = DATA_SIZES[self.data]
         if self.held_out:
@@ -134,6 +137,10 @@ class RunConfig:
     def to_mapping(self) -> dict[str, Any]:
         """The config in plain values, as JSON holds them: `from_mapping` gives it back."""
         return {**asdict(self), "milestones": list(self.milestones)}
+
+    def is_evaluated(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 0, is one after which the network is evaluated (if it has not diverged)."""
+        return (epoch + 1) % self.evaluate_every == 0 or epoch == self.epochs - 1
 
     def lr_of(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""

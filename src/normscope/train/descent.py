@@ -118,16 +118,19 @@ class Descent:
 
     def _row(self, number: int) -> dict[str, float]:
         """The results of an epoch; where it diverged, of its steps up to there and of the network as it stands."""
-        first = number * self._steps_per_epoch
-        recorded = {name: np.array(values[first:]) for name, values in self.progress.steps.items()}
+        progress, first = self.progress, number * self._steps_per_epoch
+        recorded = {name: np.array(values[first:]) for name, values in progress.steps.items()}
         row = {
             "steps": len(recorded["loss"]),
             "train_loss": float(recorded["loss"].mean()),
             "train_accuracy": float(recorded["correct"].mean()) / self.config.batch_size,
             "gradient_norm": float(recorded["gradient_norm"].mean()),
         }
+        row["evaluated"] = progress.diverged or self.config.is_evaluated(number)
         for split in ("held_out", "test") if self.config.held_out else ("test",):
-            row[f"{split}_loss"], row[f"{split}_accuracy"] = evaluate(self.net, self.data, split, self.autocast)
+            row[f"{split}_loss"], row[f"{split}_accuracy"] = (
+                evaluate(self.net, self.data, split, self.autocast) if row["evaluated"] else (math.nan, math.nan)
+            )
         return row
 
     @property

@@ -37,6 +37,8 @@ def result_of(run: Descent) -> xr.Dataset:
     }
     schedule = [config.lr_of(epoch) for epoch in range(config.epochs)]
     steps = np.array([row["steps"] for row in rows] + [0] * missing, dtype=np.int64)
+    evaluated = np.array([row["evaluated"] for row in rows] + [False] * missing, dtype=np.int64)
+    variables["evaluated"] = ("epoch", evaluated, "whether the network was evaluated (1) or not (0)", "1")
     variables["lr"] = ("epoch", schedule, "learning rate", "1")
     variables["steps"] = ("epoch", steps, "mini-batches trained on", "1")
     spread = output_spread(run.net, run.data.test_images[:EVALUATION_BATCH])

@@ -61,6 +61,7 @@ def train(
           training mode, each before its step.
         - `test_loss`, `test_accuracy`, and with held-out images `held_out_loss`, `held_out_accuracy`: at the epoch's
           end, in evaluation mode, BN with its running statistics. An example with a NaN among its logits is wrong.
+          They are NaN where `evaluated` is 0: see `RunConfig.evaluate_every`.
         - `gradient_norm`: mean over the epoch's steps of the norm of the mini-batch's gradient, without weight decay.
         - `lr`, and `seconds`, evaluation and interrupted attempts included up to their last checkpoint.
         Attributes: `outcome` (see `normscope.outcome`), config, key, precision and threads used, data.
@@ -80,7 +81,7 @@ def train(
         def on_epoch(epochs: int, recorded: Progress) -> None:
             nonlocal done
             if epochs > done:
-                bar.advance(f"test accuracy {recorded.epochs[-1]['test_accuracy']:.1%}", by=epochs - done)
+                bar.advance(f"training accuracy {recorded.epochs[-1]['train_accuracy']:.1%}", by=epochs - done)
             done = epochs
 
         run = trained(config, data, checkpoint=checkpoint, on_epoch=on_epoch)
