@@ -10,7 +10,6 @@ where `measure` yields a `Row` for each contestant.
 """
 
 import gc
-import json
 import os
 import statistics
 import sys
@@ -18,10 +17,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.machine import about, headline, write_json
 
 Work = Callable[[], object]
 
@@ -36,31 +36,49 @@ class Row:
     wall: tuple[float, float, float]
     """Wall time as a share of the floor's in the same round: median, lower and upper quartile."""
     processor: tuple[float, float, float]
-    """The same for processor time, summed over threads: what other work on the machine disturbs least."""
+    """The same for processor time, summed over threads: what other work on the machine disturbs least. On a GPU, the
+    time between two CUDA events around the work."""
     peak_bytes: int | None = None
     """The most that torch has allocated at once, beyond what was there before; None if not measured."""
     quality: Mapping[str, float] = field(default_factory=dict)
     """Errors, and whatever else a faster contestant could have paid with."""
 
 
-def in_turns(contestants: Mapping[str, Work], *, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Wall and processor seconds of every contestant in every round, after one round to warm up.
+def in_turns(
+    contestants: Mapping[str, Work], *, rounds: int, device: str = "cpu"
+) -> dict[str, list[tuple[float, float]]]:
+    """Wall and processor seconds of every contestant in every round, after one round to warm up; on a GPU wall seconds
+    to the end of the work there, and the seconds between two CUDA events.
 
     The order turns by one place from round to round, so that nobody always runs behind the same neighbour.
     """
+    timed = _on_gpu if device.startswith("cuda") else _on_processor
     names = list(contestants)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for turn in range(rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             gc.collect()
-            wall, processor = time.perf_counter(), time.process_time()
-            contestants[name]()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            spent = time.perf_counter() - wall, time.process_time() - processor
+            spent = timed(contestants[name])
             if turn:
                 taken[name].append(spent)
     return taken
+
+
+def _on_processor(work: Work) -> tuple[float, float]:
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def _on_gpu(work: Work) -> tuple[float, float]:
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    wall = time.perf_counter()
+    begun.record()
+    work()
+    ended.record()
+    torch.cuda.synchronize()
+    return time.perf_counter() - wall, begun.elapsed_time(ended) / 1e3
 
 
 def rows(
@@ -70,9 +88,10 @@ def rows(
     floor: str | None = None,
     memory: bool = False,
     quality: Mapping[str, Mapping[str, float]] | None = None,
+    device: str = "cpu",
 ) -> list[Row]:
     """Let the contestants take turns, and compare each with the floor (the first, if not named) of the same round."""
-    taken = in_turns(contestants, rounds=rounds)
+    taken = in_turns(contestants, rounds=rounds, device=device)
     base = taken[floor or next(iter(contestants))]
     result = []
     for name, spent in taken.items():
@@ -83,7 +102,7 @@ def rows(
                 statistics.median(wall for wall, _ in spent),
                 _median_and_quartiles([mine[0] / its[0] for mine, its in turns]),
                 _median_and_quartiles([mine[1] / its[1] for mine, its in turns]),
-                peak_bytes(contestants[name]) if memory else None,
+                peak_bytes(contestants[name], device) if memory else None,
                 (quality or {}).get(name, {}),
             )
         )
@@ -97,10 +116,10 @@ def _median_and_quartiles(values: list[float]) -> tuple[float, float, float]:
     return middle, low, high
 
 
-def peak_bytes(work: Work) -> int:
+def peak_bytes(work: Work, device: str = "cpu") -> int:
     """The most memory that torch's allocator has given out at once while `work` ran; counted, not sampled."""
     gc.collect()
-    if torch.cuda.is_available():
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -132,27 +151,19 @@ def _stderr_closed() -> Iterator[None]:
 
 
 def report(question: str | None, measured: Iterable[Row]) -> None:
-    """Print the question's first line and the rows as they come; store them as JSON where a path is given."""
+    """Print the question's first line, the machine, and the rows as they come; store them as JSON where a path is
+    given, row by row, so that what was measured outlives a failure."""
+    path = sys.argv[1] if len(sys.argv) > 1 else None
     print((question or "").split("\n")[0])
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {_device()}")
+    print(headline())
     print(f"{'':34}{'seconds':>9}{'wall':>8}{'(quartiles)':>16}{'processor':>11}{'(quartiles)':>16}{'peak MB':>9}")
-    kept = []
+    kept: list[Row] = []
+    described = about()
     for row in measured:
         kept.append(row)
         wall, processor = (f"{m:.3f}{f'({low:.3f} {high:.3f})':>16}" for m, low, high in (row.wall, row.processor))
         peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}"
-        quality = ", ".join(f"{name} {value:.1e}" for name, value in row.quality.items())
+        quality = ", ".join(f"{name} {value:.2g}" for name, value in row.quality.items())
         print(f"{row.name:34}{row.seconds:9.3f}{wall:>24}{processor:>27}{peak:>9}  {quality}", flush=True)
-    if len(sys.argv) > 1:
-        about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": _device()}
-        Path(sys.argv[1]).write_text(json.dumps({**about, "rows": [asdict(row) for row in kept]}, indent=1) + "\n")
-
-
-def _device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return "CPU"
+        if path:
+            write_json(path, {**described, "rows": [asdict(row) for row in kept]})
