@@ -60,8 +60,8 @@ def test_a_sweep_its_runs_and_a_damaged_one(normscope):
     assert sorted(cells[0] for cells in columns[1:]) == sorted(path.stem for path in Path("out/runs").glob("*.nc"))
     assert common == (
         "all: net mlp2, init xavier_uniform, data digits, train_size 100, held_out 0, momentum 0.9, "
-        "weight_decay 0.0005, batch_size 50, epochs 2, milestones 0.5, 0.75, gamma 0.1, augment True, seed 0, "
-        "precision fp32, device cpu"
+        "weight_decay 0.0005, batch_size 50, epochs 2, evaluate_every 1, milestones 0.5, 0.75, gamma 0.1, "
+        "augment True, seed 0, precision fp32, device cpu"
     )
     assert counts == "4 finished"
 

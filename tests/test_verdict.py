@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, judge, judge_band
+from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, judge, judge_band, judge_share
 
 FINITE = st.floats(-1e6, 1e6)
 
@@ -175,3 +175,39 @@ def test_a_seed_that_is_not_finite_leaves_the_band_open(value):
     seeds[2, 7] = value
     claim = judge_band("", "", seeds, np.zeros(10), of="layers")
     assert (claim.verdict, claim.diverged) == (NOT_ENOUGH, 1)
+
+
+def share(part, whole, **requirement):
+    return judge_share("it is half", "Variants", part, whole, **requirement)
+
+
+def test_a_share_is_the_ratio_of_means_between_the_extremes_of_three_seeds():
+    claim = share([4.0, 5.0, 7.0], [8.0, 9.0, 10.0], above=0.4)
+    assert claim.mean == pytest.approx(16 / 27)
+    # 27 resamples: the most extreme are those of one seed alone
+    assert (claim.low, claim.high) == pytest.approx((4 / 8, 7 / 10))
+    assert claim.verdict == REPRODUCED and "0.593 [0.5, 0.7]" in claim.measured
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "expected"),
+    [
+        ([1.0, 2.0, 1.5], [9.0, 9.0, 9.0], NOT_REPRODUCED),
+        ([4.0, 5.0, 7.0], [9.0, 9.0, 9.0], NOT_ENOUGH),
+        ([6.0, 7.0], [9.0, 9.0], NOT_ENOUGH),
+        ([6.0, 7.0, math.nan], [9.0, 9.0, 9.0], NOT_ENOUGH),
+        ([6.0, 7.0, 8.0], [9.0, 9.0, -1.0], NOT_ENOUGH),  # no effect in one seed: no share
+    ],
+)
+def test_a_share_needs_all_of_its_interval_beyond_and_a_whole_above_zero(part, whole, expected):
+    assert share(part, whole, above=0.5).verdict == expected
+
+
+def test_a_share_of_many_seeds_has_nearly_the_interval_of_the_delta_method():
+    random = np.random.default_rng(1)
+    whole = 10 + random.normal(size=40)
+    part = 0.6 * whole + 0.5 * random.normal(size=40)
+    claim = share(part, whole, above=0)
+    residual = (part - claim.mean * whole) / whole.mean()
+    half = stats.t.ppf(0.975, 39) * residual.std(ddof=1) / math.sqrt(40)
+    assert (claim.low, claim.high) == pytest.approx((claim.mean - half, claim.mean + half), abs=0.15 * half)

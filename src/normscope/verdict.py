@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import norm as normal
 from scipy.stats import t as student_t
 
 REPRODUCED = "reproduced"
@@ -14,6 +15,9 @@ NOT_ENOUGH = "not enough evidence"
 
 CONFIDENCE = 0.95
 MIN_SEEDS = 3
+
+RESAMPLES = 10_000
+"""Of the seeds, in a bootstrap."""
 
 Scale = Literal["linear", "log"]
 
@@ -179,6 +183,69 @@ def judge_band(
         unit=unit,
         note=note,
     )
+
+
+def judge_share(
+    statement: str,
+    where: str,
+    part: ArrayLike,
+    whole: ArrayLike,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    paper: object = "",
+    note: str = "",
+) -> Verdict:
+    """Judge which share of one effect another one is: mean(part) / mean(whole), by a paired bootstrap over seeds.
+
+    Seeds are drawn with replacement, part and whole together. The interval is the expanded percentile interval
+    (Hesterberg 2015): its percentiles lie further out, by sqrt(n/(n-1)) and Student's t, since few seeds scatter less
+    among themselves than the population does; with three seeds it is the range of all resamples. Where the whole
+    effect is not above 0 in every resample there is no share to speak of, and not enough evidence.
+
+    Args:
+        part, whole: (seeds,), paired.
+        above, below: give exactly one: the share lies above, or below, this.
+    """
+    low_limit, high_limit, requirement = _limits(above, below, None, None, "linear", "")
+    parts, wholes = np.asarray(part, dtype=np.float64).ravel(), np.asarray(whole, dtype=np.float64).ravel()
+    missing = int((~np.isfinite(parts) | ~np.isfinite(wholes)).sum())
+    mean, low, high, verdict = math.nan, math.nan, math.nan, NOT_ENOUGH
+    if not missing and len(parts) > 1:
+        mean, low, high = _bootstrapped_share(parts, wholes)
+    if len(parts) >= MIN_SEEDS:
+        if low > low_limit and high < high_limit:
+            verdict = REPRODUCED
+        elif high < low_limit or low > high_limit:
+            verdict = NOT_REPRODUCED
+    return Verdict(
+        statement,
+        where,
+        verdict,
+        mean,
+        low,
+        high,
+        requirement,
+        str(paper),
+        seeds=len(parts),
+        diverged=missing,
+        beyond=0,
+        bounded=0,
+        unit="",
+        note=note,
+    )
+
+
+def _bootstrapped_share(part: np.ndarray, whole: np.ndarray) -> tuple[float, float, float]:
+    n = len(part)
+    drawn = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    parts, wholes = part[drawn].mean(1), whole[drawn].mean(1)
+    mean = float(part.mean() / whole.mean()) if whole.mean() > 0 else math.nan
+    if (wholes <= 0).any():
+        return mean, -math.inf, math.inf
+    tail = float(normal.cdf(-math.sqrt(n / (n - 1)) * student_t.ppf(0.5 + CONFIDENCE / 2, n - 1)))
+    low, high = np.quantile(parts / wholes, (tail, 1 - tail))
+    return mean, float(low), float(high)
 
 
 def _limits(

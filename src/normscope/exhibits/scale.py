@@ -31,6 +31,10 @@ class Scale:
     """Rates, a factor of 4 apart, that one network with batch norm is trained at with every size of mini-batch, ..."""
     noise_batch_sizes: tuple[int, ...]
     """... which are a factor of 4 apart as well."""
+    depths: tuple[int, ...]
+    """Layers of the unnormalized ResNets whose largest rate is searched, ..."""
+    depth_steps: int
+    """... in descents of this many mini-batches."""
     reduced: str
     """What is smaller than in the paper, for the report; empty where nothing is."""
 
@@ -75,6 +79,8 @@ SCALES = {
         small=0.03,
         noise_lrs=(0.2, 0.05, 0.0125),
         noise_batch_sizes=(32, 128, 512),
+        depths=(8, 20, 56),
+        depth_steps=40,
         reduced="ResNet-20 on 1,150 images of digits for 30 epochs with mini-batches of 64, in place of ResNet-110 on "
         "50,000 of CIFAR-10 for 165 with mini-batches of 128.",
     ),
@@ -90,6 +96,8 @@ SCALES = {
         small=0.01,
         noise_lrs=(0.2, 0.05, 0.0125),
         noise_batch_sizes=(16, 64, 256),
+        depths=(8, 20, 56),
+        depth_steps=60,
         reduced="ResNet-20 on 5,000 images of CIFAR-10 for 12 epochs with mini-batches of 64, in place of ResNet-110 "
         "on 50,000 for 165 with mini-batches of 128.",
     ),
@@ -105,6 +113,8 @@ SCALES = {
         small=0.003,
         noise_lrs=(0.2, 0.05, 0.0125),
         noise_batch_sizes=(32, 128, 512),
+        depths=(8, 20, 32, 56),
+        depth_steps=100,
         reduced="ResNet-20 on 10,000 images of CIFAR-10 for 30 epochs, in place of ResNet-110 on 50,000 for 165.",
     ),
     "full": Scale(
@@ -119,6 +129,8 @@ SCALES = {
         small=0.0001,
         noise_lrs=(0.2, 0.05, 0.0125),
         noise_batch_sizes=(32, 128, 512),
+        depths=(20, 32, 44, 56, 110),
+        depth_steps=200,
         reduced="45,000 images of CIFAR-10 to train on in place of 50,000: 5,000 are held out to choose rates.",
     ),
 }

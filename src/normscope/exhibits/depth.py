@@ -1,0 +1,139 @@
+"""Depth: the shallower an unnormalized ResNet, the larger the learning rate at which it still trains."""
+
+import numpy as np
+import torch
+import xarray as xr
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from normscope.check.stable_lr import stable_lr
+from normscope.data import ImageData, batches, load_data
+from normscope.exhibits.exhibit import Exhibit, Setting, joined
+from normscope.exhibits.scale import scale_of
+from normscope.figures.style import COLORS, figure_of, legend_once, log_ticks_at
+from normscope.nets import build_net
+from normscope.results import attribute, with_attributes
+from normscope.verdict import Verdict, judge
+
+LR_RANGE = (1e-5, 10.0)
+"""Where rates are searched."""
+
+BOUNDARIES = {"lr_stable": "no longer diverges", "lr_usable": "learns"}
+
+
+def measure(setting: Setting) -> xr.Dataset:
+    """The largest stable and usable rate of every depth of the scale, seed by seed: each has a search of its own."""
+    scale = scale_of(setting.scale)
+    data = load_data(
+        scale.data,
+        data_dir=setting.data_dir,
+        device=setting.device,
+        train_size=scale.train_size,
+        held_out=scale.held_out,
+    )
+    rows = []
+    with setting.progress("depth", sum(scale.depths) * len(setting.seeds)) as bar:
+        for depth in scale.depths:
+            found = []
+            for seed in setting.seeds:
+                with bar.part(f"ResNet-{depth}, seed {seed}", by=depth):
+                    found.append(_search(data, depth, seed, scale.batch_size, scale.depth_steps))
+            rows.append(joined(found, "seed", setting.seeds))
+    dataset = joined(rows, "depth", scale.depths, long_name="layers")
+    return with_attributes(dataset, **setting.provenance(scale=setting.scale, steps=scale.depth_steps))
+
+
+def _search(data: ImageData, depth: int, seed: int, batch_size: int, steps: int) -> xr.Dataset:
+    def build() -> nn.Module:
+        net = build_net(f"resnet{depth}", norm="none", seed=seed, **data.net_shape())
+        return net.to(device=data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def walk(_: int) -> list[tuple[Tensor, Tensor]]:
+        endless = batches(data, batch_size, seed=seed)
+        return [next(endless) for _ in range(steps)]
+
+    found = stable_lr(build, walk, optimizer="momentum", steps=steps, seeds=1, lr_range=LR_RANGE)
+    kept = found[["lr_stable", "lr_usable", "lr_stable_found", "lr_usable_found", "train_steps"]]
+    return kept.drop_attrs(deep=False)
+
+
+def rates(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """A boundary over `depth` and `seed`; 0 where no rate passes: it lies below all that were tried."""
+    return dataset[name].where(~dataset[f"{name}_found"].isin(["nowhere", "below the range"]), 0.0)
+
+
+def verdicts(dataset: xr.Dataset) -> list[Verdict]:
+    """Whether depth costs learning rate."""
+    depths = dataset["depth"].values
+    return [
+        judge(
+            f"Without BN, ResNet-{depths[0]} {what} at a rate at least 3 times as large as ResNet-{depths[-1]}",
+            "Variants",
+            _over(rates(dataset, name)),
+            above=3,
+            scale="log",
+            paper="the shallower, the larger",
+            unit=" times",
+            note=f"the largest rate at which it {what} within {dataset.attrs['steps']} steps, paired by seed",
+        )
+        for name, what in BOUNDARIES.items()
+    ]
+
+
+def _over(found: xr.DataArray) -> np.ndarray:
+    """What the shallowest network takes over what the deepest does; infinite where the deepest takes no rate at all."""
+    shallow, deep = found.isel(depth=0).values, found.isel(depth=-1).values
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return shallow / deep
+
+
+def we_saw(dataset: xr.Dataset) -> str:
+    """Medians over seeds, in words."""
+    stable, usable = (rates(dataset, name).median("seed") for name in BOUNDARIES)
+    said = [
+        f"ResNet-{depth} up to {float(stable.sel(depth=depth)):.2g}"
+        + (f" (learns up to {at:.2g})" if (at := float(usable.sel(depth=depth))) else " (learns at no rate)")
+        for depth in dataset["depth"].values.tolist()
+    ]
+    scale = scale_of(attribute(dataset, "scale"))
+    return (
+        f"Without batch norm, over {dataset.attrs['steps']} steps with momentum, no seed of the median diverges: "
+        f"{', '.join(said)}. {scale.reduced}"
+    )
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    """Both boundaries against depth, one point a seed, lines through the medians; a triangle at the lower edge where no
+    rate passes."""
+    figure, axes = figure_of(1, 1, panel=(5.2, 3.4))
+    ax = axes[0, 0]
+    depths = dataset["depth"].values
+    low, high = 0.5 * LR_RANGE[0], LR_RANGE[1]
+    for name, style, label in (("lr_stable", "-o", "stable"), ("lr_usable", "--s", "usable: learns")):
+        values = rates(dataset, name).transpose("depth", "seed").clip(low, high)
+        ax.plot(depths, values.median("seed"), style[:-1], color=COLORS["none"], label=label)
+        places = np.broadcast_to(depths[:, None], values.shape)
+        none = values.values <= low
+        ax.plot(places[~none], values.values[~none], style[-1], ms=4, color=COLORS["none"])
+        ax.plot(places[none], values.values[none], "v", ms=6, color=COLORS["none"])
+    log_ticks_at(ax, depths)
+    ax.set(yscale="log", xlabel="layers", ylabel="largest learning rate")
+    legend_once(ax)
+    return figure
+
+
+EXHIBIT = Exhibit(
+    name="depth",
+    title="Depth and the largest learning rate, without batch norm",
+    where="Variants",
+    place=1.6,
+    paper_saw=(
+        "Unnormalized ResNets of several depths: the shallower the network, the larger the learning rate at which it "
+        "still trains."
+    ),
+    measure=measure,
+    draw=draw,
+    verdicts=verdicts,
+    we_saw=we_saw,
+    trains=True,
+)

@@ -1,0 +1,76 @@
+"""Depth: what each network takes is what stable_lr says of it, and both verdicts can fail."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import normscope as ns
+from normscope.data import load_data
+from normscope.exhibits import depth
+from normscope.exhibits.exhibit import Setting
+from normscope.exhibits.reproduce import reproduce
+from normscope.exhibits.scale import SCALES, Scale
+from normscope.report.reproduction import report_reproduction
+from normscope.results import labelled, load
+from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED
+
+TINY = Scale(
+    net="resnet8", data="digits", train_size=128, held_out=32, epochs=1, batch_size=16, evaluate_every=1, lrs=(0.1,),
+    small=0.1, noise_lrs=(0.1,), noise_batch_sizes=(8,), depths=(8, 14), depth_steps=4, reduced="",
+)  # fmt: skip
+
+
+def found(shallow: list[float], deep: list[float], deep_found: str = "bracketed") -> xr.Dataset:
+    """A result of two depths, the same for both boundaries."""
+    values, dims = [shallow, deep], ("depth", "seed")
+    how = [["bracketed"] * 3, [deep_found] * 3]
+    variables = {}
+    for name in depth.BOUNDARIES:
+        variables[name] = dims, values, name, "1"
+        variables[f"{name}_found"] = dims, how, name, "1"
+    coords = {"depth": ([8, 56], "layers", "1"), "seed": ([0, 1, 2], "seed", "1")}
+    return labelled(variables, coords, scale="quick", steps=40)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        (found([0.1, 0.12, 0.1], [0.01, 0.012, 0.008]), REPRODUCED),
+        (found([0.1, 0.12, 0.1], [0.05, 0.06, 0.05]), NOT_REPRODUCED),
+        (found([0.1, 0.12, 0.1], [0.01, 0.012, 0.1]), NOT_ENOUGH),
+        (found([0.1, 0.12, 0.1], [np.nan] * 3, "nowhere"), REPRODUCED),  # it learns at no rate at all
+        (found([0.1, 0.12, 0.1], [np.nan] * 3, "unfinished"), NOT_ENOUGH),
+    ],
+)
+def test_every_verdict_can_fail(dataset: xr.Dataset, expected: str) -> None:
+    assert {claim.verdict for claim in depth.verdicts(dataset)} == {expected}
+    assert "ResNet-8 up to 0.1 " in depth.we_saw(dataset)
+    axes = depth.EXHIBIT.draw(dataset).axes[0]
+    lowest = [line for line in axes.lines if line.get_marker() == "v"]
+    expected_marks = 3 if "nowhere" in dataset["lr_usable_found"] else 0
+    assert [len(line.get_xdata()) for line in lowest] == [expected_marks] * 2
+
+
+def test_every_network_has_a_search_of_its_own_and_it_is_that_of_stable_lr(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(SCALES, "quick", TINY)
+    data = load_data("digits", train_size=128, held_out=32)
+    reproduce(["depth"], Setting(data, seeds=(0, 1), net="resnet8"), tmp_path)
+    dataset = load(tmp_path / "depth.nc")
+    assert dict(dataset.sizes) == {"depth": 2, "seed": 2}
+
+    def build() -> torch.nn.Module:
+        net = ns.build_net("resnet14", norm="none", seed=1, in_channels=1, image_size=8)
+        return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    stream = ns.batches(data, 16, seed=1)
+    first = [next(stream) for _ in range(4)]
+    alone = ns.stable_lr(
+        build, lambda seed: list(first), optimizer="momentum", steps=4, seeds=1, lr_range=depth.LR_RANGE
+    )
+    for name in ("lr_stable", "lr_usable", "train_steps"):
+        assert dataset[name].sel(depth=14, seed=1).item() == alone[name].item() or np.isnan(alone[name].item())
+    page, _ = report_reproduction(tmp_path)
+    assert "Depth and the largest learning rate" in page.read_text()
