@@ -153,7 +153,7 @@ def test_flatness_is_judged_by_the_ratio_of_eigenvalues() -> None:
 TINY = Scale(
     net="resnet8", data="digits", train_size=64, held_out=32, epochs=1, batch_size=32, evaluate_every=1,
     lrs=(0.1, 0.003), small=0.003,
-    noise_lrs=(0.1, 0.025), noise_batch_sizes=(8, 32), depths=(8, 14), depth_steps=3, reduced="",
+    noise_net="resnet8", noise_lrs=(0.1, 0.025), noise_batch_sizes=(8, 32), depths=(8, 14), depth_steps=3, reduced="",
 )  # fmt: skip
 
 

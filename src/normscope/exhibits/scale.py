@@ -27,8 +27,10 @@ class Scale:
     """The rates tried with every norm, falling."""
     small: float
     """The rate at which networks with and without BN are compared: the largest that trains both."""
+    noise_net: str
+    """The network that the noise of SGD is studied on, with batch norm."""
     noise_lrs: tuple[float, ...]
-    """Rates, a factor of 4 apart, that one network with batch norm is trained at with every size of mini-batch, ..."""
+    """Rates, a factor of 4 apart, that it is trained at with every size of mini-batch, ..."""
     noise_batch_sizes: tuple[int, ...]
     """... which are a factor of 4 apart as well."""
     depths: tuple[int, ...]
@@ -50,7 +52,7 @@ class Scale:
     def noise_configs(self, seeds: Sequence[int], device: str) -> "list[RunConfig]":
         """The network with batch norm at every rate and size of mini-batch of the ladders, with every seed."""
         return [
-            self._config(norm="batch", lr=lr, batch_size=size, seed=seed, device=device)
+            self._config(net=self.noise_net, norm="batch", lr=lr, batch_size=size, seed=seed, device=device)
             for lr in self.noise_lrs
             for size in self.noise_batch_sizes
             for seed in seeds
@@ -77,12 +79,13 @@ SCALES = {
         evaluate_every=1,
         lrs=(1.0, 0.3, 0.1, 0.03),
         small=0.03,
+        noise_net="resnet8",
         noise_lrs=(0.2, 0.05, 0.0125),
         noise_batch_sizes=(32, 128, 512),
         depths=(8, 20, 56),
         depth_steps=40,
-        reduced="ResNet-20 on 1,150 images of digits for 30 epochs with mini-batches of 64, in place of ResNet-110 on "
-        "50,000 of CIFAR-10 for 165 with mini-batches of 128.",
+        reduced="ResNet-20 (noise: ResNet-8) on 1,150 images of digits for 30 epochs with mini-batches of 64, in place "
+        "of ResNet-110 on 50,000 of CIFAR-10 for 165 with mini-batches of 128.",
     ),
     "short": Scale(
         net="resnet20",
@@ -94,6 +97,7 @@ SCALES = {
         evaluate_every=3,
         lrs=(0.3, 0.1, 0.03, 0.01),
         small=0.01,
+        noise_net="resnet20",
         noise_lrs=(0.2, 0.05, 0.0125),
         noise_batch_sizes=(16, 64, 256),
         depths=(8, 20, 56),
@@ -111,6 +115,7 @@ SCALES = {
         evaluate_every=3,
         lrs=(0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003),
         small=0.003,
+        noise_net="resnet20",
         noise_lrs=(0.2, 0.05, 0.0125),
         noise_batch_sizes=(32, 128, 512),
         depths=(8, 20, 32, 56),
@@ -127,6 +132,7 @@ SCALES = {
         evaluate_every=1,
         lrs=(0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003),
         small=0.0001,
+        noise_net="resnet110",
         noise_lrs=(0.2, 0.05, 0.0125),
         noise_batch_sizes=(32, 128, 512),
         depths=(20, 32, 44, 56, 110),
