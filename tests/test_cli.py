@@ -29,7 +29,7 @@ def test_reproduce_ends_with_the_claims_and_the_reports_path(normscope, tmp_path
     assert lines[-1] == str(report.relative_to(tmp_path))
     assert report.is_file()
     assert lines[-2].endswith("not enough evidence")
-    assert sorted(p.name for p in report.parent.iterdir()) == ["figure5.nc", "report.html"]
+    assert sorted(p.name for p in report.parent.iterdir()) == ["figure5.nc", "manifest.json", "report.html"]
 
 
 def test_a_second_run_measures_nothing_again(normscope, tmp_path):

@@ -1,5 +1,7 @@
 """The report: one self-contained page, claims first, everything from users escaped."""
 
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 
@@ -8,6 +10,7 @@ from matplotlib.figure import Figure
 
 from normscope.exhibits.exhibit import Setting, exhibits
 from normscope.exhibits.reproduce import reproduce
+from normscope.report.manifest import write_manifest
 from normscope.report.page import Page, Paragraph, Section, as_svg, render
 from normscope.report.reproduction import report_reproduction
 from normscope.verdict import judge
@@ -129,3 +132,18 @@ def test_a_reproduction_reads_only_its_folder(tmp_path):
     assert "cb197b5c06b3" in html, "the data's fingerprint"
     for claim in claims:
         assert claim.verdict in html
+
+
+def test_the_manifest_has_every_result_with_its_checksum(tmp_path):
+    (tmp_path / "training" / "runs").mkdir(parents=True)
+    files = {"figure1.nc": b"one", "training/runs/0123.nc": b"two"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "training" / "runs" / ".4567.nc.1.part").write_bytes(b"half")
+    (tmp_path / "training" / "runs" / "0123.safetensors").write_bytes(b"weights")
+    manifest = json.loads(write_manifest(tmp_path, ["normscope", "reproduce", "figure1"]).read_text())
+    assert manifest["command"] == "normscope reproduce figure1"
+    assert manifest["files"] == {
+        name: {"bytes": 3, "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
+    }
+    assert {"written", "normscope", "torch", "python", "machine", "threads", "processor"} <= set(manifest)

@@ -1,5 +1,6 @@
 """`normscope reproduce`: measure the paper's exhibits, judge its claims, write the report."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +25,8 @@ def command(
     scale: Annotated[
         str,
         typer.Option(
-            help="Size of the exhibits that train to the end: quick (digits, minutes), standard (CIFAR-10, hours) or "
-            "full (the paper's own)."
+            help="Size of the exhibits that train to the end: quick (digits, minutes), short (CIFAR-10, an hour or "
+            "two), standard (CIFAR-10, longer) or full (the paper's own)."
         ),
     ] = "quick",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto.")] = "auto",
@@ -39,6 +40,7 @@ def command(
     from normscope.exhibits.exhibit import Setting, chosen
     from normscope.exhibits.reproduce import reproduce
     from normscope.exhibits.scale import scale_of
+    from normscope.report.manifest import write_manifest
     from normscope.report.reproduction import report_reproduction
 
     names = list(exhibits or [])
@@ -58,5 +60,6 @@ def command(
     )
     reproduce(names, setting, folder)
     path, claims = report_reproduction(folder)
+    write_manifest(folder, ["normscope", *sys.argv[1:]])
     print_claims(claims)
     print(path)

@@ -1,0 +1,38 @@
+"""What a folder of results consists of: every result file with its checksum, and what it was measured with."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from normscope.results import provenance, write_text
+
+MANIFEST_NAME = "manifest.json"
+
+
+def write_manifest(folder: str | Path, command: Sequence[str]) -> Path:
+    """Write `manifest.json`: the command, when, versions and processor, and size and SHA-256 of every netCDF file
+    below the folder, the runs of trained exhibits included. OutputError where it cannot be written."""
+    folder = Path(folder)
+    files = sorted(path for path in folder.rglob("*.nc") if not path.name.startswith("."))
+    manifest = {
+        "command": " ".join(command),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        **_versions(),
+        "files": {path.relative_to(folder).as_posix(): _identity(path) for path in files},
+    }
+    return write_text(folder / MANIFEST_NAME, json.dumps(manifest, indent=1) + "\n")
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _versions() -> dict[str, Any]:
+    import torch
+
+    versions = {name: value for name, value in provenance().items() if name not in ("device", "dtype")}
+    return {**versions, "processor": torch.backends.cpu.get_cpu_capability()}
