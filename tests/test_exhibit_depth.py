@@ -21,7 +21,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = Scale(
     net="resnet8", data="digits", train_size=128, held_out=32, epochs=1, batch_size=16, evaluate_every=1, lrs=(0.1,),
-    small=0.1, noise_net="resnet8", noise_lrs=(0.1,), noise_batch_sizes=(8,), depths=(8, 14), depth_steps=4, reduced="",
+    small=0.1, noise_net="resnet8", noise_lrs=(0.1,), noise_batch_sizes=(8,), depths=(8, 14), depth_steps=4,
+    deeper_net=None, deeper_lrs={}, reduced="",
 )  # fmt: skip
 
 

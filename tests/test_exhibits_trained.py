@@ -9,7 +9,7 @@ import xarray as xr
 
 from normscope.data import load_data
 from normscope.errors import InvalidConfig
-from normscope.exhibits import figure1, final, flatness, noise_training
+from normscope.exhibits import deeper, figure1, final, flatness, noise_training
 from normscope.exhibits.exhibit import Setting
 from normscope.exhibits.reproduce import RUNS, reproduce
 from normscope.exhibits.scale import SCALES, Scale, scale_of
@@ -153,7 +153,8 @@ def test_flatness_is_judged_by_the_ratio_of_eigenvalues() -> None:
 TINY = Scale(
     net="resnet8", data="digits", train_size=64, held_out=32, epochs=1, batch_size=32, evaluate_every=1,
     lrs=(0.1, 0.003), small=0.003,
-    noise_net="resnet8", noise_lrs=(0.1, 0.025), noise_batch_sizes=(8, 32), depths=(8, 14), depth_steps=3, reduced="",
+    noise_net="resnet8", noise_lrs=(0.1, 0.025), noise_batch_sizes=(8, 32), depths=(8, 14), depth_steps=3,
+    deeper_net="resnet14", deeper_lrs={"batch": 0.1, "final": 0.03, "none": 0.003}, reduced="",
 )  # fmt: skip
 
 
@@ -174,9 +175,37 @@ def test_runs_are_trained_once_for_both_and_kept(monkeypatch, tmp_path: Path) ->
     assert dict(load(tmp_path / "noise_training.nc")["test_accuracy"].sizes) == {
         "lr": 2, "batch_size": 2, "seed": 2, "epoch": 1
     }  # fmt: skip
+    reproduce(["deeper"], setting, tmp_path)
+    dataset = load(tmp_path / "deeper.nc")
+    assert attribute(dataset, "config")["scale"] == "quick"
+    trained = (dataset["steps"] > 0).all(["seed", "epoch"])
+    rates = {norm: dataset["lr"].values[trained.sel(norm=norm).values].tolist() for norm in dataset["norm"].values}
+    assert rates == {"batch": [0.1], "final": [0.03], "none": [0.003]}
     page, claims = report_reproduction(tmp_path)
     assert {claim.verdict for claim in claims} == {NOT_ENOUGH}, "two seeds are no evidence"
     assert "What normalization buys in training" in page.read_text()
+
+
+def test_a_deeper_network_is_judged_at_one_rate_for_each_norm() -> None:
+    ends = {
+        "batch": {0.1: 93, 0.01: None, LRS[2]: None},
+        "none": {0.1: None, 0.01: None, LRS[2]: 82},
+        "final": {0.1: None, 0.01: 90, LRS[2]: None},
+    }
+    for change, expected in (({}, [REPRODUCED, REPRODUCED]), ({0.01: 84}, [REPRODUCED, NOT_REPRODUCED])):
+        dataset = as_if_trained({**ends, "final": {**ends["final"], **change}})
+        assert [claim.verdict for claim in deeper.verdicts(dataset)] == expected
+        assert "with batch norm at 0.1: 93.0 %" in deeper.we_saw(dataset)
+        assert len(deeper.EXHIBIT.draw(dataset).axes[0].lines) == 3
+    assert deeper.verdicts(as_if_trained({**ends, "none": {**ends["batch"], 0.1: 95}}))[0].verdict == NOT_REPRODUCED
+
+
+def test_an_exhibit_that_a_scale_does_not_have_is_left_out_or_refused(tmp_path: Path) -> None:
+    setting = Setting(load_data("digits"), seeds=(0,), net="resnet8", scale="quick")
+    assert not deeper.EXHIBIT.applies(setting) and deeper.EXHIBIT.applies(replace(setting, scale="standard"))
+    with pytest.raises(InvalidConfig, match="deeper is not measured at scale quick"):
+        reproduce(["deeper", "figure1"], setting, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_scale_is_refused_by_name_before_anything_runs() -> None:

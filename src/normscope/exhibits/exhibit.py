@@ -122,6 +122,8 @@ class Exhibit:
     """What came out, in a sentence or two with numbers; empty to let the verdicts speak."""
     trains: bool = False
     """Whether it trains networks to the end, at the setting's scale."""
+    applies: "Callable[[Setting], bool]" = lambda setting: True
+    """Whether there is anything to measure on a setting: not every scale trains everything."""
     protocol: int = 1
     """Raised whenever `measure` changes what it measures: older results are then measured again."""
 

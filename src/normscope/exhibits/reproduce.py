@@ -20,10 +20,12 @@ def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
     the single runs of those that train networks to the end.
 
     Raises:
-        InvalidConfig: for an unknown exhibit, before anything is measured.
+        InvalidConfig: for an unknown exhibit, or one that the scale does not have, before anything is measured.
         OutputError: for a folder that cannot be written, before anything is measured; for a full disk, when it is.
     """
-    wanted = chosen(list(names))
+    wanted = [exhibit for exhibit in chosen(list(names)) if exhibit.applies(setting)]
+    if left_out := set(names) - {exhibit.name for exhibit in wanted}:
+        raise InvalidConfig(f"{min(left_out)} is not measured at scale {setting.scale}: choose another --scale")
     if not setting.seeds:
         raise InvalidConfig("no seeds: give one or more (three for a verdict)")
     folder = ensure_writable(out)

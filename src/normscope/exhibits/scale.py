@@ -1,6 +1,6 @@
 """How large the trained exhibits are: minutes on the digits, hours on CIFAR-10, or the paper's own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,10 @@ class Scale:
     """Layers of the unnormalized ResNets whose largest rate is searched, ..."""
     depth_steps: int
     """... in descents of this many mini-batches."""
+    deeper_net: str | None
+    """A deeper network, for a few runs beside those of `net`; None for none, ..."""
+    deeper_lrs: Mapping[str, float]
+    """... and by norm the one rate that each is trained at."""
     reduced: str
     """What is smaller than in the paper, for the report; empty where nothing is."""
 
@@ -55,6 +59,14 @@ class Scale:
             self._config(net=self.noise_net, norm="batch", lr=lr, batch_size=size, seed=seed, device=device)
             for lr in self.noise_lrs
             for size in self.noise_batch_sizes
+            for seed in seeds
+        ]
+
+    def deeper_configs(self, seeds: Sequence[int], device: str) -> "list[RunConfig]":
+        """The deeper network with every norm at its rate, with every seed."""
+        return [
+            self._config(net=self.deeper_net, norm=norm, lr=lr, seed=seed, device=device)
+            for norm, lr in self.deeper_lrs.items()
             for seed in seeds
         ]
 
@@ -84,6 +96,8 @@ SCALES = {
         noise_batch_sizes=(32, 128, 512),
         depths=(8, 20, 56),
         depth_steps=40,
+        deeper_net=None,
+        deeper_lrs={},
         reduced="ResNet-20 (noise: ResNet-8) on 1,150 images of digits for 30 epochs with mini-batches of 64, in place "
         "of ResNet-110 on 50,000 of CIFAR-10 for 165 with mini-batches of 128.",
     ),
@@ -102,6 +116,8 @@ SCALES = {
         noise_batch_sizes=(16, 64, 256),
         depths=(8, 20, 56),
         depth_steps=60,
+        deeper_net=None,
+        deeper_lrs={},
         reduced="ResNet-20 on 5,000 images of CIFAR-10 for 12 epochs with mini-batches of 64, in place of ResNet-110 "
         "on 50,000 for 165 with mini-batches of 128.",
     ),
@@ -120,7 +136,10 @@ SCALES = {
         noise_batch_sizes=(32, 128, 512),
         depths=(8, 20, 32, 56),
         depth_steps=100,
-        reduced="ResNet-20 on 10,000 images of CIFAR-10 for 30 epochs, in place of ResNet-110 on 50,000 for 165.",
+        deeper_net="resnet56",
+        deeper_lrs={"batch": 0.1, "final": 0.03, "none": 0.003},
+        reduced="ResNet-20 and, at one rate each, ResNet-56 on 10,000 images of CIFAR-10 for 30 epochs, in place of "
+        "ResNet-110 on 50,000 for 165.",
     ),
     "full": Scale(
         net="resnet110",
@@ -137,6 +156,8 @@ SCALES = {
         noise_batch_sizes=(32, 128, 512),
         depths=(20, 32, 44, 56, 110),
         depth_steps=200,
+        deeper_net=None,
+        deeper_lrs={},
         reduced="45,000 images of CIFAR-10 to train on in place of 50,000: 5,000 are held out to choose rates.",
     ),
 }

@@ -1,0 +1,71 @@
+"""The same in a deeper network: batch norm everywhere, before the last layer alone, and nowhere, each at one rate."""
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from normscope.exhibits.exhibit import Exhibit, Setting
+from normscope.exhibits.figure1 import trained_on
+from normscope.exhibits.final import NORMS, best, share_recovered
+from normscope.exhibits.scale import scale_of
+from normscope.figures.style import COLORS, NAMES, figure_of, legend_once
+from normscope.results import attribute
+from normscope.verdict import Verdict, judge
+
+
+def measure(setting: Setting) -> xr.Dataset:
+    """Each norm at the one rate that the scale gives it."""
+    return trained_on(setting, scale_of(setting.scale).deeper_configs(setting.seeds, setting.device))
+
+
+def verdicts(dataset: xr.Dataset) -> list[Verdict]:
+    """Whether batch norm brings as much here, and batch norm before the last layer its share of it."""
+    accuracy = best(dataset)
+    return [
+        judge(
+            "Deeper, batch norm at its large rate ends at least 1 point above the network without it at a rate that it "
+            "can take",
+            "Variants",
+            accuracy.sel(norm="batch") - accuracy.sel(norm="none"),
+            above=1,
+            unit=" points",
+            note="one rate for each norm; test accuracy at the end, paired by seed",
+        ),
+        share_recovered(accuracy, "Deeper, batch norm before the last layer alone recovers at least half of that"),
+    ]
+
+
+def we_saw(dataset: xr.Dataset) -> str:
+    """Means over seeds, in words."""
+    scale, accuracy = scale_of(attribute(dataset, "scale")), best(dataset).mean("seed")
+    ends = ", ".join(
+        f"{NAMES[norm]} at {scale.deeper_lrs[norm]:g}: {float(accuracy.sel(norm=norm)):.1f} %" for norm in NORMS
+    )
+    return f"{scale.deeper_net}, test accuracy at the end: {ends}. {scale.reduced}"
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    """Test accuracy at the end, one point a seed."""
+    figure, axes = figure_of(1, 1, panel=(4.2, 3.2))
+    ax, accuracy = axes[0, 0], best(dataset)
+    for place, norm in enumerate(NORMS):
+        values = accuracy.sel(norm=norm).values
+        ax.plot([place] * len(values), values, "o", color=COLORS[norm], label=NAMES[norm])
+    ax.set(xticks=range(len(NORMS)), xticklabels=[NAMES[norm] for norm in NORMS], ylabel="test accuracy [%]")
+    ax.tick_params(axis="x", labelsize="small")
+    legend_once(ax)
+    return figure
+
+
+EXHIBIT = Exhibit(
+    name="deeper",
+    title="Batch norm in a deeper network",
+    where="Variants",
+    place=1.55,
+    paper_saw="The paper's network has 110 layers; the other exhibits train a shallower one at this scale.",
+    measure=measure,
+    draw=draw,
+    verdicts=verdicts,
+    we_saw=we_saw,
+    trains=True,
+    applies=lambda setting: scale_of(setting.scale).deeper_net is not None,
+)
