@@ -100,8 +100,8 @@ def rows(
             Row(
                 name,
                 statistics.median(wall for wall, _ in spent),
-                _median_and_quartiles([mine[0] / its[0] for mine, its in turns]),
-                _median_and_quartiles([mine[1] / its[1] for mine, its in turns]),
+                median_and_quartiles([mine[0] / its[0] for mine, its in turns]),
+                median_and_quartiles([mine[1] / its[1] for mine, its in turns]),
                 peak_bytes(contestants[name], device) if memory else None,
                 (quality or {}).get(name, {}),
             )
@@ -109,7 +109,8 @@ def rows(
     return result
 
 
-def _median_and_quartiles(values: list[float]) -> tuple[float, float, float]:
+def median_and_quartiles(values: list[float]) -> tuple[float, float, float]:
+    """Median, lower and upper quartile."""
     if len(values) < 2:
         return (values[0],) * 3
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")

@@ -6,8 +6,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm as normal
-from scipy.stats import t as student_t
+from scipy.special import ndtr, stdtrit  # not scipy.stats, which takes half a second to import
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
@@ -158,7 +157,7 @@ def judge_band(
     inside = 0
     if seeds > 1:
         with np.errstate(invalid="ignore"):
-            half = student_t.ppf(0.5 + CONFIDENCE / 2, seeds - 1) * values.std(0, ddof=1) * math.sqrt(1 + 1 / seeds)
+            half = _student_t(seeds - 1) * values.std(0, ddof=1) * math.sqrt(1 + 1 / seeds)
             inside = int((np.abs(paper - values.mean(0)) <= half).sum())
     if seeds < MIN_SEEDS or not np.isfinite(values).all():
         verdict = NOT_ENOUGH
@@ -243,7 +242,7 @@ def _bootstrapped_share(part: np.ndarray, whole: np.ndarray) -> tuple[float, flo
     mean = float(part.mean() / whole.mean()) if whole.mean() > 0 else math.nan
     if (wholes <= 0).any():
         return mean, -math.inf, math.inf
-    tail = float(normal.cdf(-math.sqrt(n / (n - 1)) * student_t.ppf(0.5 + CONFIDENCE / 2, n - 1)))
+    tail = float(ndtr(-math.sqrt(n / (n - 1)) * _student_t(n - 1)))
     low, high = np.quantile(parts / wholes, (tail, 1 - tail))
     return mean, float(low), float(high)
 
@@ -282,8 +281,13 @@ def _interval(values: np.ndarray, scale: Scale) -> tuple[float, float, float]:
         return _exp(mean), _exp(low), _exp(high)
     with np.errstate(over="ignore", invalid="ignore"):  # squares of values near the largest float: no interval
         mean, std = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else math.inf
-    half = float(student_t.ppf(0.5 + CONFIDENCE / 2, max(1, len(values) - 1))) * std / math.sqrt(len(values))
+    half = _student_t(max(1, len(values) - 1)) * std / math.sqrt(len(values))
     return mean, mean - half, mean + half
+
+
+def _student_t(degrees: int) -> float:
+    """The half-width of the interval in standard errors, for so many degrees of freedom."""
+    return float(stdtrit(degrees, 0.5 + CONFIDENCE / 2))
 
 
 def _exp(value: float) -> float:

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from normscope.cli.claims import print_claims
-
 
 def command(folder: Annotated[Path, typer.Argument(help="A folder of results.")]) -> None:
     """Make the report again from the results in a folder, of `reproduce` or of `check`, without measuring anything."""
@@ -15,6 +13,7 @@ def command(folder: Annotated[Path, typer.Argument(help="A folder of results.")]
 
         print(report(folder / "check.nc", folder / "report.html"))
         return
+    from normscope.cli.claims import print_claims
     from normscope.report.reproduction import report_reproduction
 
     path, claims = report_reproduction(folder)

@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from normscope.cli.claims import print_claims
-
 
 def command(
     exhibits: Annotated[
@@ -35,6 +33,7 @@ def command(
     ] = None,
 ) -> None:
     """Reproduce the paper's figures, tables and claims on real data; ends with the claims and the report's path."""
+    from normscope.cli.claims import print_claims
     from normscope.data import load_data
     from normscope.device import usable_device
     from normscope.exhibits.exhibit import Setting, chosen
