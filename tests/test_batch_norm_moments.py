@@ -39,6 +39,11 @@ class Net(nn.Module):
             y = y.relu()
         elif self.between == "functional":
             y = F.batch_norm(y, None, None, training=True)
+        elif self.between == "once more":
+            y = self.bn(1 + self.bn(y))
+        elif self.between == "written to":
+            y = self.bn(y)
+            self.bn.reset_running_stats()
         else:
             y = self.bn(y)
         return self.fc(y.relu().mean((2, 3)))
@@ -59,7 +64,19 @@ def twin(net: nn.Module, images: torch.Tensor) -> dict[str, tuple[torch.Tensor, 
 
 
 @pytest.mark.parametrize(
-    "between", ["", "no momentum", "in place", "another", "twice", "frozen", "not called", "functional"]
+    "between",
+    [
+        "",
+        "no momentum",
+        "in place",
+        "another",
+        "twice",
+        "frozen",
+        "not called",
+        "functional",
+        "once more",
+        "written to",
+    ],
 )
 @pytest.mark.parametrize("scale", [1, 1e25, 1e-25])
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "channels last"])

@@ -12,7 +12,7 @@ from zoo import EXAMPLES, ZOO, by_name, disturb, in_float64, no_trace, scaled
 
 from normscope.errors import InvalidBatch, InvalidModel
 from normscope.layers import watch
-from normscope.probes.channel_moments import channel_moments, moments
+from normscope.probes.channel_moments import channel_moments, moments, short_sums
 
 CHANNELS_LAST = {  # every watched call of the zoo whose channels are not along dimension 1
     "attention": ["attention", "feed_forward.1", "feed_forward.3"],
@@ -78,6 +78,26 @@ def test_driven_to_1e25_what_is_not_finite_is_the_networks_own(entry):
     if entry.name in ("mlp", "cnn_inplace", "functional_relu", "grouped_dilated", "bf16"):
         assert np.isfinite(dataset["variance"]).sum() == dataset["num_channels"].sum()
         assert float(dataset["variance"].max()) > 1e47  # the largest float32 is 3e38
+
+
+@pytest.mark.parametrize("shape", [(20001, 5), (2401, 7), (105, 3, 15, 15)])
+def test_sums_are_short_whatever_the_shape(shape) -> None:
+    """An odd number of rows folds into no wider columns: on one thread, a sum down all of them would lose digits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        values = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 3
+        values = values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
+        short = short_sums(values, 1)
+    finally:
+        torch.set_num_threads(threads)
+    assert short is not None
+    mean, variance = short.pooled()
+    over = [dim for dim in range(len(shape)) if dim != 1]
+    expected_variance, expected_mean = torch.var_mean(values.double(), over, correction=0)
+    # 512 roundings of 6e-8 that do not all go the same way; a mean of three deviations costs the variance tenfold
+    torch.testing.assert_close(mean, expected_mean, rtol=5e-7, atol=0)
+    torch.testing.assert_close(variance, expected_variance, rtol=1e-5, atol=0)
 
 
 @given(

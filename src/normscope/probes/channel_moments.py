@@ -26,6 +26,10 @@ from normscope.untouched import untouched
 COLUMNS = 4096
 """Positions are folded into the columns up to this width: there the kernel is fastest, its float32 sums are short."""
 
+ROWS = 512
+"""The longest float32 sum, in rows. Over 20,001 rows, a mean of three deviations was off by 2e-6, the variance by 9e-5;
+in sums of 512 rows by 6e-8 and 2e-6."""
+
 LARGEST_SHIFT = 10.0
 """With a |mean| above this many standard deviations, E x² − mean² has lost digits that float32 cannot give back."""
 
@@ -87,17 +91,30 @@ def short_sums(output: Tensor, dim: int) -> ShortSums | None:
         return None
     table, shape = _as_table(output.detach(), dim)
     rows, columns = table.shape
-    zeros, ones, weight = _constants(rows, columns)
     if table.dtype != torch.float32:
         table = table.float()
-    # Layer norm's backward pass with input and output gradient x, mean 0 and scale 1: its weight gets Σ x·x, its bias
-    # Σ x, column by column. It is the one kernel of torch that reads x once for both.
-    _, squares, sums = _LAYER_NORM_BACKWARD(table, table, [columns], zeros, ones, weight, weight, [False, True, True])
+    if rows <= ROWS:
+        sums, squares = _column_sums(table)
+    else:
+        parts = [_column_sums(some) for some in table.split(ROWS)]
+        sums, squares = (torch.stack(some).sum(0, dtype=torch.float64) for some in zip(*parts, strict=True))
     count = output.numel() // shape[1]
     if columns > COLUMNS:  # too many to hold for every layer of a deep network
         sums, squares = (t.view(shape).sum((0, 2), dtype=torch.float64) for t in (sums, squares))
         shape = (1, shape[1], 1)
     return ShortSums(sums, squares, shape, count)
+
+
+def _column_sums(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 sums of x and x² down the columns of a table (rows, columns).
+
+    Layer norm's backward pass with input and output gradient x, mean 0 and scale 1: its weight gets Σ x·x, its bias
+    Σ x, column by column. It is the one kernel of torch that reads x once for both.
+    """
+    rows, columns = table.shape
+    zeros, ones, weight = _constants(rows, columns)
+    _, squares, sums = _LAYER_NORM_BACKWARD(table, table, [columns], zeros, ones, weight, weight, [False, True, True])
+    return sums, squares
 
 
 def exact_moments(output: Tensor, dim: int) -> tuple[Tensor, Tensor]:
