@@ -13,6 +13,7 @@ example's squared norm from that of the same network in float64, of 16 examples.
 import copy
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 import torch
@@ -65,24 +66,41 @@ def in_default_layout(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
 
-def by_opacus(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+@cache
+def for_opacus(model: nn.Module) -> nn.Module:
     from opacus import GradSampleModule  # pyright: ignore[reportMissingImports]
 
-    hooked = GradSampleModule(in_default_layout(model), loss_reduction="mean")
+    return GradSampleModule(in_default_layout(model), loss_reduction="mean")
+
+
+def by_opacus(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    hooked = for_opacus(model)
     F.cross_entropy(hooked(images.contiguous()), labels).backward()
-    return torch.stack([p.grad_sample.flatten(1).square().sum(1) for p in hooked.parameters()]).sum(0)
+    squares = torch.stack([p.grad_sample.flatten(1).square().sum(1) for p in hooked.parameters()]).sum(0)
+    for parameter in hooked.parameters():
+        parameter.grad = parameter.grad_sample = None  # pyright: ignore[reportAttributeAccessIssue]
+    return squares
+
+
+@cache
+def for_backpack(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    from backpack import extend  # pyright: ignore[reportMissingImports]
+
+    return extend(in_default_layout(model)), extend(nn.CrossEntropyLoss())
 
 
 def by_backpack(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    from backpack import backpack, extend  # pyright: ignore[reportMissingImports]
+    from backpack import backpack  # pyright: ignore[reportMissingImports]
     from backpack.extensions import BatchL2Grad  # pyright: ignore[reportMissingImports]
 
-    net, loss_fn = extend(in_default_layout(model)), extend(nn.CrossEntropyLoss())
+    net, loss_fn = for_backpack(model)
     with backpack(BatchL2Grad()):
         loss_fn(net(images.contiguous()), labels).backward()
-    return (
-        torch.stack([p.batch_l2 for p in net.parameters()]).sum(0) * len(images) ** 2
-    )  # it has those of gradients / n
+    squares = torch.stack([p.batch_l2 for p in net.parameters()]).sum(0)
+    for parameter in net.parameters():
+        parameter.grad = None
+        del parameter.batch_l2
+    return squares * len(images) ** 2  # it has those of gradients / n
 
 
 CONTESTANTS: dict[str, SquaredNorms] = {
@@ -123,5 +141,4 @@ def measure() -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     report(__doc__, measure())

@@ -70,5 +70,4 @@ def measure() -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     report(__doc__, measure())

@@ -37,10 +37,11 @@ POINTS = 50
 FRACTIONS = np.linspace(0, 1, POINTS)
 LAYERS = {"three layers": ("layer1.1.conv1", "layer2.1.conv1", "layer3.1.conv1"), "all layers": None}
 NETS = [
-    # net, norm, image size, batch size
-    ("resnet20", "none", 32, 128),
-    ("resnet20", "batch", 32, 128),
-    ("resnet110", "none", 8, 128),
+    # net, norm, image size, batch size, which layers
+    ("resnet110", "none", 32, 128, ["three layers"]),
+    ("resnet20", "none", 32, 128, list(LAYERS)),
+    ("resnet20", "batch", 32, 128, list(LAYERS)),
+    ("resnet110", "none", 8, 128, list(LAYERS)),
 ]
 
 
@@ -59,20 +60,20 @@ def error(model: nn.Module, twin: nn.Module, batch: tuple[Tensor, Tensor], layer
 
 
 def measure() -> Iterator[Row]:
-    for name, norm, size, batch_size in NETS:
+    for name, norm, size, batch_size, titles in NETS:
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(batch_size, 3, size, size, generator=generator)
         batch = images.contiguous(memory_format=torch.channels_last), torch.arange(batch_size) % 10
         model = build_net(name, norm=norm).to(memory_format=torch.channels_last)  # pyright: ignore
         twin = build_net(name, norm=norm).double()
         quality: Mapping[str, Mapping[str, float]] = {
-            f"    {title}": {"error": error(model, twin, batch, layers)} for title, layers in LAYERS.items()
+            f"    {title}": {"error": error(model, twin, batch, LAYERS[title])} for title in titles
         }
         probes = {
-            f"    {title}": lambda m=model, b=batch, chosen=layers: moments_along_step(
+            f"    {title}": lambda m=model, b=batch, chosen=LAYERS[title]: moments_along_step(
                 m, b, step_size=1e-3, fractions=FRACTIONS, layers=chosen
             )
-            for title, layers in LAYERS.items()
+            for title in titles
         }
         bare = f"{name}, {norm}, {size} x {size}: bare passes"
         yield from rows({bare: lambda m=model, b=batch: floor(m, *b), **probes}, rounds=ROUNDS, quality=quality)
