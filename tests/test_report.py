@@ -1,10 +1,12 @@
 """The report: one self-contained page, claims first, everything from users escaped."""
 
 import hashlib
+import io
 import json
 import re
 from html.parser import HTMLParser
 
+import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure
 
@@ -56,6 +58,32 @@ def page(title: str = "title", **section: object) -> str:
     claims = [judge("it <grows> & grows", "Figure <1>", [3.0, 3.1, 3.2], above=1)]
     content: dict = {"anchor": "one", "title": "One", "claims": claims, **section}
     return render(Page(title=title, question="why?", lead=["because"], sections=[Section(**content)]))
+
+
+@pytest.mark.parametrize("layout", [None, "constrained"])
+def test_pictures_are_what_savefig_writes(layout):
+    """Axes of log scale, text of several sizes, an image."""
+
+    def drawn() -> Figure:
+        figure = Figure(layout=layout)
+        left, right = figure.subplots(1, 2)
+        left.loglog([1e-3, 1, 1e4], [1, 1e5, 1e-5], label="$10^3$")
+        left.set_xlabel("step size α", fontsize=14)
+        left.legend()
+        right.imshow([[1, 2], [3, 4]])
+        return figure
+
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "p"}):
+        drawn().savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    expected, ours = buffer.getvalue(), as_svg(drawn(), "p")
+    shapes = re.compile(r' (?:d|transform|x|y|points|xlink:href)="([^"]+)"')
+
+    def seen(svg: str) -> list[str]:
+        return [shape for shape in shapes.findall(svg) if not shape.startswith("#")]
+
+    assert seen(ours) == seen(expected)
+    assert len(seen(ours)) > 50
 
 
 def test_text_of_users_is_escaped():
