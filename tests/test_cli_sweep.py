@@ -79,6 +79,14 @@ def test_a_sweep_its_runs_and_a_damaged_one(normscope):
     assert normscope("runs", "out")[1].splitlines()[-1] == "4 finished, 1 begun"
 
 
+def test_workers_run_the_code_of_their_driver(normscope, monkeypatch, tmp_path):
+    """Not that of a folder which a relative PYTHONPATH leads to from another working directory."""
+    (tmp_path / "other" / "normscope").mkdir(parents=True)
+    (tmp_path / "other" / "normscope" / "__init__.py").write_text("raise ImportError('another normscope')")
+    monkeypatch.setenv("PYTHONPATH", "other")
+    assert normscope("sweep", "spec.toml", "--out", "out", "--workers", "1")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,10 +62,10 @@ def fork(folder):
 for child in [fork(Path(sys.argv[2])), fork(Path(sys.argv[2]))]:
     os.waitpid(child, 0)
 
-moments, kills, ended = random.Random(0), 0, False
+moments, kills, ended, longest = random.Random(0), 0, False, float(sys.argv[4])
 while not ended:
     child = fork(Path(sys.argv[3]))
-    time.sleep(moments.uniform(0.02, 0.15))
+    time.sleep(moments.uniform(0.02, longest))
     if kills < 20:
         os.kill(child, signal.SIGKILL)
     ended = not os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -76,14 +77,17 @@ print(kills)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def trained_whole(configs: list[RunConfig], folder: Path) -> Path:
     """The sweep undisturbed."""
-    folder = tmp_path_factory.mktemp("whole")
-    for config in CONFIGS:
+    for config in configs:
         dataset = ns.train(config, threads=1, weights=folder / "runs" / f"{key(config)}.safetensors")
         ns.save(dataset, folder / "runs" / f"{key(config)}.nc")
     return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    return trained_whole(CONFIGS, tmp_path_factory.mktemp("whole"))
 
 
 def assert_same(folder: Path, whole: Path) -> None:
@@ -102,18 +106,36 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_two_drivers_share_the_work_and_one_killed_at_random_moments_loses_nothing(tmp_path, whole):
+def disturb(configs: list[RunConfig], tmp_path: Path, *, longest: float) -> int:
+    """Sweep into `shared` by two drivers at once, into `killed` by drivers killed after at most so many seconds.
+
+    How many were killed, at most 20: the next one ends the sweep.
+    """
     (shared := tmp_path / "shared").mkdir()
     (killed := tmp_path / "killed").mkdir()
-    configs = json.dumps([config.to_mapping() for config in CONFIGS])
-    arguments = [sys.executable, "-c", SWEEP, configs, str(shared), str(killed)]
+    values = json.dumps([config.to_mapping() for config in configs])
+    arguments = [sys.executable, "-c", SWEEP, values, str(shared), str(killed), str(longest)]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert_same(shared, whole)
     trained = [line for path in shared.glob("trained by *") for line in path.read_text().split()]
-    assert sorted(trained) == sorted(map(key, CONFIGS)), "nothing twice"
-    assert int(done.stdout) >= 2, "killed more than once"
-    assert_same(killed, whole)
+    assert sorted(trained) == sorted(map(key, configs)), "nothing twice"
+    return int(done.stdout)
+
+
+def test_two_drivers_share_the_work_and_one_killed_at_random_moments_loses_nothing(tmp_path, whole):
+    assert disturb(CONFIGS, tmp_path, longest=0.15) >= 2, "killed more than once"
+    assert_same(tmp_path / "shared", whole)
+    assert_same(tmp_path / "killed", whole)
+
+
+@pytest.mark.skipif("NORMSCOPE_SLOW_TESTS" not in os.environ, reason="takes minutes: set NORMSCOPE_SLOW_TESTS=1")
+@pytest.mark.parametrize("runs", [1, 4])
+def test_a_run_or_a_sweep_killed_at_twenty_random_moments_loses_nothing(tmp_path, runs):
+    configs = [replace(CONFIGS[seed], net="resnet20", train_size=1400, epochs=16 // runs) for seed in range(runs)]
+    assert disturb(configs, tmp_path, longest=1.0) == 20, "it was over before: let it take longer"
+    whole = trained_whole(configs, tmp_path / "whole")
+    assert_same(tmp_path / "shared", whole)
+    assert_same(tmp_path / "killed", whole)
 
 
 def children(of: int) -> list[int]:

@@ -88,6 +88,7 @@ class _Worker:
         """Begin a run, or go on with it."""
         self._config, self._deaths, self._epochs = config, 0, 0
         if self._process.poll() is not None:
+            self.kill()  # what is left of it: its socket and file
             self._start()
         self._tell()
 
@@ -124,7 +125,7 @@ class _Worker:
             stdout=subprocess.DEVNULL,
             stderr=self._complaints,
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "OMP_NUM_THREADS": str(self._threads)},
+            env={**os.environ, **_same_code(), "OMP_NUM_THREADS": str(self._threads)},
             start_new_session=True,
         )
         theirs.close()
@@ -147,3 +148,12 @@ class _Worker:
         self._start()
         self._tell()
         return None
+
+
+def _same_code() -> dict[str, str]:
+    """The environment in which a worker imports this very package, where PYTHONPATH says which one it is.
+
+    A relative path in it may lead elsewhere by now, to another version or to none.
+    """
+    root, given = Path(__file__).parents[2], os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": f"{root}{os.pathsep}{given}"} if given and root.name != "site-packages" else {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from normscope.data import ImageData, load_data
 from normscope.device import usable_device
+from normscope.errors import NormscopeError, RunFailed, one_line
 from normscope.results import encoded
 from normscope.sweep.store import RunFiles
 from normscope.train.config import RunConfig
@@ -39,6 +41,16 @@ def run(
             on_epoch=lambda epochs, _: on_epoch(epochs),
         )
     return RunFiles(encoded(over.result), encoded_weights(over.net), over.result.attrs["outcome"])
+
+
+def attempt(config: Mapping[str, Any], **options: Any) -> RunFiles | NormscopeError:
+    """`run` on a config in plain values, with what it raises as its answer, so that it can be sent to the driver."""
+    try:
+        return run(RunConfig.from_mapping(config), **options)
+    except NormscopeError as error:
+        return error
+    except Exception as error:
+        return RunFailed(f"bug in normscope: {type(error).__name__}: {one_line(error)}")
 
 
 @lru_cache(maxsize=1)

@@ -13,9 +13,8 @@ from threading import Thread
 from typing import Any
 
 from normscope.allocator import keep_large_blocks
-from normscope.errors import NormscopeError, one_line
-from normscope.sweep.run import run
-from normscope.train.config import RunConfig
+from normscope.errors import NormscopeError
+from normscope.sweep.run import attempt
 
 
 def serve(connection: Connection) -> None:
@@ -25,17 +24,13 @@ def serve(connection: Connection) -> None:
     Thread(target=_listen, args=(connection, tasks), daemon=True).start()
     while True:
         task = tasks.get()
-        config = RunConfig.from_mapping(task.pop("config"))
-        try:
-            files = run(config, on_epoch=lambda epochs: _send(connection, epochs=epochs), **task)
-        except NormscopeError as error:
-            _send(connection, error=str(error), kind=type(error).__name__)
-        except Exception as error:
-            _send(connection, error=f"bug in normscope: {type(error).__name__}: {one_line(error)}", kind="RunFailed")
+        done = attempt(task.pop("config"), on_epoch=lambda epochs: _send(connection, epochs=epochs), **task)
+        if isinstance(done, NormscopeError):
+            _send(connection, error=str(done), kind=type(done).__name__)
         else:
-            _send(connection, outcome=files.outcome)
-            connection.send_bytes(files.result)
-            connection.send_bytes(files.weights)
+            _send(connection, outcome=done.outcome)
+            connection.send_bytes(done.result)
+            connection.send_bytes(done.weights)
 
 
 def _listen(connection: Connection, tasks: queue.SimpleQueue[dict[str, Any]]) -> None:
