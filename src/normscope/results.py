@@ -54,7 +54,11 @@ def _plain(value: Any) -> Any:
 
 def attribute(dataset: xr.Dataset, name: str) -> Any:
     """An attribute as it was given: JSON text is turned back."""
-    value = dataset.attrs[name]
+    return decoded(dataset.attrs[name])
+
+
+def decoded(value: Any) -> Any:
+    """An attribute's value as it was given, from what a file holds of it."""
     if not isinstance(value, str):
         return value
     try:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import xarray as xr
-
 from normscope.errors import ResultError
 from normscope.sweep.grid import FIELDS, axes_of, value_of
-from normscope.sweep.store import Store, config_of, read_run
+from normscope.sweep.index import read_records
+from normscope.sweep.record import RunRecord
+from normscope.sweep.store import Store, config_of
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Listing:
 def listing(folder: str | Path) -> Listing:
     """Read the results of a folder, those that can be read; ResultError where it is no sweep's."""
     store = Store(Path(folder))
-    runs: list[xr.Dataset] = []
+    runs: list[RunRecord] = []
     damaged: list[ResultError] = []
-    for path in store.result_paths():
-        try:
-            runs.append(read_run(path))
-        except ResultError as error:
-            damaged.append(error)
+    for read in read_records(store.folder, store.result_paths()):
+        if isinstance(read, ResultError):
+            damaged.append(read)
+        else:
+            runs.append(read)
     configs = [config_of(run) for run in runs]
     axes = tuple(axes_of(configs))
     places = sorted(range(len(runs)), key=lambda i: [value_of(configs[i], name) for name in axes])
@@ -55,13 +55,13 @@ def listing(folder: str | Path) -> Listing:
     return Listing(axes, rows, "\n".join(lines), damaged)
 
 
-def _cells(run: xr.Dataset) -> tuple[str, ...]:
-    trained = run.isel(epoch=run["steps"].values > 0)
-    last = trained.isel(epoch=-1)
+def _cells(run: RunRecord) -> tuple[str, ...]:
+    trained = run.values["steps"] > 0
+    last = int(trained.nonzero()[0][-1])
     return (
         run.attrs["outcome"],
-        f"{trained.sizes['epoch']}/{run.sizes['epoch']}",
-        f"{float(last['train_accuracy']):.1%}",
-        f"{float(last['test_accuracy']):.1%}",
-        f"{float(trained['seconds'].sum()):.0f}",
+        f"{trained.sum()}/{run.epochs}",
+        f"{run.values['train_accuracy'][last]:.1%}",
+        f"{run.values['test_accuracy'][last]:.1%}",
+        f"{run.values['seconds'][trained].sum():.0f}",
     )

@@ -11,9 +11,11 @@ import numpy as np
 import xarray as xr
 
 from normscope.errors import ResultError
-from normscope.results import Coordinate, Variable, attribute, labelled
+from normscope.results import Coordinate, Variable, decoded, labelled
 from normscope.sweep.grid import FIELDS, axes_of, value_of
-from normscope.sweep.store import Store, config_of, read_run
+from normscope.sweep.index import read_records
+from normscope.sweep.record import RunRecord
+from normscope.sweep.store import Store, config_of
 from normscope.train.config import RunConfig
 
 MISSING = "missing"
@@ -39,32 +41,43 @@ def load_runs(out: str | Path, configs: Iterable[RunConfig] | None = None) -> xr
     """
     store = Store(Path(out))
     if configs is None:
-        runs = [read_run(path) for path in store.result_paths()]
+        runs = _read(store, store.result_paths())
         return gridded(runs, [config_of(run) for run in runs])
     wanted = list(configs)
-    return gridded([store.get(config) for config in wanted if store.has(config)], wanted)
+    return gridded(_read(store, [store.result_path(config) for config in wanted if store.has(config)]), wanted)
 
 
-def gridded(runs: Sequence[xr.Dataset], configs: Sequence[RunConfig]) -> xr.Dataset:
+def _read(store: Store, paths: Sequence[Path]) -> list[RunRecord]:
+    runs: list[RunRecord] = []
+    for read in read_records(store.folder, paths):
+        if isinstance(read, ResultError):
+            raise read
+        runs.append(read)
+    return runs
+
+
+def gridded(runs: Sequence[RunRecord], configs: Sequence[RunConfig]) -> xr.Dataset:
     """The runs side by side in the grid that the configs span; ResultError where there are no runs at all."""
     if not runs:
         raise ResultError("no finished runs here: run `normscope sweep` first")
     axes = axes_of(configs)
     shape = tuple(map(len, axes.values()))
-    epochs = max(run.sizes["epoch"] for run in runs)
+    epochs = max(run.epochs for run in runs)
     outcomes, keys = np.full(shape, MISSING, dtype=object), np.full(shape, "", dtype=object)
     values: dict[str, np.ndarray] = {}
     labels: dict[str, tuple[str, str]] = {}
-    places = [tuple(axes[name].index(value_of(config_of(run), name)) for name in axes) for run in runs]
+    indices = {name: {value: i for i, value in enumerate(along)} for name, along in axes.items()}
+    places = [tuple(indices[name][value_of(config, name)] for name in axes) for config in map(config_of, runs)]
     ordered = sorted(zip(places, runs, strict=True), key=lambda pair: pair[0])
     for place, run in ordered:
         outcomes[place], keys[place] = run.attrs["outcome"], run.attrs["key"]
-        for name, variable in run.data_vars.items():
-            kept = "epoch_lr" if name == "lr" else str(name)
-            nothing: Any = 0 if variable.dtype.kind == "i" else math.nan
-            values.setdefault(kept, np.full((*shape, epochs), nothing, dtype=variable.dtype))
-            values[kept][(*place, slice(run.sizes["epoch"]))] = variable.values
-            labels[kept] = variable.attrs["long_name"], variable.attrs["units"]
+        for name, found in run.values.items():
+            kept = "epoch_lr" if name == "lr" else name
+            if kept not in values:
+                nothing: Any = 0 if found.dtype.kind == "i" else math.nan
+                values[kept] = np.full((*shape, epochs), nothing, dtype=found.dtype)
+            values[kept][(*place, slice(run.epochs))] = found
+            labels[kept] = run.labels[name]
     variables: dict[str, Variable] = {n: ((*axes, "epoch"), each, *labels[n]) for n, each in values.items()}
     variables["outcome"] = tuple(axes), outcomes.astype(str), "outcome", "1"
     variables["key"] = tuple(axes), keys.astype(str), "key of the run", "1"
@@ -74,15 +87,11 @@ def gridded(runs: Sequence[xr.Dataset], configs: Sequence[RunConfig]) -> xr.Data
     return labelled(variables, coords, **_together([run for _, run in ordered]), config=shared)
 
 
-def _together(runs: Sequence[xr.Dataset]) -> dict[str, Any]:
+def _together(runs: Sequence[RunRecord]) -> dict[str, Any]:
     """Attributes that all runs share as they are, others as the list of their values."""
     attrs: dict[str, Any] = {"runs": len(runs)}
     for name in runs[0].attrs:
         if name not in _OF_ONE_RUN:
-            found: list[Any] = []
-            for run in runs:
-                value = attribute(run, str(name)) if name in run.attrs else None
-                if value not in found:
-                    found.append(value)
-            attrs[str(name)] = found[0] if len(found) == 1 else found
+            found = [decoded(value) for value in dict.fromkeys(run.attrs.get(name) for run in runs)]
+            attrs[name] = found[0] if len(found) == 1 else found
     return attrs

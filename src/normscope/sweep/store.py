@@ -4,20 +4,21 @@ DIR/runs/KEY.nc             result: a run is finished when, and only when, this 
 DIR/runs/KEY.safetensors    final weights, written before it
 DIR/scratch/KEY             checkpoint of a run under way, gone when it is finished
 DIR/claims                  who works on what: see `claims`
+DIR/index                   what was read of many results, to read it faster: see `index`
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import xarray as xr
-
 from normscope.errors import OutputError, ResultError, one_line
-from normscope.results import attribute, load, write_bytes
+from normscope.results import write_bytes
+from normscope.sweep.record import RunRecord
 from normscope.train.config import RunConfig, key
 
 
@@ -92,25 +93,14 @@ class Store:
                 with suppress(OSError):
                     part.unlink()
 
-    def get(self, config: RunConfig) -> xr.Dataset:
-        """A finished run's result; ResultError where there is none, or it is damaged or another run's."""
-        return read_run(self.result_path(config))
-
     def result_paths(self) -> list[Path]:
         """The results of all finished runs, sorted by key."""
         if not self.runs.is_dir():
             raise ResultError(f"no runs in {self.folder}: it has no folder `runs`; run `normscope sweep` first")
-        return sorted(path for path in self.runs.glob("*.nc") if not path.name.startswith("."))
+        names = [name for name in os.listdir(self.runs) if name.endswith(".nc") and not name.startswith(".")]
+        return [self.runs / name for name in sorted(names)]
 
 
-def read_run(path: Path) -> xr.Dataset:
-    """The result of one run; ResultError where the file is damaged or does not hold the run that it is named by."""
-    dataset = load(path)
-    if dataset.attrs.get("key") != path.stem:
-        raise ResultError(f"{path} does not hold the run of its name: delete it and run the sweep again")
-    return dataset
-
-
-def config_of(dataset: xr.Dataset) -> RunConfig:
-    """The config that a result was trained with."""
-    return RunConfig.from_mapping(attribute(dataset, "config"))
+def config_of(record: RunRecord) -> RunConfig:
+    """The config that a run was trained with."""
+    return RunConfig.from_mapping(json.loads(record.attrs["config"]))
