@@ -40,6 +40,10 @@ class RunFailed(NormscopeError):
     """Runs of a sweep that could not be carried out."""
 
 
+class ClusterError(NormscopeError):
+    """A Ray cluster that is not there, or cannot carry out a sweep."""
+
+
 class Interrupted(NormscopeError):
     """Ctrl-C, where nothing of what was done is kept."""
 

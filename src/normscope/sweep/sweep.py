@@ -15,6 +15,7 @@ from normscope.device import usable_device
 from normscope.errors import DataError, DeviceError, InvalidConfig, NormscopeError, OutputError, RunFailed
 from normscope.progress import Bar, progress
 from normscope.sweep.claims import Claims
+from normscope.sweep.cluster import ray_engine
 from normscope.sweep.engine import Advanced, Engine, Finished
 from normscope.sweep.grid import axes_of, label
 from normscope.sweep.load_runs import load_runs
@@ -34,6 +35,7 @@ def sweep(
     workers: int | None = None,
     threads: int = 1,
     data_dir: str | Path | None = None,
+    ray: str | None = None,
     engine: Engine | None = None,
 ) -> xr.Dataset:
     """Train every run of a spec that the folder does not hold yet, and return all of them.
@@ -45,9 +47,11 @@ def sweep(
     Args:
         spec: a TOML file or mapping with `base` and `axes` (see `sweep.spec`), or RunConfigs.
         out: the folder; see `sweep.store` for what it holds.
-        workers: processes of this machine; by default as many as it has processors, or 1 on a GPU.
+        workers: processes of this machine; by default as many as it has processors, or 1 on a GPU. With `ray`, runs
+            at once; by default as many as the cluster has room for.
         threads: of each process. One is the fastest use of a processor where there are runs enough.
-        data_dir: where CIFAR-10 lies, as for `load_data`.
+        data_dir: where CIFAR-10 lies, as for `load_data`; with `ray`, on each node.
+        ray: the address of a Ray cluster to carry out the runs, HOST:PORT of its head or "auto" (see `sweep.cluster`).
         engine: what carries out the runs, in place of this machine's processes (see `sweep.engine`).
 
     Returns:
@@ -57,6 +61,7 @@ def sweep(
         InvalidConfig: for a spec or a number that cannot be, before anything runs.
         ResultError: where a finished run's file is damaged, before anything runs.
         DataError, DeviceError: where data or device are not there.
+        ClusterError: where there is no Ray, or no cluster of it at the address.
         OutputError: where the folder cannot be written.
         RunFailed: where single runs could not be carried out; all others are done then.
     """
@@ -64,21 +69,37 @@ def sweep(
     for name, number in (("workers", workers), ("threads", threads)):
         if number is not None and number < 1:
             raise InvalidConfig(f"{name} is {number}: it must be at least 1")
-    devices = {usable_device(config.device) for config in configs}
+    if ray is not None and engine is not None:
+        raise InvalidConfig("both ray and engine are given: only one can carry out the runs")
     store = Store(Path(out))
+    if engine is None and ray is None:
+        devices = {usable_device(config.device) for config in configs}
+        workers = workers or (1 if any(d.startswith("cuda") for d in devices) else _processors())
+        engine = local_engine(store, workers=workers, threads=threads, data_dir=data_dir)
     missing = [config for config in configs if not store.has(config)]
     kept = load_runs(out, configs) if len(missing) < len(configs) else None  # names a damaged file before anything runs
+    if missing and ray is not None:
+        engine = ray_engine(ray, workers=workers, threads=threads, gpu=_want_gpu(configs), data_dir=data_dir)
     store.prepare()
     if missing:
-        for name in {config.data for config in missing}:
-            load_data(name, data_dir=data_dir, train_size=10)  # downloaded once, or found damaged, before anything runs
-        if engine is None:
-            workers = workers or (1 if any(d.startswith("cuda") for d in devices) else _processors())
-            engine = local_engine(store, workers=workers, threads=threads, data_dir=data_dir)
+        if ray is None:  # the nodes of a cluster have data of their own
+            for name in {config.data for config in missing}:
+                # downloaded once, or found damaged, before anything runs
+                load_data(name, data_dir=data_dir, train_size=10)
+        assert engine is not None
         _carry_out(configs, store, engine)
         return load_runs(out, configs)
     assert kept is not None
     return kept
+
+
+def _want_gpu(configs: Sequence[RunConfig]) -> bool | None:
+    """Whether the runs of a cluster want one: None where that is left to what the cluster has."""
+    devices = {config.device for config in configs}
+    for device in devices:
+        if device.startswith("cuda:"):
+            raise InvalidConfig(f"device is {device}: on a cluster say cuda, since Ray chooses the GPU")
+    return True if "cuda" in devices else None if "auto" in devices else False
 
 
 def _carry_out(configs: Sequence[RunConfig], store: Store, engine: Engine) -> None:
