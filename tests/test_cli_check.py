@@ -1,14 +1,16 @@
 """`normscope check` and `normscope layers`: whole outputs as a new user sees them, and every failure as one line."""
 
+import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from normscope.check.answer import WIDTH
-from normscope.cli.target import load_target
+from normscope.cli.target import load_target, refuse_missing
 from normscope.errors import InvalidConfig
 
 FILE = """
@@ -32,6 +34,13 @@ def three(): return 3
 def needs(a, b): return net(0)
 def failing(): raise ValueError("no\\nweights")
 wide = lambda: nn.Linear(5, 10)
+frozen = lambda: net(0).requires_grad_(False)
+class Mistaken(Net):
+    def forward(self, x):
+        return self.heads(x)
+class Hungry(Net):
+    def forward(self, x):
+        return self.body(x) + torch.empty(2**50).sum()
 
 g = torch.Generator().manual_seed(0)
 loader = [(torch.randn(8, 64, generator=g), torch.randint(10, (8,), generator=g)) for _ in range(6)]
@@ -48,6 +57,11 @@ def broken():
     yield loader[0]
     raise OSError("gone")
 empty = []
+nans = [(x * float("nan"), y) for x, y in loader]
+def misfits():
+    yield from loader[:2]
+    yield torch.randn(8, 63), loader[0][1]
+def without(model, batch): return torch.zeros(())
 single = loader[:1]
 def refusing(): raise RuntimeError("no such table")
 def l1(model, batch): return (model(batch[0]) - batch[1]).abs().mean()
@@ -98,7 +112,7 @@ def test_check_answers_on_one_screen_and_writes_a_report(normscope, tmp_path) ->
 def test_every_kind_of_target_data_loss_and_optimizer(normscope, options: list[str]) -> None:
     code, out, err = normscope("check", *options, *QUICK, "--out", "here")
     assert code == 0, err
-    assert "No repair was measured." in out and out.endswith("here/report.html\n")
+    assert "The rates it takes" in out and out.endswith("here/report.html\n")
     assert ("random:" in " ".join(options)) == ("Inputs and labels are random" in out)
 
 
@@ -132,8 +146,15 @@ def test_layers_are_listed_in_order(normscope) -> None:
         (["mine.py:three"], "gave a int, not an nn.Module"),
         (["mine.py:loader"], "the model is of type list"),
         (["mine.py:needs"], "build needs a, b"),
-        (["mine.py:failing"], "build raised ValueError: no weights"),
+        (["mine.py:failing"], "build raised ValueError: no weights (at mine.py:20)"),
         (["mine.py:wide"], "does not take this batch"),
+        (["mine.py:Mistaken"], "AttributeError: 'Mistaken' object has no attribute 'heads' (at mine.py:25)"),
+        (["mine.py:Hungry"], "out of memory: give a smaller batch"),
+        (["mine.py:frozen"], "no trainable parameter"),
+        (["mine.py:net", "--loss", "mine.py:without"], "the loss depends on no trainable parameter"),
+        (["mine.py:net", "--data", "mine.py:nans"], "the loss is nan before any step"),
+        (["mine.py:net", "--data", "mine.py:misfits"], "does not take this batch"),
+        (["mine.py:net", "--data", "mine.py:lost"], "--data: mine.py has no 'lost'; it has net, model, Net"),
         (["mine.py:net", "--data", "mine.py:empty"], "gives no batch"),
         (["mine.py:net", "--data", "mine.py:single"], "one batch only"),
         (["mine.py:net", "--data", "mine.py:broken"], "raised OSError after 1 of them: gone"),
@@ -161,6 +182,45 @@ def test_bad_input_is_one_line_and_writes_nothing(normscope, tmp_path, arguments
     assert lines[0].startswith("normscope: ") and message in lines[0]
     assert [p.name for p in tmp_path.iterdir() if p.name != "__pycache__"] == ["mine.py"]
     assert (tmp_path / "mine.py").read_text() == FILE
+
+
+@pytest.mark.parametrize("command", ["check", "layers"])
+def test_what_is_misspelled_is_said_before_torch_is_imported(tmp_path: Path, command: str) -> None:
+    (tmp_path / "mine.py").write_text("import torch\n\ndef net(): ...\n")
+    run = f"""
+import sys
+from normscope.cli.app import main
+sys.argv = ["normscope", {command!r}, "mine.py:nett"]
+try:
+    main()
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", run], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+    assert done.stderr == "normscope: target: mine.py has no 'nett': did you mean 'net'?\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("net = 1", "has no 'other'; it has net"),
+        ("", "has no 'other'; it has no names"),
+        ("def net(:", "SyntaxError"),
+        ("from torch.nn import *", None),
+        ("globals()['ot' + 'her'] = 1", None),
+        ("from torch.nn import Linear as other", None),
+    ],
+)
+def test_only_what_is_certainly_wrong_is_said_from_the_text(tmp_path: Path, source: str, message: str | None) -> None:
+    (tmp_path / "bad.py").write_text(source)
+    with nullcontext() if message is None else pytest.raises(InvalidConfig, match=message):
+        refuse_missing(f"{tmp_path}/bad.py:other")
+
+
+def test_without_repairs_the_answer_speaks_of_none(normscope) -> None:
+    code, out, _ = normscope("check", "mine.py:net", *QUICK)
+    assert code == 0 and "The rates it takes" in out and "repair" not in out.replace("check/net/report", "")
 
 
 def test_an_interruption_says_that_nothing_is_kept(normscope, tmp_path) -> None:

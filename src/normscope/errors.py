@@ -1,7 +1,13 @@
 """Every exception raised on purpose. Each message is one line: what is wrong, what was there, what to do."""
 
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+
+_OURS = Path(__file__).resolve().parent
+_LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
 
 
 class NormscopeError(Exception):
@@ -52,6 +58,24 @@ def one_line(error: BaseException) -> str:
     """An exception's message on one line, cut after 300 characters; the name of its type where it has none."""
     text = " ".join(str(error).split())
     return text[:300] or type(error).__name__
+
+
+def raised(error: BaseException) -> str:
+    """What somebody's own code raised and where, on one line: "KeyError: 'x' (at mine.py:12)"."""
+    return f"{type(error).__name__}: {one_line(error)}{at(error)}"
+
+
+def at(error: BaseException) -> str:
+    """The innermost line of an error's traceback that is neither ours nor an installed library's, as " (at
+    file.py:line)" seen from the current folder; empty where there is none."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        path = Path(frame.f_code.co_filename)
+        if not path.is_file() or any(path.resolve().is_relative_to(folder) for folder in (_OURS, *_LIBRARIES)):
+            continue
+        if path.resolve().is_relative_to(Path.cwd()):
+            path = path.resolve().relative_to(Path.cwd())
+        return f" (at {path}:{line})"
+    return ""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InvalidConfig:

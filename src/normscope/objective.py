@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normscope.errors import DeviceError, InvalidBatch, InvalidModel, NormscopeError, one_line
+from normscope.errors import DeviceError, InvalidBatch, InvalidModel, NormscopeError, one_line, raised
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 """`loss_fn(model, batch)` gives the scalar that is minimised: best a mean over examples, so that
@@ -94,9 +94,7 @@ def readable_errors() -> Iterator[None]:
             raise InvalidBatch(message) from error
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
             raise DeviceError(f"out of memory: give a smaller batch ({one_line(error)[:120]})") from error
-        raise InvalidBatch(
-            f"the model or its loss does not take this batch: {type(error).__name__}: {one_line(error)}"
-        ) from error
+        raise InvalidBatch(f"the model or its loss does not take this batch: {raised(error)}") from error
 
 
 def constant_loss(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None = None) -> float:

@@ -17,6 +17,9 @@ WIDTH = 79
 MOST_FAULTS = 3
 """More are in the report."""
 
+LEGEND = "stable: the loss never blows up; learns: it ends below its start on every seed."
+"""What the table's columns mean, in one line; `outcome` has the definitions."""
+
 AS_IT_IS = "as it is"
 MEASURED, REFUSED, LEFT_OUT = "measured", "refused", "left out"
 
@@ -79,8 +82,8 @@ def rows(tree: xr.DataTree) -> list[Row]:
 
 def answer(tree: xr.DataTree) -> str:
     """The answer as plain text: at most 79 columns, about 24 lines."""
-    parts = (_about(tree), _wrap(headline(tree)), _limits(tree), _table(tree), _end(tree))
-    return "\n\n".join("\n".join(part) for part in parts)
+    parts = ([*_about(tree), *_wrap(headline(tree))], _limits(tree), _table(tree), _end(tree))
+    return "\n\n".join(text for part in parts if (text := "\n".join(part)))
 
 
 def headline(tree: xr.DataTree) -> str:
@@ -188,8 +191,13 @@ def _limits(tree: xr.DataTree) -> Iterator[str]:
         yield f"And {len(others) - MOST_FAULTS + 1} more: see the report."
 
 
+def table_title(tree: xr.DataTree) -> str:
+    """What the table of the variants shows."""
+    return "What each repair would buy" if len(rows(tree)) > 1 else "The rates it takes"
+
+
 def _table(tree: xr.DataTree) -> Iterator[str]:
-    head, every = "What each repair would buy", rows(tree)
+    head, every = table_title(tree), rows(tree)
     width = min(max(len(head), *(len(row.title) + 2 for row in every)), WIDTH - 36)
     yield f"{head:{width}} {'stable up to':>12} {'learns up to':>12} {'loss':>9}"
     for row in every:
@@ -199,9 +207,12 @@ def _table(tree: xr.DataTree) -> Iterator[str]:
         else:
             yield f"{name} {textwrap.shorten(f'{row.status}: {row.reason}', WIDTH - width - 1, placeholder='…')}"
 
+    yield LEGEND
+
 
 def _end(tree: xr.DataTree) -> Iterator[str]:
-    yield from _wrap(conclusion(tree))
+    if len(rows(tree)) > 1:
+        yield from _wrap(conclusion(tree))
     if any("≈" in row.stable + row.usable for row in rows(tree)):
         yield "≈: not narrowed down within the steps or the time there was."
     for note in notes(tree):

@@ -14,9 +14,10 @@ from normscope.check.counterfactuals import (
     diverging_with_scaled_inputs,
     diverging_without_outsized_layer,
 )
+from normscope.check.findings import faults
 from normscope.check.portrait import CURVE_LRS, portrait, with_depth
 from normscope.check.signal import Signal, repeated_calls, signal
-from normscope.check.trial import Trial, trial
+from normscope.check.trial import NOT_TRIED, Trial, trial
 from normscope.check.tries import Recipe, make_optimizer
 from normscope.descend import descend
 from normscope.errors import NormscopeError
@@ -67,7 +68,6 @@ def measure_evidence(
     settled = lowest / float(shown["amplification"]) if np.isfinite(lowest) else float(CURVE_LRS[0])
     later = silent_later(model, batches, settled * TRIAL_SHARES[0] if lr is None else lr, recipe, seed)
     lrs = [settled * s for s in TRIAL_SHARES] if lr is None else [lr * s for s in SHARES_OF_BEST]
-    tried = short_descents(model, batches, lrs, recipe, seed)
     scale, imbalance = input_scale(first), feature_imbalance(first)
     suspected = max(scale, 1 / max(scale, 1e-30), imbalance) > OUT_OF_SCALE
     resized, resized_gain = diverging_without_outsized_layer(model, first, seen, recipe, diverging, seed)
@@ -131,17 +131,29 @@ def measure_evidence(
             "commonest_share": ((), float(gradients["commonest_share"]), "share of the commonest prediction", "1"),
             "mean_cosine": ((), float(gradients["mean_cosine"]), "mean cosine of two examples' gradients", "1"),
             "sharpness": ((), _sharpness(model, first, recipe), "largest eigenvalue of the Hessian", "1"),
+        },
+        {"layer": (names, "layer", "1")},
+    )
+    measured = with_depth(xr.merge([shown.drop_vars("depth").reindex(layer=names), dataset], compat="equals"))
+    # Whether anything can be learned is asked only of a model that has nothing else wrong: it costs most of the time.
+    tried = NOT_TRIED if faults(measured) else short_descents(model, batches, lrs, recipe, seed)
+    merged = xr.merge([measured, trial_variables(tried)], compat="equals")
+    merged.attrs = shown.attrs
+    return xr.DataTree.from_dict({"evidence": merged, "output_gradients": gradients})
+
+
+def trial_variables(tried: Trial) -> xr.Dataset:
+    """What the short descents came to; NaN and 0 steps where there were none."""
+    return labelled(
+        {
             "one_batch": ((), tried.one_batch, "relative loss after steps on one batch", "1"),
             "contrast": ((), tried.contrast, "what the right targets save on unseen batches", "1"),
             "contrast_error": ((), tried.contrast_error, "standard error of that", "1"),
             "trial_lr": ((), tried.lr, "rate of the short descents", "1"),
             "trial_steps": ((), tried.steps, "steps on one batch", "1"),
         },
-        {"layer": (names, "layer", "1")},
+        {},
     )
-    merged = with_depth(xr.merge([shown.drop_vars("depth").reindex(layer=names), dataset], compat="equals"))
-    merged.attrs = shown.attrs
-    return xr.DataTree.from_dict({"evidence": merged, "output_gradients": gradients})
 
 
 def longest_growth(seen: Signal) -> tuple[str, float, float]:

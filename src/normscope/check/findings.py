@@ -44,10 +44,15 @@ LAST_RULES: tuple[Rule, ...] = (labels, stuck)
 """What can only be judged of a model that has nothing else wrong: one that cannot learn says nothing of its labels."""
 
 
+def faults(evidence: xr.Dataset) -> list[Finding]:
+    """What is wrong, the cause before its effects, but for what only short descents can show."""
+    return [finding for rule in RULES if (finding := rule(evidence)) is not None]
+
+
 def findings(evidence: xr.Dataset) -> list[Finding]:
     """All faults that the evidence shows, the cause before its effects; last, unless activations explode, what limits
     the rates beside them, which is no fault."""
-    found = [finding for rule in RULES if (finding := rule(evidence)) is not None]
+    found = faults(evidence)
     found = found or [finding for rule in LAST_RULES if (finding := rule(evidence)) is not None]
     return found if any(f.name == "exploding" for f in found) else [*found, curvature(evidence)]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.check.tries import Recipe, check_start, make_optimizer, preparation
-from normscope.errors import InvalidConfig, InvalidModel, NormscopeError, one_line
+from normscope.errors import InvalidConfig, InvalidModel, NormscopeError, raised
 from normscope.objective import checked_loss, default_loss, readable_errors
 from normscope.outcome import DIVERGENCE_FACTOR
 from normscope.probes.relative_loss import crossing, lowest_step_size
@@ -147,4 +147,4 @@ def readable_step() -> Iterator[None]:
     except NormscopeError:
         raise
     except Exception as error:
-        raise InvalidConfig(f"the optimizer's step raised {type(error).__name__}: {one_line(error)}") from error
+        raise InvalidConfig(f"the optimizer's step raised {raised(error)}") from error

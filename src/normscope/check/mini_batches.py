@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normscope.errors import DataError, InvalidBatch, NormscopeError, one_line
+from normscope.errors import DataError, InvalidBatch, NormscopeError, at, one_line
 
 KEPT_BYTES = 2**31
 """Of a loader's batches at most this much is kept in memory (but two batches always): 2 GiB."""
@@ -89,7 +89,7 @@ def _readable(source: Callable[[], Iterable[Any]]) -> Iterator[Any]:
         raise
     except Exception as error:
         raise DataError(
-            f"the batches raised {type(error).__name__} after {count} of them: {one_line(error)}"
+            f"the batches raised {type(error).__name__} after {count} of them: {one_line(error)}{at(error)}"
         ) from error
 
 

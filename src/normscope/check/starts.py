@@ -12,7 +12,7 @@ from torch import nn
 
 from normscope.check.mini_batches import mini_batches, on_device
 from normscope.check.tries import Recipe, Try, run_try
-from normscope.errors import InvalidModel, NormscopeError, one_line
+from normscope.errors import InvalidModel, NormscopeError, raised
 from normscope.objective import LossFn, constant_loss, default_loss, readable_errors
 from normscope.outcome import LEARNING_FACTOR
 from normscope.untouched import untouched
@@ -109,7 +109,7 @@ def build_model(build: Callable[..., Any], seed: int) -> nn.Module:
         except NormscopeError:
             raise
         except Exception as error:
-            raise InvalidModel(f"build raised {type(error).__name__}: {one_line(error)}") from error
+            raise InvalidModel(f"build raised {raised(error)}") from error
     if not isinstance(model, nn.Module):
         raise InvalidModel(f"build(seed) gave a {type(model).__name__}, not an nn.Module")
     return model

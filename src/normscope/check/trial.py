@@ -47,6 +47,10 @@ class Trial:
     """Taken on one batch: more than the recipe's where those did not suffice."""
 
 
+NOT_TRIED = Trial(float("nan"), float("nan"), float("nan"), float("nan"), 0)
+"""Where no descent was made."""
+
+
 def trial(
     model: nn.Module, seen: Sequence[Any], unseen: Sequence[Any], lrs: Iterable[float], *, recipe: Recipe, seed: int = 0
 ) -> Trial:

@@ -11,7 +11,7 @@ from torch import nn
 
 from normscope.check.mini_batches import on_device
 from normscope.descend import descend
-from normscope.errors import InvalidBatch, InvalidConfig, NormscopeError, one_line, unknown
+from normscope.errors import InvalidBatch, InvalidConfig, NormscopeError, raised, unknown
 from normscope.objective import LossFn, output_spread, readable_errors
 from normscope.outcome import Outcome, has_diverged, outcome
 from normscope.untouched import untouched
@@ -157,7 +157,7 @@ def make_optimizer(factory: OptimizerFactory, model: nn.Module, lr: float) -> to
     except NormscopeError:
         raise
     except Exception as error:
-        raise InvalidConfig(f"optimizer(params, lr) raised {type(error).__name__}: {one_line(error)}") from error
+        raise InvalidConfig(f"optimizer(params, lr) raised {raised(error)}") from error
     if not isinstance(made, torch.optim.Optimizer):
         raise InvalidConfig(f"optimizer(params, lr) gave a {type(made).__name__}, not a torch optimizer")
     return made

@@ -82,9 +82,9 @@ def loader_of(value: Any) -> Any:
     try:
         return value()
     except Exception as error:
-        from normscope.errors import DataError, one_line
+        from normscope.errors import DataError, raised
 
-        raise DataError(f"--data: the loader raised {type(error).__name__}: {one_line(error)}") from error
+        raise DataError(f"--data: the loader raised {raised(error)}") from error
 
 
 def loss_of(name: str | None) -> Any:

@@ -1,5 +1,6 @@
 """What a TARGET names: `package.module:name` or `file.py:name`."""
 
+import ast
 import contextlib
 import importlib
 import importlib.util
@@ -9,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from normscope.errors import InvalidConfig, one_line
+from normscope.errors import InvalidConfig, raised
 
 
 def load_target(target: str, what: str = "target") -> Any:
@@ -21,25 +22,74 @@ def load_target(target: str, what: str = "target") -> Any:
     Raises:
         InvalidConfig: one line: no such file or name, or what the import raised.
     """
-    place, colon, name = target.rpartition(":")
-    if not colon or not place or not name:
-        raise InvalidConfig(f"{what} {target!r} names nothing: give package.module:name or file.py:name")
+    place, name = _parts(target, what)
     module = _file(Path(place), what) if place.endswith(".py") else _module(place, what)
     value = module
     for part in name.split("."):
         if not hasattr(value, part):
             names = [n for n in vars(module) if not n.startswith("_")]
-            near = get_close_matches(part, names, n=1)
-            hint = f": did you mean {near[0]!r}?" if near else f"; it has {', '.join(_own(module)) or 'no names'}"
-            raise InvalidConfig(f"{what}: {place} has no {part!r}{hint}")
+            raise _no_such_name(what, place, part, names, _own(module))
         value = getattr(value, part)
     return value
+
+
+def refuse_missing(target: str, what: str = "target") -> None:
+    """Say what is certainly wrong with a target from its text and its file alone, before anything slow is imported.
+
+    Raises:
+        InvalidConfig: as `load_target` would: no such file or module, no Python, or a name that the file never spells.
+    """
+    place, name = _parts(target, what)
+    if not place.endswith(".py"):
+        top = place.partition(".")[0]
+        with _on_path(Path.cwd()):
+            missing = bool(top) and top not in sys.modules and importlib.util.find_spec(top) is None
+        if missing:
+            raise InvalidConfig(f"{what}: {place} does not import: ModuleNotFoundError: No module named {top!r}")
+        return
+    path = Path(place)
+    if not path.is_file():
+        raise InvalidConfig(f"{what}: there is no file {path}")
+    source = path.read_bytes()
+    try:
+        tree = ast.parse(source, str(path))
+    except (SyntaxError, ValueError) as error:
+        raise InvalidConfig(f"{what}: {place} does not import: {raised(error)}") from error
+    first = name.partition(".")[0]
+    # A name may also come from elsewhere: then only the import tells.
+    elsewhere = any(word in source for word in (b"import *", b"globals", b"exec", b"setattr", b"__getattr__", b"vars("))
+    if first.encode() not in source and not elsewhere:
+        names = [*_assigned(tree)]
+        raise _no_such_name(what, place, first, names, [n for n in names if not n.startswith("_")][:8])
 
 
 def is_target(text: str) -> bool:
     """Whether a text is meant as a target and not as a name of our own."""
     place, colon, _ = text.rpartition(":")
     return bool(colon) and not place.startswith("random")
+
+
+def _parts(target: str, what: str) -> tuple[str, str]:
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name:
+        raise InvalidConfig(f"{what} {target!r} names nothing: give package.module:name or file.py:name")
+    return place, name
+
+
+def _no_such_name(what: str, place: str, name: str, names: list[str], own: list[str]) -> InvalidConfig:
+    near = get_close_matches(name, names, n=1)
+    hint = f": did you mean {near[0]!r}?" if near else f"; it has {', '.join(own) or 'no names'}"
+    return InvalidConfig(f"{what}: {place} has no {name!r}{hint}")
+
+
+def _assigned(tree: ast.Module) -> Iterator[str]:
+    """The names that a module's own statements define."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name))
 
 
 def _file(path: Path, what: str) -> Any:
@@ -69,7 +119,7 @@ def _readable(load: Callable[[], Any], place: str, what: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # somebody's module may raise anything, or exit
-        raise InvalidConfig(f"{what}: {place} does not import: {type(error).__name__}: {one_line(error)}") from error
+        raise InvalidConfig(f"{what}: {place} does not import: {raised(error)}") from error
 
 
 @contextlib.contextmanager

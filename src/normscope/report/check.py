@@ -6,7 +6,7 @@ from pathlib import Path
 import xarray as xr
 from matplotlib.figure import Figure
 
-from normscope.check.answer import AS_IT_IS, MEASURED, Row, conclusion, headline, notes, rows
+from normscope.check.answer import AS_IT_IS, MEASURED, Row, conclusion, headline, notes, rows, table_title
 from normscope.check.finding import as_findings, number
 from normscope.errors import ResultError
 from normscope.figures.first_step import plot_first_step
@@ -69,8 +69,8 @@ def _answer(tree: xr.DataTree) -> Section:
     heads = ("", "stable up to", "learns up to", "best rates", "lowest loss")
     return Section(
         anchor="answer",
-        title="What each repair would buy",
-        paragraphs=[Paragraph("In short", conclusion(tree))],
+        title=table_title(tree),
+        paragraphs=[Paragraph("In short", conclusion(tree))] if len(every) > 1 else [],
         pictures=[as_svg(figure, "repairs")],
         caption=f"Loss: mean over the last tenth of {tree.attrs['steps']} steps, and over seeds. "
         "Best rates: not told apart from the lowest loss.",

@@ -43,13 +43,18 @@ def command(
     out: Annotated[Path | None, typer.Option(help="Folder for report and results; check/NAME if not given.")] = None,
 ) -> None:
     """Measure the learning rates that a network takes, say what limits them, and measure again with each repair."""
+    from normscope.cli.target import is_target, load_target, refuse_missing
+
+    refuse_missing(target)  # what is misspelled is said before torch is imported
+    for text, option in ((data, "--data"), (loss or "", "--loss"), (optimizer, "--optimizer")):
+        if is_target(text):
+            refuse_missing(text, option)
     from normscope.check.answer import answer
     from normscope.check.called import num_outputs
     from normscope.check.check import check
     from normscope.check.eager import eager
     from normscope.check.repairs import DEFAULT_REPAIRS, repairs
     from normscope.cli.batches import RANDOM_WARNING, batches_of, loss_of, optimizer_of
-    from normscope.cli.target import load_target
     from normscope.device import usable_device
     from normscope.errors import Interrupted
     from normscope.report.check import report
