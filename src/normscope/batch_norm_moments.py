@@ -1,13 +1,11 @@
 """The moments that batch norm takes anyway: where a layer's output goes straight into one, it need not be read again.
 
 Batch norm in training mode blends the mean and the unbiased variance of its input into its running statistics; with a
-momentum of 1 those are what is left there. They stay there until the norm is called again, and are read all at once at
-the end: small operations are slow between two layers that have swept the caches.
+momentum of 1 those are what is left there.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -18,24 +16,6 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 Found = Callable[[str, Tensor, Tensor], None]
 """Called with a layer's name, and the mean and biased variance of each channel: (channels,), in float64."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Moments that lie in a batch norm's running statistics."""
-
-    name: str
-    mean: Tensor
-    variance: Tensor
-    """Unbiased."""
-    versions: tuple[int, int]
-    count: int
-    """Elements of a channel."""
-
-    @property
-    def untouched(self) -> bool:
-        """Whether nothing has been written there since."""
-        return self.versions == (self.mean._version, self.variance._version)
 
 
 class BatchNormMoments:
@@ -50,7 +30,6 @@ class BatchNormMoments:
         }
         self._found = found
         self._waiting: tuple[str, nn.Module, Tensor, int] | None = None
-        self._kept: dict[nn.Module, Kept] = {}
 
     def expect(self, name: str, module: nn.Module, output: Tensor, dim: int) -> bool:
         """Whether the moments of this output may come from a batch norm: then either `found` is called with them, or
@@ -77,23 +56,16 @@ class BatchNormMoments:
         """While inside, batch norms hand on their moments; their running statistics are lost."""
         norms: set[Any] = set(self._behind.values())
         momenta = {norm: norm.momentum for norm in norms}
-        handles = [norm.register_forward_pre_hook(self._about_to_be_called) for norm in norms]
-        handles += [norm.register_forward_hook(self._called) for norm in norms]
+        handles = [norm.register_forward_hook(self._called) for norm in norms]
         try:
             for norm in norms:
                 norm.momentum = 1.0
             yield
-            self._hand_on(list(self._kept.values()))
-            self._kept.clear()
         finally:
             for norm, momentum in momenta.items():
                 norm.momentum = momentum
             for handle in handles:
                 handle.remove()
-
-    def _about_to_be_called(self, norm: nn.Module, _inputs: Any) -> None:
-        if (kept := self._kept.pop(norm, None)) is not None:
-            self._hand_on([kept])
 
     def _called(self, norm: Any, inputs: tuple[Any, ...], _output: Any) -> None:
         if self._waiting is None or not inputs:
@@ -101,17 +73,5 @@ class BatchNormMoments:
         name, expected, output, version = self._waiting
         if norm is expected and norm.training and inputs[0] is output and output._version == version:
             self._waiting = None
-            mean, variance = norm.running_mean, norm.running_var
-            versions = mean._version, variance._version
-            self._kept[norm] = Kept(name, mean, variance, versions, output.numel() // output.shape[1])
-
-    def _hand_on(self, several: list[Kept]) -> None:
-        """Of statistics that somebody else has written to, nothing is said: `found` is not called."""
-        several = [kept for kept in several if kept.untouched]
-        if not several:
-            return
-        widths = [len(kept.mean) for kept in several]
-        means = torch.cat([kept.mean for kept in several]).double().split(widths)
-        variances = torch.cat([kept.variance for kept in several]).double().split(widths)
-        for kept, mean, variance in zip(several, means, variances, strict=True):
-            self._found(kept.name, mean, variance * ((kept.count - 1) / kept.count))
+            count = output.numel() // output.shape[1]
+            self._found(name, norm.running_mean.double(), norm.running_var.double() * ((count - 1) / count))
