@@ -1,0 +1,126 @@
+"""What does a sweep's bookkeeping cost, beside its runs and when a folder holds 10,000 of them?
+
+First: twenty runs of about a second each on one worker. Bookkeeping is what is left of the wall time after the seconds
+that the results themselves report (training and evaluation) and the start of the worker's process: building networks,
+sending, writing, claiming, progress. Target: below 2 %.
+Then: 10,000 finished runs, made from one real result with other seeds, rates, norms and keys. `normscope runs DIR` and
+`load_runs`, each in a new process (start of Python and imports included, and by itself), at first reading every file,
+then with the index that the first reading left. Target: below 2 s.
+
+    python -m benchmarks.sweep_bookkeeping [rows.json]
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import torch
+
+import normscope as ns
+from normscope.sweep.engine import Finished
+from normscope.sweep.index import SETTLED_SECONDS
+from normscope.sweep.local import local_engine
+from normscope.sweep.store import Store
+from normscope.train.config import RunConfig, key
+
+RUN = RunConfig(net="resnet8", data="digits", epochs=3, precision="fp32", device="cpu")
+RUNS, MANY = 20, 10_000
+
+LISTING = "from normscope.sweep.listing import listing as read"
+LOADING = "from normscope.sweep.load_runs import load_runs as read"
+READING = """
+import sys, time
+{imports}
+began = time.perf_counter()
+found = read(sys.argv[1])
+print(time.perf_counter() - began)
+if hasattr(found, "rows"):
+    print(len(found.rows))
+else:
+    print(int((found["outcome"] != "missing").sum()))
+"""
+
+
+def beside_the_runs() -> tuple[float, float, float]:
+    """Wall seconds from the first run's begin to the last one's end, seconds of the runs, seconds to the first run."""
+    configs = [replace(RUN, seed=seed) for seed in range(RUNS)]
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        first = 0.0
+
+        def engine(chosen: Iterator[RunConfig]) -> Iterator[object]:
+            nonlocal first
+            for event in local_engine(Store(Path(folder)), workers=1)(chosen):
+                first = first or time.perf_counter()
+                yield event
+                assert not isinstance(event, Finished) or event.files.outcome != "diverged"
+
+        runs = ns.sweep(configs, folder, engine=engine)  # pyright: ignore
+        return time.perf_counter() - first, float(runs["seconds"].sum()), first - begun
+
+
+def many(folder: Path) -> None:
+    """Result files of many runs, each a real one's with a config and key of its own."""
+    original = folder / "runs" / f"{key(RUN)}.nc"
+    ns.save(ns.train(RUN, threads=1), original)
+    content = original.read_bytes()
+    original.unlink()
+    for norm in ("batch", "none"):
+        for lr in (0.1, 0.03, 0.01, 0.003, 0.001):
+            for seed in range(MANY // 10):
+                config = replace(RUN, norm=norm, lr=lr, seed=seed)
+                path = folder / "runs" / f"{key(config)}.nc"
+                path.write_bytes(content)
+                with h5py.File(path, "r+") as file:
+                    file.attrs["key"], file.attrs["seed"] = key(config), seed
+                    file.attrs["config"] = json.dumps(config.to_mapping())
+
+
+def seconds_of(command: list[str], expected: str) -> tuple[float, float]:
+    """Of a whole process, and what it says of its own reading (its first line), if anything."""
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    taken = time.perf_counter() - began
+    assert expected in done.stdout, done.stdout[-500:]
+    first = done.stdout.partition("\n")[0]
+    return taken, float(first) if first.replace(".", "").isdigit() else float("nan")
+
+
+def main() -> None:
+    print((__doc__ or "").split("\n")[0])
+    print(f"torch {torch.__version__}", flush=True)
+    wall, trained, start = beside_the_runs()
+    share = 1 - trained / wall
+    print(
+        f"{RUNS} runs of {trained / RUNS:.2f} s: {wall:.2f} s, bookkeeping {share:.2%}; start {start:.2f} s", flush=True
+    )
+    rows = [{"name": "bookkeeping", "wall": wall, "trained": trained, "share": share, "start": start}]
+    with tempfile.TemporaryDirectory() as folder:
+        many(Path(folder))
+        time.sleep(SETTLED_SECONDS)
+        runs = [sys.executable, "-c", "from normscope.cli import main; main()", "runs", folder]
+        commands = {
+            "normscope runs": (runs, f"{MANY} finished"),
+            "listing": ([sys.executable, "-c", READING.format(imports=LISTING), folder], f"\n{MANY}\n"),
+            "load_runs": ([sys.executable, "-c", READING.format(imports=LOADING), folder], f"\n{MANY}\n"),
+        }
+        print(f"{f'{MANY} runs':20}{'':10}{'process':>9}{'reading':>9}", flush=True)
+        for kind in ("no index", "index", "index", "index"):
+            for name, (command, expected) in commands.items():
+                if kind == "no index":
+                    (Path(folder) / "index").unlink(missing_ok=True)
+                process, reading = seconds_of(command, expected)
+                print(f"{name:20}{kind:10}{process:9.2f}{reading:9.2f}", flush=True)
+                rows.append({"name": name, "kind": kind, "process": process, "reading": reading})
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
