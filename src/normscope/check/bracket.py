@@ -50,11 +50,10 @@ def next_try(
 ) -> tuple[int, int] | None:
     """The (cell, seed) to try next, or None where the bracket is found or the range is used up.
 
-    Begins at `start`, jumps in growing strides while one side is open or far off, then halves the gap; then the lower
+    Begins at `start`, jumps in doubling strides while one side is open or far off, then halves the gap; then the lower
     end is confirmed on every seed, and where one fails there the search goes on below it. As long as
     nothing fails the seeds take turns; then the one that failed lowest is tried first, the likeliest to fail
-    again, and one failure settles a cell. Without an anchor to fail is to diverge, which ends a try at once: then
-    strides down from failures are short, and a gap is cut nearer to its failing end. At last it is then
+    again, and one failure settles a cell. Without an anchor it is at last
     tried one cell further down: outcomes need not be monotone, and it is the first failure going up that is wanted.
     """
     low, high = edge(known, anchor)
@@ -64,14 +63,13 @@ def next_try(
     if low is None:
         if high is None or high <= lowest:
             return None
-        return max(lowest, high - stride((start - high) // 2, first_stride)), first[0]
+        return max(lowest, high - stride(start - high, first_stride)), first[0]
     if high is None:
         if low < highest:
             fewest = min(seeds, key=lambda seed: sum(s == seed and cell >= low for cell, s in known))
             return min(highest, low + stride(low - start, first_stride)), fewest
     elif high - low > 1:
-        middle = (low + high + (anchor is None)) // 2
-        return min(middle, low + stride(low - start, first_stride)), first[0]
+        return min((low + high) // 2, low + stride(low - start, first_stride)), first[0]
     untried = [seed for seed in first if (low, seed) not in known]
     if untried:
         return low, untried[0]

@@ -26,10 +26,6 @@ MOST_HUNTS = 8
 USABLE_STRIDE = 4
 """The first jump towards the usable boundary, in cells: where to start is known less well than for the stable one."""
 
-HEAD_START = 6
-"""The first divergence is looked for from so many cells above where one step lets it be expected: diverging tries end
-at once, so that coming from above costs little."""
-
 BEST_STRIDE = 5
 """The lowest loss is looked for below the usable boundary in steps of half a decade."""
 
@@ -144,8 +140,8 @@ def usable_monotone(search: Search) -> bool:
 
 
 def find_stable(search: Search, start: int) -> Boundary:
-    """The first divergence going up, expected at the cell `start` and searched from above it."""
-    start = min(max(start + HEAD_START, search.lowest), search.highest)
+    """The first divergence going up, searched from the cell `start`."""
+    start = min(max(start, search.lowest), search.highest)
     while True:
         known = search.passed(stays_finite)
         step = next_try(known, seeds=search.seeds, start=start, lowest=search.lowest, highest=search.highest)
@@ -215,16 +211,3 @@ def confirm_lowest_loss(search: Search) -> None:
             return
         if not search.go(*((lower, search.seeds[0]) if lower is not None else (learning[0], untried[0]))):
             return
-
-
-def judge_again(search: Search, stable: Boundary, usable: Boundary) -> tuple[Boundary, Boundary]:
-    """Both boundaries by all tries: a later one may have diverged below the stable boundary, and the search for it then
-    goes on from there with what is left."""
-    found = edge(search.passed(stays_finite))
-    if found != stable.edge:
-        stable = find_stable(search, search.highest if found.high is None else found.high)
-    if usable.edge.low is not None and (learning := search.learning()):
-        known = search.passed(learns)
-        found = edge(known, learning[0])
-        usable = Boundary(how_found(search, known, found), found)
-    return stable, usable

@@ -20,7 +20,6 @@ from normscope.check.search import (
     confirm_lowest_loss,
     find_stable,
     find_usable,
-    judge_again,
     lr_of,
 )
 from normscope.check.starts import Starts
@@ -131,7 +130,6 @@ def stable_lr(
         top = highest if stable.edge.low is None else stable.edge.low
         usable = find_usable(search, min(top, cell_of(curve.useful_lr, (lowest + highest) // 2)))
         confirm_lowest_loss(search)
-        stable, usable = judge_again(search, stable, usable)
     parameter = next(p for p in starts.model(0).parameters() if p.requires_grad)
     return with_attributes(
         as_dataset(search, stable, usable, curve, starts),
