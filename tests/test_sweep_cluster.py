@@ -216,6 +216,18 @@ def test_an_address_where_nobody_answers_is_one_line_and_leaves_nothing(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_port_of_something_else_is_told_from_a_cluster(tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="Ray has no wheel here")
+    monkeypatch.setattr(sys.modules[ray_engine.__module__], "PROBE_SECONDS", 4.0)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=f"what answers at {address} is no Ray cluster: give HOST:PORT"):
+            ns.sweep([QUICK], tmp_path / "out", ray=address)
+    assert not list(tmp_path.glob("out/runs/*"))
+
+
 def test_without_ray_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ClusterError, match=r"which is not installed: pip install 'normscope\[ray\]'"):

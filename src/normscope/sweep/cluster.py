@@ -10,6 +10,8 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -29,6 +31,9 @@ from normscope.version import __version__
 
 ANSWER_SECONDS = 5.0
 """How long the cluster's head may take to accept a connection."""
+
+PROBE_SECONDS = 20.0
+"""How long the head may take to prove that it is Ray's: it takes two or three seconds where nothing is wrong."""
 
 LOOK_SECONDS = 5.0
 """How often the driver looks for nodes that have come, and whether the head is still there."""
@@ -71,6 +76,8 @@ def ray_engine(
         first = next(configs, None)
         if first is None:
             return  # nothing to do is no reason to connect
+        if not ray.is_initialized():
+            _check_is_ray(address)
         with _connected(ray, address):
             wants_gpu = ray.cluster_resources().get("GPU", 0) >= 1 if gpu is None else gpu
             resources = {"num_cpus": threads, "num_gpus": int(wants_gpu)}
@@ -254,6 +261,26 @@ def _check_answers(address: str, *, was_there: bool = False) -> None:
         raise ClusterError(
             f"no Ray cluster answers at {address} ({reason}): start one with `ray start --head`"
         ) from error
+
+
+def _check_is_ray(address: str) -> None:
+    """ClusterError where what accepts connections there is no Ray.
+
+    Asked in a process of its own: Ray itself waits for two minutes, prints what it finds, and ends the process.
+    """
+    if address == "auto":
+        return
+    asking = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    try:
+        asked = subprocess.run(
+            asking, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        asked = None
+    if asked is None or asked.returncode:
+        raise ClusterError(
+            f"what answers at {address} is no Ray cluster: give HOST:PORT of its head, as `ray start --head` names it"
+        )
 
 
 @contextmanager

@@ -1,13 +1,10 @@
 """`normscope runs`: what a sweep's folder holds."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
-
-from normscope.cli.console import console
 
 
 def command(
@@ -17,9 +14,15 @@ def command(
     from normscope.sweep.listing import listing
 
     found = listing(folder)
-    table = Table("key", *found.axes, "outcome", "epochs", "train", "test", "seconds", box=None, pad_edge=False)
-    for row in found.rows:
-        table.add_row(*map(Text, row))
-    console().print(table)
+    columns = ("key", *found.axes, "outcome", "epochs", "train", "test", "seconds")
+    print(_aligned([columns, *found.rows]))
     print(found.summary)
     found.raise_damaged()
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width; by hand, since rich takes seconds for thousands of rows."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
