@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from normscope.check.stable_lr import stable_lr
-from normscope.data import ImageData, batches, load_data
+from normscope.data import ImageData, batches
 from normscope.exhibits.exhibit import Exhibit, Setting, joined
 from normscope.exhibits.scale import scale_of
 from normscope.figures.style import COLORS, figure_of, legend_once, log_ticks_at
@@ -24,13 +24,7 @@ BOUNDARIES = {"lr_stable": "no longer diverges", "lr_usable": "learns"}
 def measure(setting: Setting) -> xr.Dataset:
     """The largest stable and usable rate of every depth of the scale, seed by seed: each has a search of its own."""
     scale = scale_of(setting.scale)
-    data = load_data(
-        scale.data,
-        data_dir=setting.data_dir,
-        device=setting.device,
-        train_size=scale.train_size,
-        held_out=scale.held_out,
-    )
+    data = setting.training_data()
     rows = []
     with setting.progress("depth", sum(scale.depths) * len(setting.seeds)) as bar:
         for depth in scale.depths:

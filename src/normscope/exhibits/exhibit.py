@@ -84,6 +84,20 @@ class Setting:
             raise InvalidConfig("nowhere to keep the runs: give the setting a folder `runs`")
         return sweep(configs, self.runs, data_dir=self.data_dir)
 
+    def training_data(self) -> "ImageData":
+        """What the exhibits that train do it on, by the setting's scale."""
+        from normscope.data import load_data
+        from normscope.exhibits.scale import scale_of
+
+        scale = scale_of(self.scale)
+        return load_data(
+            scale.data,
+            data_dir=self.data_dir,
+            device=self.device,
+            train_size=scale.train_size,
+            held_out=scale.held_out,
+        )
+
     def progress(self, name: str, total: float) -> AbstractContextManager[Bar]:
         """A bar over `total` units of work."""
         return progress(name, total)

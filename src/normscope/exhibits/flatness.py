@@ -5,7 +5,6 @@ import math
 import xarray as xr
 from matplotlib.figure import Figure
 
-from normscope.data import load_data
 from normscope.exhibits.exhibit import Exhibit, Setting
 from normscope.exhibits.figure1 import best_lr, trained
 from normscope.exhibits.scale import scale_of
@@ -32,13 +31,7 @@ def measure(setting: Setting) -> xr.Dataset:
     scale = scale_of(setting.scale)
     assert setting.runs is not None
     store = Store(setting.runs)
-    data = load_data(
-        scale.data,
-        data_dir=setting.data_dir,
-        device=setting.device,
-        train_size=scale.train_size,
-        held_out=scale.held_out,
-    )
+    data = setting.training_data()
     batch = data.train_images[:IMAGES], data.train_labels[:IMAGES]
     eigenvalue = xr.full_like(runs["outcome"], math.nan, dtype=float)
     compared = {best_lr(runs, "batch"), best_lr(runs, "none"), scale.small}
