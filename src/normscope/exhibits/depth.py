@@ -18,7 +18,7 @@ from normscope.verdict import Verdict, judge
 LR_RANGE = (1e-5, 10.0)
 """Where rates are searched."""
 
-BOUNDARIES = {"lr_stable": "no longer diverges", "lr_usable": "learns"}
+BOUNDARIES = {"lr_stable": "is stable", "lr_usable": "learns"}
 
 
 def measure(setting: Setting) -> xr.Dataset:
@@ -61,7 +61,7 @@ def verdicts(dataset: xr.Dataset) -> list[Verdict]:
     depths = dataset["depth"].values
     return [
         judge(
-            f"Without BN, ResNet-{depths[0]} {what} at a rate at least 3 times as large as ResNet-{depths[-1]}",
+            f"Without BN, ResNet-{depths[0]} {what} up to a rate at least 3 times that of ResNet-{depths[-1]}",
             "Variants",
             _over(rates(dataset, name)),
             above=3,
@@ -91,8 +91,8 @@ def we_saw(dataset: xr.Dataset) -> str:
     ]
     scale = scale_of(attribute(dataset, "scale"))
     return (
-        f"Without batch norm, over {dataset.attrs['steps']} steps with momentum, no seed of the median diverges: "
-        f"{', '.join(said)}. {scale.reduced}"
+        f"Without batch norm, the largest stable rate over {dataset.attrs['steps']} steps with momentum (medians over "
+        f"seeds): {', '.join(said)}. On {scale.data}, mini-batches of {scale.batch_size}."
     )
 
 
