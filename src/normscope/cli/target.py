@@ -5,7 +5,7 @@ import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,14 @@ def load_target(target: str, what: str = "target") -> Any:
             raise _no_such_name(what, place, part, names, _own(module))
         value = getattr(value, part)
     return value
+
+
+def refuse_misspelled(target: str, options: Mapping[str, str | None]) -> None:
+    """`refuse_missing` for a command's target, and for those of its options, by name, that are given one."""
+    refuse_missing(target)
+    for option, text in options.items():
+        if text is not None and is_target(text):
+            refuse_missing(text, option)
 
 
 def refuse_missing(target: str, what: str = "target") -> None:

@@ -30,7 +30,11 @@ def verdicts(dataset: xr.Dataset) -> list[Verdict]:
             unit=" points",
             note="one rate for each norm; test accuracy at the end, paired by seed",
         ),
-        share_recovered(accuracy, "Deeper, batch norm before the last layer alone recovers at least half of that"),
+        share_recovered(
+            accuracy,
+            "Deeper, batch norm before the last layer alone recovers at least half of that",
+            "one rate for each norm",
+        ),
     ]
 
 

@@ -43,12 +43,9 @@ def command(
     out: Annotated[Path | None, typer.Option(help="Folder for report and results; check/NAME if not given.")] = None,
 ) -> None:
     """Measure the learning rates that a network takes, say what limits them, and measure again with each repair."""
-    from normscope.cli.target import is_target, load_target, refuse_missing
+    from normscope.cli.target import load_target, refuse_misspelled
 
-    refuse_missing(target)  # what is misspelled is said before torch is imported
-    for text, option in ((data, "--data"), (loss or "", "--loss"), (optimizer, "--optimizer")):
-        if is_target(text):
-            refuse_missing(text, option)
+    refuse_misspelled(target, {"--data": data, "--loss": loss, "--optimizer": optimizer})  # before torch is imported
     from normscope.check.answer import answer
     from normscope.check.called import num_outputs
     from normscope.check.check import check

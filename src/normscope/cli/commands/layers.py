@@ -25,12 +25,9 @@ def command(
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in the mini-batch.")] = 32,
 ) -> None:
     """List the layers of a network that are watched, in order, by the names that every instrument takes."""
-    from normscope.cli.target import is_target, load_target, refuse_missing
+    from normscope.cli.target import load_target, refuse_misspelled
 
-    refuse_missing(target)  # what is misspelled is said before torch is imported
-    for text, option in ((data or "", "--data"), (loss or "", "--loss")):
-        if is_target(text):
-            refuse_missing(text, option)
+    refuse_misspelled(target, {"--data": data, "--loss": loss})  # before torch is imported
     from normscope.check.called import Call, calls, num_outputs, registered
     from normscope.cli.batches import batches_of, loss_of
 
