@@ -12,7 +12,7 @@ from normscope.check.search import (
     Found,
     Search,
     cell_of,
-    confirm_lowest_loss,
+    find_both,
     find_stable,
     find_usable,
     lr_of,
@@ -60,11 +60,11 @@ def test_nothing_fails_within_the_range() -> None:
     assert {(HIGHEST, seed) for seed in range(3)} <= known.keys()
 
 
-def test_a_hole_just_below_the_bracket_is_found() -> None:
-    """The first failure going up is meant: seed 0 fails at 0 and 2, passes at 1."""
+def test_a_hole_two_cells_below_the_bracket_is_found() -> None:
+    """The first failure going up is meant: seed 0 fails at 0 and 1, passes at 2 and 3."""
     known: dict[tuple[int, int], bool] = {}
-    while (step := next_try(known, seeds=[0], start=1, lowest=LOWEST, highest=HIGHEST)) is not None:
-        known[step] = step[0] not in (0, 2) and step[0] < 4
+    while (step := next_try(known, seeds=[0], start=3, lowest=LOWEST, highest=HIGHEST)) is not None:
+        known[step] = step[0] not in (0, 1) and step[0] < 4
     assert edge(known) == Edge(-1, 0)
     assert not monotone(known)
 
@@ -116,9 +116,7 @@ def test_both_boundaries_where_seeds_differ(world: tuple[int, int, int], shifts:
     """The start may be off by more than a decade, and every rate that does not learn ends at the same loss."""
     boundaries = {seed: (world[0], world[1] + shift, world[2] + shift) for seed, shift in enumerate(shifts)}
     search = Search(made_up(boundaries), [0, 1, 2], LOWEST, HIGHEST, 100)
-    stable = find_stable(search, world[2] + off)
-    usable = find_usable(search, world[1] + off)
-    confirm_lowest_loss(search)
+    stable, usable = find_both(search, stable=world[2] + off, usable=world[1] + off)
     first_divergence = min(b[2] for b in boundaries.values())
     assert stable == (Found.BRACKETED, Edge(first_divergence - 1, first_divergence))
     first_failure = min(b[1] for b in boundaries.values())
@@ -133,14 +131,27 @@ def test_both_boundaries_where_seeds_differ(world: tuple[int, int, int], shifts:
 @given(WORLDS, st.integers(0, 2000))
 def test_never_more_steps_than_allowed(world: tuple[int, int, int], most_steps: int) -> None:
     search = Search(made_up(dict.fromkeys(range(3), world)), [0, 1, 2], LOWEST, HIGHEST, 100, most_steps)
-    stable, usable = find_stable(search, 0), find_usable(search, 0)
-    confirm_lowest_loss(search)
+    stable, usable = find_both(search, stable=0, usable=0)
     assert search.train_steps <= most_steps
     for boundary in (stable, usable):
         if boundary.found is not Found.UNFINISHED:
             assert boundary.found is Found.BRACKETED
             low, high = boundary.edge
             assert low is not None and high == low + 1
+
+
+def test_a_divergence_met_while_learning_is_looked_for_moves_the_stable_boundary() -> None:
+    """Seed 0 diverges at -12 too, far below the bracket that was found first."""
+    regular = made_up({0: (-30, -8, 0)})
+    diverged = np.geomspace(1, 1e4, 5)
+    search = Search(
+        lambda cell, seed: Try(lr_of(cell), seed, Outcome.DIVERGED, diverged) if cell == -12 else regular(cell, seed),
+        [0],
+        LOWEST,
+        HIGHEST,
+        100,
+    )
+    assert find_both(search, stable=0, usable=-12)[0] == (Found.BRACKETED, Edge(-13, -12))
 
 
 def test_a_deadline_in_the_past_allows_nothing() -> None:

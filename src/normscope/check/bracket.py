@@ -19,6 +19,9 @@ FIRST_STRIDE, LONGEST_STRIDE = 2, 16
 CLOSEST = 3
 """Cells nearer than this to each other are one place when a rate that learns is hunted."""
 
+CHECKED_BELOW = 2
+"""How far below a bracket one more try looks for an earlier failure, in cells: one next to it would hardly move it."""
+
 PLATEAU = 0.01
 """Losses that differ by no more than this share say nothing about where to go."""
 
@@ -53,8 +56,8 @@ def next_try(
     Begins at `start`, jumps in doubling strides while one side is open or far off, then halves the gap; then the lower
     end is confirmed on every seed, and where one fails there the search goes on below it. As long as
     nothing fails the seeds take turns; then the one that failed lowest is tried first, the likeliest to fail
-    again, and one failure settles a cell. Without an anchor it is at last
-    tried one cell further down: outcomes need not be monotone, and it is the first failure going up that is wanted.
+    again, and one failure settles a cell. Without an anchor it is at last tried `CHECKED_BELOW` cells further down:
+    outcomes need not be monotone, and it is the first failure going up that is wanted.
     """
     low, high = edge(known, anchor)
     first = weakest_first(known, seeds, high)
@@ -73,8 +76,8 @@ def next_try(
     untried = [seed for seed in first if (low, seed) not in known]
     if untried:
         return low, untried[0]
-    below = low - 1, first[0]
-    return below if anchor is None and high is not None and low > lowest and below not in known else None
+    below = low - CHECKED_BELOW, first[0]
+    return below if anchor is None and high is not None and below[0] >= lowest and below not in known else None
 
 
 def confirmed(known: Known, found: Edge, *, seeds: Sequence[int], highest: int) -> bool:

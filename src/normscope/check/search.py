@@ -139,6 +139,18 @@ def usable_monotone(search: Search) -> bool:
     return not learning or monotone({key: passed for key, passed in known.items() if key[0] >= learning[0]})
 
 
+def find_both(search: Search, *, stable: int, usable: int) -> tuple[Boundary, Boundary]:
+    """The stable and the usable boundary, searched from these cells; then the lowest loss is confirmed.
+
+    The usable boundary is searched from no higher than the stable one, which is searched again where a
+    try meanwhile diverged below it.
+    """
+    below = find_stable(search, stable).edge.low
+    learning = find_usable(search, usable if below is None else min(usable, below))
+    confirm_lowest_loss(search)
+    return find_stable(search, stable), learning
+
+
 def find_stable(search: Search, start: int) -> Boundary:
     """The first divergence going up, searched from the cell `start`."""
     start = min(max(start, search.lowest), search.highest)

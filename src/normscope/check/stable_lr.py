@@ -17,9 +17,7 @@ from normscope.check.search import (
     CELLS_A_DECADE,
     Search,
     cell_of,
-    confirm_lowest_loss,
-    find_stable,
-    find_usable,
+    find_both,
     lr_of,
 )
 from normscope.check.starts import Starts
@@ -126,10 +124,11 @@ def stable_lr(
             most_steps,
             math.inf if budget_seconds is None else begun + budget_seconds,
         )
-        stable = find_stable(search, cell_of(curve.diverging_lr, highest))
-        top = highest if stable.edge.low is None else stable.edge.low
-        usable = find_usable(search, min(top, cell_of(curve.useful_lr, (lowest + highest) // 2)))
-        confirm_lowest_loss(search)
+        stable, usable = find_both(
+            search,
+            stable=cell_of(curve.diverging_lr, highest),
+            usable=cell_of(curve.useful_lr, (lowest + highest) // 2),
+        )
     parameter = next(p for p in starts.model(0).parameters() if p.requires_grad)
     return with_attributes(
         as_dataset(search, stable, usable, curve, starts),
