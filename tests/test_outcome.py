@@ -117,6 +117,7 @@ def test_dead_needs_outputs_that_are_known_not_to_vary():
     losses = [3.0] + [L_C] * 20
     assert outcome(losses, constant_loss=L_C, output_spread=0.0) is Outcome.DEAD
     assert outcome(losses, constant_loss=L_C, output_spread=0.5) is Outcome.STALLED
+    assert outcome(losses, constant_loss=L_C, output_spread=lambda: 0.0) is Outcome.DEAD
     assert outcome(losses, constant_loss=L_C) is Outcome.STALLED
 
 

@@ -16,7 +16,7 @@ from normscope.errors import ResultError
 from normscope.sweep import index
 from normscope.sweep.index import read_records
 from normscope.sweep.listing import listing
-from normscope.sweep.record import RunRecord, read_record
+from normscope.sweep.record import RunRecord, encoded_record, read_record
 from normscope.sweep.store import Store
 from normscope.train.config import RunConfig, key
 
@@ -70,6 +70,33 @@ def assert_as_xarray_reads_it(record: RunRecord, path: Path) -> None:
         np.testing.assert_array_equal(record.values[str(name)], variable.values)
         assert record.values[str(name)].dtype == variable.dtype
         assert record.labels[str(name)] == (variable.attrs["long_name"], variable.attrs["units"])
+
+
+def parts(path: Path) -> dict[str, dict]:
+    """What a file holds, variable by variable and attribute by attribute, but for who wrote it."""
+
+    def attributes(of) -> dict:
+        with_references = {"DIMENSION_LIST", "REFERENCE_LIST"}  # places in the file
+        held = {name: of.attrs[name] for name in of.attrs if name not in {"_NCProperties", *with_references}}
+        assert with_references & set(of.attrs) or isinstance(of, h5py.File)
+        return {name: (repr(value), of.attrs.get_id(name).dtype, np.shape(value)) for name, value in held.items()}
+
+    with h5py.File(path) as file:
+        assert b"version=2" in file.attrs["_NCProperties"]
+        found = {"": attributes(file)}
+        for name, variable in file.items():
+            layout = variable.dtype, variable.shape, variable.chunks, variable.compression, repr(variable.fillvalue)
+            scales = [scale.name for scale in variable.dims[0].values()] if name != "epoch" else variable.is_scale
+            found[name] = {**attributes(variable), "layout": layout, "scales": scales, "values": repr(variable[()])}
+    return found
+
+
+def test_a_record_is_written_as_xarray_writes_it(trained, tmp_path):
+    for path in Store(trained).result_paths():
+        dataset = ns.load(path)
+        (tmp_path / path.name).write_bytes(encoded_record(dataset))
+        xr.testing.assert_identical(ns.load(tmp_path / path.name), dataset)
+        assert parts(tmp_path / path.name) == parts(path)
 
 
 def test_a_record_is_what_xarray_reads_from_the_file_and_from_the_index(folder, monkeypatch):

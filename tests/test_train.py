@@ -1,9 +1,11 @@
 """A run: what it records, that it ends with the same bits however often it is killed, and what it refuses."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -181,14 +183,23 @@ def test_seconds_add_up_over_interruptions(tmp_path):
             raise Stop
 
     data = load_data("digits", train_size=300, held_out=60)
+    kept = partial(trained, QUICK, data, checkpoint=tmp_path / "run", checkpoint_seconds=0.0)
     with pytest.raises(Exception, match="Stop"):
-        trained(QUICK, data, checkpoint=tmp_path / "run", on_epoch=stop)
+        kept(on_epoch=stop)
     began = []
-    result = trained(QUICK, data, checkpoint=tmp_path / "run", on_epoch=lambda n, _: began.append(n)).result
+    result = kept(on_epoch=lambda n, _: began.append(n)).result
     assert began == [1, 2, 3]
     same(result, ns.train(QUICK))
     again = ns.train(QUICK, checkpoint=tmp_path / "run")
     xr.testing.assert_identical(again, result)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, [False, True, True, True]), (math.inf, [False] * 4)])
+def test_an_epoch_ends_with_a_checkpoint_where_the_last_one_is_old_enough(tmp_path, monkeypatch, seconds, expected):
+    monkeypatch.setattr("normscope.train.descent.EPOCH_SECONDS", seconds)
+    data, there = load_data("digits", train_size=300, held_out=60), []
+    trained(QUICK, data, checkpoint=tmp_path / "run", on_epoch=lambda *_: there.append((tmp_path / "run").exists()))
+    assert there == expected
 
 
 def test_a_checkpoint_of_another_run_is_not_gone_on_from(tmp_path):

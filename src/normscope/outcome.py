@@ -4,7 +4,7 @@ Let L_c be the loss of the best constant output (`objective.constant_loss`), sta
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 import numpy as np
@@ -52,7 +52,11 @@ def has_diverged(loss: float, *, start: float, best: float, constant_loss: float
 
 
 def outcome(
-    losses: Sequence[float], *, constant_loss: float, output_spread: float = math.nan, fine_tuning: bool = False
+    losses: Sequence[float],
+    *,
+    constant_loss: float,
+    output_spread: float | Callable[[], float] = math.nan,
+    fine_tuning: bool = False,
 ) -> Outcome:
     """The outcome of a descent from its mini-batch losses, the first of them the start.
 
@@ -60,7 +64,7 @@ def outcome(
         losses: one per step, before the step; the last may be the diverged one.
         constant_loss: L_c; NaN where it is not known.
         output_spread: how much the outputs depend on the input at the end (`objective.output_spread`); NaN if not
-            measured, and then nothing is called dead.
+            measured, and then nothing is called dead. A function is called only where the losses alone do not decide.
         fine_tuning: the model came trained, so that "learns" means only that it does not end above its start by three
             standard errors.
 
@@ -86,4 +90,7 @@ def outcome(
     if mean < LEARNING_FACTOR * reference and mean + STANDARD_ERRORS * error < reference:
         return Outcome.LEARNS
     near_constant = abs(mean - constant_loss) <= DEAD_MARGIN * abs(constant_loss)
-    return Outcome.DEAD if near_constant and output_spread < DEAD_SPREAD else Outcome.STALLED
+    if not near_constant:
+        return Outcome.STALLED
+    spread = output_spread() if callable(output_spread) else output_spread
+    return Outcome.DEAD if spread < DEAD_SPREAD else Outcome.STALLED

@@ -58,15 +58,15 @@ def local_engine(
                 ready = wait([worker.connection for worker in pool])
                 for worker in [worker for worker in pool if worker.connection in ready]:
                     event = worker.event()
-                    if event is not None:
-                        yield event
                     if isinstance(event, Finished | Failed):
                         following = next(configs, None)
                         if following is None:
                             worker.kill()
                             pool.remove(worker)
                         else:
-                            worker.give(following)
+                            worker.give(following)  # first, so that it trains while this run is being kept
+                    if event is not None:
+                        yield event
         finally:
             for worker in pool:
                 worker.kill()

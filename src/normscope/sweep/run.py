@@ -10,7 +10,7 @@ from typing import Any
 from normscope.data import ImageData, load_data
 from normscope.device import usable_device
 from normscope.errors import NormscopeError, RunFailed, one_line
-from normscope.results import encoded
+from normscope.sweep.record import encoded_record
 from normscope.sweep.store import RunFiles
 from normscope.train.config import RunConfig
 from normscope.train.descent import CHECKPOINT_SECONDS
@@ -40,7 +40,7 @@ def run(
             checkpoint_seconds=checkpoint_seconds,
             on_epoch=lambda epochs, _: on_epoch(epochs),
         )
-    return RunFiles(encoded(over.result), encoded_weights(over.net), over.result.attrs["outcome"])
+    return RunFiles(encoded_record(over.result), encoded_weights(over.net), over.result.attrs["outcome"])
 
 
 def attempt(config: Mapping[str, Any], **options: Any) -> RunFiles | NormscopeError:

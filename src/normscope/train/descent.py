@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from normscope.train.precision import Autocast, autocast, used_precision
 CHECKPOINT_SECONDS = 30.0
 """Inside an epoch a checkpoint is written this often: what a kill can cost."""
 
+EPOCH_SECONDS = 1.0
+"""At the end of an epoch one is written as soon as the last one is this old: a run of a second needs none."""
+
 
 @dataclass
 class Descent:
@@ -47,6 +50,8 @@ class Descent:
     progress: Progress
     checkpoint: Path | None
     checkpoint_seconds: float
+    _saved: float = field(default=0.0, init=False)
+    """When the last checkpoint was written, or the walk began, by the monotonic clock."""
 
     def walk(self, on_epoch: Callable[[int, Progress], None]) -> None:
         """Train to the end, or until the run diverges; `on_epoch` is called with the number of epochs that are over.
@@ -55,6 +60,7 @@ class Descent:
             DeviceError: no memory left.
             OutputError: the checkpoint cannot be written.
         """
+        self._saved = time.monotonic()
         on_epoch(len(self.progress.epochs), self.progress)
         with readable_errors(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             while len(self.progress.epochs) < self.config.epochs and not self.progress.diverged:
@@ -64,14 +70,11 @@ class Descent:
     def _walk_epoch(self) -> None:
         progress, number = self.progress, len(self.progress.epochs)
         clock = _Clock(progress)
-        saved = time.monotonic()
 
         def after_step(_: int) -> None:
-            nonlocal saved
-            if self.checkpoint is not None and time.monotonic() - saved >= self.checkpoint_seconds:
+            if self._is_due(self.checkpoint_seconds):
                 clock.read()
                 self._save()
-                saved = time.monotonic()
 
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_of(number)
@@ -80,7 +83,7 @@ class Descent:
         clock.read()
         progress.epochs.append({**row, "seconds": progress.seconds})
         progress.seconds = 0.0
-        if self.checkpoint is not None:
+        if self._is_due(min(self.checkpoint_seconds, EPOCH_SECONDS)):
             self._save()
 
     def _walk_steps(self, number: int, after_step: Callable[[int], None]) -> None:
@@ -142,10 +145,15 @@ class Descent:
     def _steps_per_epoch(self) -> int:
         return len(self.data.train_images) // self.config.batch_size
 
+    def _is_due(self, seconds: float) -> bool:
+        """Whether the last checkpoint is that old."""
+        return self.checkpoint is not None and time.monotonic() - self._saved >= seconds
+
     def _save(self) -> None:
         assert self.checkpoint is not None
         identity = identity_of(self.config, self.data, self.precision)
         save_checkpoint(self.checkpoint, identity, self.net, self.optimizer, self.progress)
+        self._saved = time.monotonic()
 
 
 def descent(

@@ -41,8 +41,11 @@ def result_of(run: Descent) -> xr.Dataset:
     variables["evaluated"] = ("epoch", evaluated, "whether the network was evaluated (1) or not (0)", "1")
     variables["lr"] = ("epoch", schedule, "learning rate", "1")
     variables["steps"] = ("epoch", steps, "mini-batches trained on", "1")
-    spread = output_spread(run.net, run.data.test_images[:EVALUATION_BATCH])
-    ended = outcome(run.progress.steps["loss"], constant_loss=run.constant_loss, output_spread=spread)
+    ended = outcome(
+        run.progress.steps["loss"],
+        constant_loss=run.constant_loss,
+        output_spread=lambda: output_spread(run.net, run.data.test_images[:EVALUATION_BATCH]),
+    )
     return labelled(
         variables,
         {"epoch": (np.arange(1, config.epochs + 1), "epoch", "1")},

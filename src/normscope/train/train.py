@@ -15,7 +15,7 @@ from normscope.data import ImageData, load_data
 from normscope.device import usable_device
 from normscope.errors import InvalidConfig
 from normscope.progress import progress
-from normscope.results import write_bytes
+from normscope.results import ensure_writable, write_bytes
 from normscope.train.checkpoint import Progress
 from normscope.train.config import RunConfig
 from normscope.train.descent import CHECKPOINT_SECONDS, descent
@@ -45,11 +45,11 @@ def train(
 
     The same config and the same number of threads give the same bits on one machine. With a `checkpoint`, a run
     that was interrupted or killed at any moment goes on when the same call is made again, and ends with the same bits
-    (but for `seconds`); a run that has ended is read from it. A checkpoint of another run, thread count, torch or
-    kind of processor is not gone on from: the run begins anew.
+    (but for `seconds`). A checkpoint of another run, thread count, torch or kind of processor is not gone on from: the
+    run begins anew.
 
     Args:
-        checkpoint: a file, written at the end of every epoch and every 30 s inside one.
+        checkpoint: a file, written every 30 s inside an epoch, and at its end if the last one is a second old.
         weights: a safetensors file for the final weights, buffers included (see `train.network.trained_network`).
         data_dir: where CIFAR-10 lies, as for `load_data`.
         threads: of the processor, by default torch's own number; the number is put back afterwards.
@@ -72,6 +72,8 @@ def train(
         OutputError: where a checkpoint or the weights cannot be written.
     """
     device = usable_device(config.device)
+    if checkpoint is not None:
+        ensure_writable(Path(checkpoint).parent)
     data = load_data(
         config.data, data_dir=data_dir, device=device, train_size=config.train_size, held_out=config.held_out
     )
