@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from threading import Lock, Timer
@@ -57,6 +57,19 @@ class _Part(Bar):
 
 
 _inside: _Part | None = None
+
+
+class Relayed(Bar):
+    """A bar that another process shows: every advance goes to `send(doing, by)`, and nothing is shown in this process
+    from now on."""
+
+    def __init__(self, send: Callable[[str, float], None]) -> None:
+        self._send = send
+        _showing.acquire(blocking=False)
+
+    def advance(self, doing: str = "", by: float = 1) -> None:
+        """Tell the process that shows it."""
+        self._send(doing, by)
 
 
 class _TerminalBar(Bar):

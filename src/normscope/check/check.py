@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,20 @@ from normscope.check.diagnose import TRIAL_STEPS, diagnosis, refuse_one_batch
 from normscope.check.eager import eager
 from normscope.check.portrait import portrait
 from normscope.check.repairs import CLIP_NORM, DEFAULT_REPAIRS, Repair, repairs
+from normscope.check.side_by_side import side_by_side, usable_workers
 from normscope.check.stable_lr import stable_lr
 from normscope.check.starts import Starts, build_model
 from normscope.check.tries import OptimizerFactory, Recipe, optimizer_factory
 from normscope.errors import InvalidConfig, NormscopeError
 from normscope.objective import LossFn
-from normscope.progress import progress
+from normscope.progress import Bar, progress
 from normscope.results import labelled, provenance, with_attributes
 
 BUDGET_SHARE = 0.5
 """Of a budget, the rates of the model as it is get at most this share."""
+
+LEAST_SHARE = 0.1
+"""A repair is not begun with less of the budget left than this share."""
 
 
 def check(
@@ -38,6 +43,7 @@ def check(
     clip_norm: float = CLIP_NORM,
     warmup: int | None = None,
     budget_seconds: float | None = None,
+    workers: int | None = None,
     **about: Any,
 ) -> xr.DataTree:
     """The rates that a network takes, what limits them, and the same rates measured again with each repair.
@@ -52,6 +58,8 @@ def check(
         clip_norm: of the repairs that clip.
         warmup: steps of the repairs that warm up; a fifth of `steps` if None.
         budget_seconds: what does not fit is left out, and said so; the diagnosis is always made.
+        workers: how many variants are measured at once, each in a forked process with one thread; 1: one after the
+            other, in this process. By default as `check.side_by_side.usable_workers` says.
         about: to be remembered in the tree: `model` and `data`, their names, and `notes`, a list of sentences.
 
     Returns:
@@ -73,6 +81,7 @@ def check(
     recipe = Recipe(optimizer_factory(optimizer), min(steps, TRIAL_STEPS), loss_fn)
     starts = Starts(source, batches, steps, loss_fn=loss_fn, fine_tuning=None)
     refuse_one_batch(starts)
+    batch = starts.first_batches(0, 1)[0]
 
     def left() -> float | None:
         return None if budget_seconds is None else budget_seconds - (time.monotonic() - begun)
@@ -90,35 +99,46 @@ def check(
             budget_seconds=seconds,
         )
 
-    nodes: dict[str, xr.Dataset] = {}
-    rows = [(AS_IT_IS, AS_IT_IS, MEASURED, "")]
-    with progress("check", total=2 + len(asked)) as bar:
+    def as_it_is(bar: Bar) -> dict[str, xr.Dataset]:
+        nodes = {}
         with bar.part(AS_IT_IS):
-            half = None if budget_seconds is None else BUDGET_SHARE * budget_seconds
-            nodes["as_it_is/rates"] = rates(source, None, half)
-            took = time.monotonic() - begun
+            nodes["as_it_is/rates"] = rates(source, None, budget_seconds and BUDGET_SHARE * budget_seconds)
         with bar.part("what limits it"):
             found = diagnosis(starts, recipe, lr=best_lr(nodes["as_it_is/rates"]))
-            for name in ("evidence", "output_gradients"):
-                nodes[f"as_it_is/{name}"] = found[name].to_dataset()
-            nodes["findings"] = found["findings"].to_dataset()
-        batch = starts.first_batches(0, 1)[0]
-        for one in asked:
-            status, reason = MEASURED, ""
-            with bar.part(one.title):
-                seconds = left()
-                if seconds is not None and seconds < took / 2:
-                    status, reason = LEFT_OUT, "no time was left for it"
-                else:
-                    try:
-                        repaired = one.applied_to(source, batch=batch, loss_fn=loss_fn)
-                        model = repaired if isinstance(repaired, nn.Module) else build_model(repaired, 0)
-                        shown = portrait(model, batch, recipe=replace(recipe, clip_norm=one.clip_norm))
-                        nodes[f"repairs/{one.name}/rates"] = rates(repaired, one, left())
-                        nodes |= {f"repairs/{one.name}/{name}": n.to_dataset() for name, n in shown.children.items()}
-                    except NormscopeError as error:
-                        status, reason = REFUSED, str(error)
-            rows.append((one.name, one.title, status, reason))
+        nodes |= {f"as_it_is/{name}": found[name].to_dataset() for name in ("evidence", "output_gradients")}
+        return {**nodes, "findings": found["findings"].to_dataset()}
+
+    def repaired(one: Repair, bar: Bar) -> dict[str, xr.Dataset] | None:
+        """None where no time was left."""
+        with bar.part(one.title):
+            seconds = left()
+            if budget_seconds and seconds is not None and seconds < LEAST_SHARE * budget_seconds:
+                return None
+            made = one.applied_to(source, batch=batch, loss_fn=loss_fn)
+            model = made if isinstance(made, nn.Module) else build_model(made, 0)
+            shown = portrait(model, batch, recipe=replace(recipe, clip_norm=one.clip_norm))
+            nodes = {f"repairs/{one.name}/rates": rates(made, one, left())}
+            return nodes | {f"repairs/{one.name}/{name}": n.to_dataset() for name, n in shown.children.items()}
+
+    jobs = [as_it_is, *(partial(repaired, one) for one in asked)]
+    at_once = usable_workers(workers, len(jobs))
+    ended: dict[int, Any] = {}
+    with side_by_side(jobs, at_once) as results, progress("check", total=2 + len(asked)) as bar:
+        for place, result in results(bar):
+            if place == 0 and isinstance(result, NormscopeError):
+                raise result
+            ended[place] = result
+    rows = [(AS_IT_IS, AS_IT_IS, MEASURED, "")]
+    nodes: dict[str, xr.Dataset] = ended[0]
+    for place, one in enumerate(asked, 1):
+        result = ended[place]
+        if isinstance(result, NormscopeError):
+            rows.append((one.name, one.title, REFUSED, str(result)))
+        elif result is None:
+            rows.append((one.name, one.title, LEFT_OUT, "no time was left for it"))
+        else:
+            rows.append((one.name, one.title, MEASURED, ""))
+            nodes |= result
     parameter = next(p for p in starts.model(0).parameters() if p.requires_grad)
     config = provenance(
         device=parameter.device,
@@ -128,6 +148,7 @@ def check(
         seeds=seeds,
         clip_norm=clip_norm,
         budget_seconds=budget_seconds,
+        workers=at_once,
         seconds=round(time.monotonic() - begun, 1),
         different_batches=starts.num_batches,
         parameters=sum(p.numel() for p in starts.model(0).parameters()),

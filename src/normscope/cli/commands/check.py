@@ -40,6 +40,14 @@ def command(
         Path | None, typer.Option(help="Where CIFAR-10 lies; else NORMSCOPE_DATA, else it is downloaded.")
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Seconds: does what fits and says what was left out.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Variants measured at once, each in a process of one thread; 1: one after the other. By default as "
+            "many as torch has threads.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report and results; check/NAME if not given.")] = None,
 ) -> None:
     """Measure the learning rates that a network takes, say what limits them, and measure again with each repair."""
@@ -73,6 +81,7 @@ def command(
             seeds=seeds,
             loss_fn=loss_of(loss),
             budget_seconds=budget,
+            workers=workers,
             model=target.rpartition(":")[2],
             data=data,
             notes=[RANDOM_WARNING] if data.startswith("random:") else [],
