@@ -34,17 +34,17 @@ class Verdict:
     high: float
     requirement: str
     """What the whole interval must satisfy, for example "at least 30"."""
-    paper: str
-    """The paper's own value as text; empty where it gives none."""
     seeds: int
     """Seeds that were measured."""
-    diverged: int
+    paper: str = ""
+    """The paper's own value as text; empty where it gives none."""
+    diverged: int = 0
     """Seeds whose value is NaN or not finite where that does not settle the claim: counted, never averaged away."""
-    beyond: int
+    beyond: int = 0
     """Seeds known only to lie beyond all that was measured (an infinite value)."""
-    bounded: int
+    bounded: int = 0
     """Seeds of which only a lower bound is known, which enters the mean in the value's place."""
-    unit: str
+    unit: str = ""
     note: str = ""
 
     @property
@@ -133,8 +133,8 @@ def judge(
         low,
         high,
         requirement,
-        str(paper),
         seeds=len(values),
+        paper=str(paper),
         diverged=missing,
         beyond=len(infinite),
         bounded=bounded,
@@ -164,8 +164,6 @@ def judge_band(
     else:
         verdict = REPRODUCED if inside == points else NOT_REPRODUCED if inside < points / 2 else NOT_ENOUGH
     missing = int((~np.isfinite(values).all(1)).sum())
-    unit = f" of {points} {of}"
-    requirement = f"all {points} {of} inside"
     return Verdict(
         statement,
         where,
@@ -173,13 +171,10 @@ def judge_band(
         inside,
         inside,
         inside,
-        requirement,
-        "",
+        requirement=f"all {points} {of} inside",
         seeds=seeds,
         diverged=missing,
-        beyond=0,
-        bounded=0,
-        unit=unit,
+        unit=f" of {points} {of}",
         note=note,
     )
 
@@ -225,12 +220,9 @@ def judge_share(
         low,
         high,
         requirement,
-        str(paper),
         seeds=len(parts),
+        paper=str(paper),
         diverged=missing,
-        beyond=0,
-        bounded=0,
-        unit="",
         note=note,
     )
 
