@@ -1,5 +1,6 @@
 """The report: one self-contained page, claims first, everything from users escaped."""
 
+import gc
 import hashlib
 import io
 import json
@@ -8,12 +9,15 @@ from html.parser import HTMLParser
 
 import matplotlib as mpl
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from normscope.errors import ResultError
 from normscope.exhibits.exhibit import Setting, exhibits
 from normscope.exhibits.reproduce import reproduce
 from normscope.report.manifest import write_manifest
 from normscope.report.page import Page, Paragraph, Section, as_svg, render
+from normscope.report.plain_powers import as_plain, plain_powers
 from normscope.report.reproduction import report_reproduction
 from normscope.verdict import judge
 
@@ -74,8 +78,10 @@ def test_pictures_are_what_savefig_writes(layout):
         return figure
 
     buffer = io.StringIO()
+    expected = drawn()
+    plain_powers(expected)
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "p"}):
-        drawn().savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        expected.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     expected, ours = buffer.getvalue(), as_svg(drawn(), "p")
     shapes = re.compile(r' (?:d|transform|x|y|points|xlink:href)="([^"]+)"')
 
@@ -175,3 +181,49 @@ def test_the_manifest_has_every_result_with_its_checksum(tmp_path):
         name: {"bytes": 3, "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
     }
     assert {"written", "normscope", "torch", "python", "machine", "threads", "processor"} <= set(manifest)
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_garbage_is_collected_again_after_a_report(tmp_path, collecting):
+    was = gc.isenabled()
+    try:
+        (gc.enable if collecting else gc.disable)()
+        with pytest.raises(ResultError, match="no results"):
+            report_reproduction(tmp_path)
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if was else gc.disable)()
+
+
+@pytest.mark.parametrize("limits", [(1e-3, 1e4), (0.02, 0.7), (2, 300), (1e-9, 1e12)])
+def test_plain_powers_label_the_same_ticks_with_the_same_numbers(limits):
+    def labels(of: Axes) -> list[str]:
+        of.figure.draw_without_rendering()
+        return [label.get_text() for label in [*of.get_xticklabels(), *of.get_xticklabels(minor=True)]]
+
+    def number(label: str) -> float | None:
+        """What either way of writing says."""
+        raised = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
+        plain = re.sub(r"([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)", lambda power: f"^{{{power[1].translate(raised)}}}", label)
+        plain = plain.replace(r"$\mathdefault{", "").replace("}$", "").replace(r"\times", "×")
+        found = re.fullmatch(r"(?:([\d.]+)×)?10\^\{(-?\d+)\}", plain)
+        return float(found[1] or 1) * 10.0 ** int(found[2]) if found else float(plain) if plain else None
+
+    ax = Figure().subplots()
+    ax.set(xscale="log", xlim=limits)
+    mathematics = labels(ax)
+    plain_powers(ax.figure)  # pyright: ignore[reportArgumentType]
+    assert any("$" in label for label in mathematics)
+    assert not any("$" in label for label in labels(ax))
+    assert list(map(number, labels(ax))) == list(map(number, mathematics))
+
+
+def test_plain_powers_leave_other_labels_alone():
+    ax = Figure().subplots()
+    ax.set(xlim=(-1, 1), yscale="symlog", ylim=(-1e4, 1e4))
+    before = ax.xaxis.get_major_formatter()
+    plain_powers(ax.figure)  # pyright: ignore[reportArgumentType]
+    ax.figure.draw_without_rendering()  # pyright: ignore
+    assert ax.xaxis.get_major_formatter() is before
+    assert {"−10⁴", "0", "10⁴"} <= {label.get_text() for label in ax.get_yticklabels()}
+    assert as_plain("learning rate 0.1") == "learning rate 0.1"

@@ -117,6 +117,11 @@ def draw(dataset: xr.Dataset) -> Figure:
         for ax, moment in zip(axes[:2, column], ("mean", "variance"), strict=True):
             plot_moments_along_step(network, moment=moment, layer=str(name), ax=ax)
             ax.set_title(f"{'means' if moment == 'mean' else 'variances'}, layer {depth}")
+        axes[0, column].set_xlabel("")  # both rows have the channels to the right, all columns the step upwards
+        axes[0, column].tick_params(labelbottom=False)
+        for ax in axes[:2, column] if column else ():
+            ax.set_ylabel("")
+            ax.tick_params(labelleft=False)
         ax = axes[2, column]
         for norm in ("none", "batch"):
             for row in largest.sel(norm=norm, layer=name).transpose("seed", "fraction").values:
@@ -124,7 +129,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         if depths.tolist() == published["layers"]:
             paper = published["max_variance"][column]
             ax.plot(100, paper, "o", mfc="none", mec=COLORS["none"], ms=8, label="published, CIFAR-10", clip_on=False)
-        ax.set(yscale="log", xlabel="fraction of the step [%]", ylabel="largest channel variance")
+        ax.set(yscale="log", xlabel="fraction of the step [%]", ylabel="" if column else "largest channel variance")
         ax.set_title(f"all seeds, layer {depth}")
     lines = {line.get_label(): line for line in axes[2, 0].lines}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines))

@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from normscope.report.plain_powers import plain_powers
 from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
 from normscope.version import __version__
 
@@ -90,6 +91,7 @@ def as_svg(figure: Figure, name: str) -> str:
     """A matplotlib figure as inline SVG that scales with the page; `name` keeps its ids apart from other pictures', and
     the style sheet knows its own width as `--width`."""
     buffer = io.StringIO()
+    plain_powers(figure)
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": name}):
         _write_svg(figure, buffer)
     svg = buffer.getvalue()
