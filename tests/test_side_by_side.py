@@ -89,6 +89,11 @@ class Unpicklable(Exception):
         self.function = lambda: None
 
 
+class OfTwoArguments(Exception):
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+
+
 def test_an_error_on_purpose_is_a_result_and_any_other_is_raised() -> None:
     def refuse(bar: Bar) -> None:
         raise InvalidModel("no norm there")
@@ -101,8 +106,12 @@ def test_an_error_on_purpose_is_a_result_and_any_other_is_raised() -> None:
     def fail(error: BaseException, bar: Bar) -> None:
         raise error
 
-    for error, kind in ((ZeroDivisionError("x"), ZeroDivisionError), (Unpicklable(), RuntimeError)):
-        with pytest.raises(kind, match=r"x|cannot travel"):
+    for error, kind, message in (
+        (ZeroDivisionError("by nought"), ZeroDivisionError, "^by nought"),
+        (Unpicklable(), RuntimeError, "Unpicklable: cannot travel"),
+        (OfTwoArguments("it", "breaks on the way back"), RuntimeError, "OfTwoArguments: it: breaks"),
+    ):
+        with pytest.raises(kind, match=message):
             ended([partial(fail, error)] * 2)
     with pytest.raises(KeyboardInterrupt):
         ended([partial(fail, KeyboardInterrupt())] * 2)

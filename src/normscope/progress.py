@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 PATIENCE_SECONDS = 2.0
 """Nothing is shown before this long: what is quick needs no bar."""
@@ -72,16 +73,21 @@ class Relayed(Bar):
         self._send(doing, by)
 
 
+def _whole(width: int) -> Column:
+    """A column that a long text beside it does not squeeze."""
+    return Column(min_width=width, no_wrap=True)
+
+
 class _TerminalBar(Bar):
     def __init__(self, name: str, total: float, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[doing]}"),
+            TextColumn("[bold]{task.description}", table_column=_whole(len(name))),
+            BarColumn(bar_width=20, table_column=_whole(20)),
+            TaskProgressColumn(table_column=_whole(4)),
+            TimeElapsedColumn(table_column=_whole(7)),
+            TextColumn("left", table_column=_whole(4)),
+            TimeRemainingColumn(table_column=_whole(7)),
+            TextColumn("{task.fields[doing]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=console,
             transient=True,
         )

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -144,8 +145,7 @@ def _serve(job: Job, pipe: Connection, others: Sequence[Connection]) -> None:
 def _send_error(pipe: Connection, error: BaseException) -> None:
     error.add_note("".join(traceback.format_exception(error)))  # a traceback itself is not pickled
     try:
-        pipe.send((_RAISED, error))
-    except BrokenPipeError:
-        raise
-    except Exception:  # of a type that cannot be pickled
-        pipe.send((_RAISED, RuntimeError(raised(error))))
+        ForkingPickler.loads(ForkingPickler.dumps(error))  # pyright: ignore[reportAttributeAccessIssue]
+    except Exception:  # of a type that does not travel
+        error = RuntimeError(raised(error))
+    pipe.send((_RAISED, error))
