@@ -15,7 +15,7 @@ import xarray as xr
 
 import normscope as ns
 from normscope.errors import OutputError, RunFailed
-from normscope.sweep.engine import Advanced
+from normscope.sweep.engine import Advanced, Finished
 from normscope.sweep.local import MAX_DEATHS, local_engine
 from normscope.sweep.store import Store
 from normscope.train.config import RunConfig, key
@@ -154,10 +154,18 @@ def children(of: int) -> list[int]:
 def test_a_killed_worker_is_replaced_and_its_run_goes_on(tmp_path, whole):
     engine = local_engine(Store(tmp_path), workers=1, checkpoint_seconds=0.0)
     others, killed, epochs = set(children(os.getpid())), 0, []
+    taken, taken_at_end = [], []
+
+    def noted(configs):
+        for config in configs:
+            taken.append(config)
+            yield config
 
     def killing(configs):
         nonlocal killed
-        for event in engine(configs):
+        for event in engine(noted(configs)):
+            if isinstance(event, Finished):
+                taken_at_end.append(len(taken))
             yield event
             if isinstance(event, Advanced):
                 epochs.append(event.epochs)
@@ -169,6 +177,7 @@ def test_a_killed_worker_is_replaced_and_its_run_goes_on(tmp_path, whole):
     ns.sweep(CONFIGS[:2], tmp_path, engine=killing)
     assert killed == 1
     assert epochs.count(0) == 2, "the run of the killed worker did not begin anew"
+    assert taken_at_end == [2, 2], "the worker trains the second run while the first is being kept"
     assert set(children(os.getpid())) == others
     for config in CONFIGS[:2]:
         xr.testing.assert_identical(

@@ -8,7 +8,6 @@ from typing import Any
 
 import matplotlib as mpl
 import xarray as xr
-from matplotlib.figure import Figure
 
 from normscope.errors import ResultError
 from normscope.exhibits.exhibit import Exhibit, exhibits, on_paper_setting
@@ -27,7 +26,7 @@ def report_reproduction(folder: str | Path) -> tuple[Path, list[Verdict]]:
         OutputError: where the page cannot be written.
     """
     folder = Path(folder)
-    with _garbage_kept():
+    with garbage_kept():
         found = [
             (exhibit, load(path)) for exhibit in exhibits().values() if (path := result_path(folder, exhibit)).is_file()
         ]
@@ -80,20 +79,22 @@ def _section(exhibit: Exhibit, dataset: xr.Dataset) -> Section:
             Paragraph("What the paper saw", exhibit.paper_saw),
             *([Paragraph("What we saw", we_saw)] if we_saw else []),
         ],
-        pictures=[as_svg(_drawn(exhibit, dataset), exhibit.name)],
+        pictures=[picture(exhibit, dataset)],
         claims=exhibit.verdicts(dataset),
         setup=[(name.replace("_", " "), _plain(attribute(dataset, name))) for name in dataset.attrs],
     )
 
 
-def _drawn(exhibit: Exhibit, dataset: xr.Dataset) -> Figure:
-    # Titles straight above their axes: to look for something in their way, matplotlib lays out every axis once more.
+def picture(exhibit: Exhibit, dataset: xr.Dataset) -> str:
+    """An exhibit's figure as SVG, its titles straight above their axes: to look for something in their way, matplotlib
+    lays out every axis once more."""
     with mpl.rc_context({"axes.titley": 1.0}):
-        return exhibit.draw(dataset)
+        figure = exhibit.draw(dataset)
+    return as_svg(figure, exhibit.name)
 
 
 @contextmanager
-def _garbage_kept() -> Iterator[None]:
+def garbage_kept() -> Iterator[None]:
     """Inside, memory in reference cycles is not looked for: pictures are a million small objects, and to go through
     them and all of torch's again and again takes a tenth of the report's time."""
     was = gc.isenabled()
