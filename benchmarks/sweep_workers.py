@@ -1,7 +1,7 @@
 """How many workers, of how many threads each, make a sweep on this machine fastest?
 
 Contestants, interleaved: one worker of one thread (the floor), two of one thread, one of two threads, and the default.
-Each carries out the same eight runs of a ResNet-20 on digits (1,000 images, 15 epochs, about 5 s each) in fp32 into an
+Each carries out the same eight runs of a ResNet-20 on digits (1,000 images, 15 epochs, about 4 s each) in fp32 into an
 empty folder, the start of its processes included. "per hour" is runs per hour beside the floor's of the same round,
 with quartiles. Quality: in how many weights files the bits differ from those of the first sweep with as many threads
 ("differ", must be 0).
