@@ -22,6 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import about, headline, write_json
+from normscope.allocator import keep_large_blocks
 
 Work = Callable[[], object]
 
@@ -154,6 +155,7 @@ def _stderr_closed() -> Iterator[None]:
 def report(question: str | None, measured: Iterable[Row]) -> None:
     """Print the question's first line, the machine, and the rows as they come; store them as JSON where a path is
     given, row by row, so that what was measured outlives a failure."""
+    keep_large_blocks()  # as the command line does: page faults cost whoever comes first, the floor too
     path = sys.argv[1] if len(sys.argv) > 1 else None
     print((question or "").split("\n")[0])
     print(headline())
