@@ -21,6 +21,10 @@ from normscope.per_example.patches import Convolution, Patches, PatchSize
 CHUNK_BYTES = {"cpu": 13 * 2**16, "cuda": 2**28}
 """Work space for the examples taken at once: what fits into a core's cache; what keeps a GPU busy."""
 
+SHARED_CHUNKS = 1.5
+"""Of these, how many for each thread where there are more: what outgrows the cache costs less than threads that wait
+for each other after every small product."""
+
 GRAM_ADVANTAGE = 4
 """The Gram matrices of a linear layer must be this many times cheaper than the gradients themselves to be used."""
 
@@ -37,6 +41,14 @@ class Summand:
     """The terms' squared norms, (examples,) in float64, and their sum, where these can be had without the terms."""
 
 
+def chunk_bytes(device: torch.device) -> int:
+    """Work space for the examples taken at once."""
+    threads = torch.get_num_threads()
+    if device.type == "cuda":
+        return CHUNK_BYTES["cuda"]
+    return CHUNK_BYTES["cpu"] if threads == 1 else int(SHARED_CHUNKS * threads * CHUNK_BYTES["cpu"])
+
+
 def squared_norms_and_sum(
     summands: Sequence[Summand], num_examples: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -44,7 +56,7 @@ def squared_norms_and_sum(
     these summands; an example's terms are added up before the norm is taken."""
     if len(summands) == 1 and summands[0].closed_form is not None:
         return summands[0].closed_form()
-    step = max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]) // max(1, sum(s.row_bytes for s in summands)))
+    step = max(1, chunk_bytes(device) // max(1, sum(s.row_bytes for s in summands)))
     squares, total = [], None
     for low in range(0, num_examples, step):
         high = min(low + step, num_examples)
@@ -60,7 +72,11 @@ def squared_norms_and_sum(
 
 def of_rows(rows: Tensor) -> Summand:
     """Terms that are small enough to be had all at once: (examples, *parameter's shape)."""
-    return Summand(lambda low, high: rows[low:high], rows[0].numel() * rows.element_size())
+
+    def closed_form() -> tuple[Tensor, Tensor]:
+        return norms_of(rows.reshape(len(rows), -1)).square(), rows.sum(0)
+
+    return Summand(lambda low, high: rows[low:high], rows[0].numel() * rows.element_size(), closed_form)
 
 
 def of_linear(x: Tensor, delta: Tensor) -> Summand:
@@ -143,7 +159,7 @@ def work_space(size: PatchSize, images: int, each: int, examples: Examples) -> P
     """Room for as many patches and terms as fit, which layers of the same shape share."""
     key = (size, images)
     if key not in examples.work_space:
-        space = CHUNK_BYTES.get(size.device.type, CHUNK_BYTES["cpu"])
+        space = chunk_bytes(size.device)
         kept = max(1, space // size.bytes_of_terms)
         step = evenly(images, min(kept, space // size.bytes_of_patches))
         kept = max(step, kept // step * step) if each == 1 else each * max(1, kept // each)

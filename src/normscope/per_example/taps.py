@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from normscope.per_example.layout import Examples, Layout
-from normscope.per_example.operations import COMPOSITES, OPERATIONS
+from normscope.per_example.operations import COMPOSITES, OPERATIONS, Heard
 from normscope.per_example.rules import Rule
 from normscope.per_example.summands import Summand, squared_norms_and_sum
 
@@ -56,18 +56,27 @@ class Taps(TorchFunctionMode):
         if func in COMPOSITES:
             with self:
                 return _opened(func)(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # what is asked of tensors here is no other mode's business
+            met = self._met(func, args, kwargs)
+        if met is None:
+            return func(*args, **kwargs)
+        heard, indices, layout = met
+        call = heard.call or partial(func, *args, **kwargs)
+        return _Tapped.apply(self, indices, call, heard.rule, layout, heard.x, *heard.operands)
+
+    def _met(self, func: Any, args: Any, kwargs: Any) -> tuple[Heard, tuple[int | None, ...], Layout] | None:
+        """A call that is listened to, which parameters its operands are, and where the examples are in its input."""
         heard = OPERATIONS[func](func, args, kwargs) if func in OPERATIONS else None
         indices = () if heard is None else tuple(self._index_of(operand) for operand in heard.operands)
         if heard is None or not _nothing_is_lost(heard.operands, indices):
-            return func(*args, **kwargs)
+            return None
         layout = self._layout((func, *indices), heard.x)
         if layout is None:
-            return func(*args, **kwargs)
+            return None
         for index in indices:
             if index is not None:
                 self._uses[index] += 1
-        call = heard.call or partial(func, *args, **kwargs)
-        return _Tapped.apply(self, indices, call, heard.rule, layout, heard.x, *heard.operands)
+        return heard, indices, layout
 
     def add(self, index: int, summand: Summand) -> None:
         """Note what one operation adds to a parameter's gradient; with its last operation the norms are taken."""
