@@ -1,11 +1,13 @@
 """What do exact squared gradient norms of 128 examples cost beside one forward and backward pass, and are they right?
 
 The floor is one forward and backward pass with every parameter's gradient, on ResNet-20 and ResNet-56 without
-normalization. "gradient_noise" is the whole probe, its test of decoupling included. Beside it stand the squared norms
-by torch.func (vmap of grad, 32 examples at a time), by BackPACK (BatchL2Grad), by Opacus (per-example gradients kept
-for all layers), where these are installed, and example by example. Opacus and BackPACK are given torch's default memory
-layout: in channels_last Opacus 1.6 gives wrong gradients for convolutions. Quality: the largest relative distance of an
-example's squared norm from that of the same network in float64, of 16 examples.
+normalization. "gradient_noise" is the whole probe, its test of decoupling included. "only its products" is what an
+exact method by products of matrices cannot do without: the gradients of all activations, and beside them, on operands
+that stay in the cache, the products that would give every example's kernel gradients. Beside these stand the squared
+norms by torch.func (vmap of grad, 32 examples at a time), by BackPACK (BatchL2Grad), by Opacus (per-example gradients
+kept for all layers), where these are installed, and example by example. Opacus and BackPACK are given torch's default
+memory layout: in channels_last Opacus 1.6 gives wrong gradients for convolutions. Quality: the largest relative
+distance of an example's squared norm from that of the same network in float64, of 16 examples.
 
     python -m benchmarks.gradient_noise [rows.json]
 """
@@ -27,6 +29,8 @@ from normscope.probes.gradient_noise import gradient_noise
 ROUNDS = 5
 BATCH = 128
 CHECKED = 16
+FEW = 8
+"""Images whose patches fit into the cache."""
 NETWORKS = ("resnet20", "resnet56")
 
 SquaredNorms = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -40,6 +44,43 @@ def ours(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     dataset = gradient_noise(model, (images, labels))
     assert dataset.attrs["in_one_pass"] == "true"
     return torch.from_numpy(dataset["squared_norm"].values)
+
+
+@cache
+def for_products(model: nn.Module) -> tuple[nn.Module, list[nn.Parameter], list[tuple[Tensor, ...]]]:
+    """The network with one small parameter only, so that its backward pass gives the gradients of all activations; and
+    for each convolution δ, patches and product of a few images, which layers of the same shape share."""
+    net = copy.deepcopy(model).requires_grad_(False)
+    convs = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    shapes: list[tuple[int, int, int, int]] = []
+
+    def note(conv: nn.Module, _: object, output: Tensor) -> None:
+        assert isinstance(conv, nn.Conv2d)
+        rows, columns = conv.kernel_size
+        shapes.append((conv.out_channels, output[0, 0].numel(), columns * conv.in_channels, rows))
+
+    hooks = [conv.register_forward_hook(note) for conv in convs]
+    net(torch.zeros(1, 3, 32, 32))
+    for hook in hooks:
+        hook.remove()
+    first = convs[0].bias
+    assert isinstance(first, nn.Parameter)
+    first.requires_grad_()
+
+    @cache
+    def operands(out: int, positions: int, width: int) -> tuple[Tensor, ...]:
+        delta = torch.randn(FEW, positions, out).transpose(1, 2)
+        return delta, torch.randn(FEW, positions, width), torch.empty(FEW, out, width)
+
+    return net, [first], [operands(*shape) for *shape, rows in shapes for _ in range(rows)]
+
+
+def only_products(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    net, first, products = for_products(model)
+    torch.autograd.grad(F.cross_entropy(net(images), labels), first)
+    for delta, patches, product in products:
+        for _ in range(len(images) // FEW):
+            torch.bmm(delta, patches, out=product)
 
 
 def one_by_one(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -136,6 +177,7 @@ def measure() -> Iterator[Row]:
             for name, work in can.items()
         }
         contestants = {f"{network}: forward and backward": lambda m=model: floor(m, images, labels)}
+        contestants["    only its products"] = lambda m=model: only_products(m, images, labels)
         contestants |= {f"    {name}": lambda w=work, m=model: w(m, images, labels) for name, work in can.items()}
         yield from rows(contestants, rounds=ROUNDS, memory=True, quality=off)
 
