@@ -33,7 +33,6 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import Row, report, rows
-from normscope.allocator import keep_large_blocks
 from normscope.data import ImageData
 from normscope.data.augmentation import Augmentation
 from normscope.data.digits import load_digits
@@ -255,5 +254,4 @@ def measure(device: str) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    keep_large_blocks()  # as the command line does
     report(__doc__, measure(sys.argv[2] if len(sys.argv) > 2 else "cpu"))
