@@ -178,10 +178,11 @@ def test_a_node_worker_says_epochs_and_files_and_goes_on_from_its_checkpoint(tmp
     worker = NodeWorker(gpu=False)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "", "auto is the processor then"
     assert worker.free(None) == (__version__, PROTOCOL)
-    *epochs, files = worker.run(QUICK.to_mapping(), threads=1)
+    every_step = {"threads": 1, "checkpoint_seconds": 0.0}
+    *epochs, files = worker.run(QUICK.to_mapping(), **every_step)
     assert epochs == [0, 1, 2] and isinstance(files, RunFiles)
     assert (scratch() / key(QUICK)).is_file(), "kept until the driver has the files"
-    assert [each for each in worker.run(QUICK.to_mapping(), threads=1) if isinstance(each, int)] == [2]
+    assert [each for each in worker.run(QUICK.to_mapping(), **every_step) if isinstance(each, int)] == [2]
     worker.free(key(QUICK))
     assert not list(scratch().iterdir())
     *_, error = worker.run({**QUICK.to_mapping(), "data": "cifar10"}, threads=1, data_dir=str(tmp_path / "nowhere"))
