@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,15 @@ def with_final_norm(seed: int) -> nn.Module:
 
 def with_orthogonal(seed: int) -> nn.Module:
     return init_(build(seed), "orthogonal", seed=seed)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_throughout() -> Iterator[None]:
+    """What is measured by hand has as many threads as what `check` measures, whose processes have one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
