@@ -1,7 +1,8 @@
 """What several test files need: the command line in this process, and one thread."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -26,10 +27,26 @@ def run_normscope(capsys, monkeypatch) -> Callable[..., tuple[int, str, str]]:
     return run
 
 
-@pytest.fixture
-def one_thread():
-    """Torch computes with one thread, so that bits do not depend on the machine's processors."""
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Torch computes with so many threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes with one thread, so that bits do not depend on the machine's processors."""
+    with threads(1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_thread_throughout() -> Iterator[None]:
+    """`one_thread` for what a module's tests share, too."""
+    with threads(1):
+        yield

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import peak_bytes
@@ -83,14 +84,10 @@ def test_driven_to_1e25_what_is_not_finite_is_the_networks_own(entry):
 @pytest.mark.parametrize("shape", [(20001, 5), (2401, 7), (105, 3, 15, 15)])
 def test_sums_are_short_whatever_the_shape(shape) -> None:
     """An odd number of rows folds into no wider columns: on one thread, a sum down all of them would lose digits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         values = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 3
         values = values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
         short = short_sums(values, 1)
-    finally:
-        torch.set_num_threads(threads)
     assert short is not None
     mean, variance = short.pooled()
     over = [dim for dim in range(len(shape)) if dim != 1]

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,9 @@ from normscope.errors import DataError, InvalidBatch, InvalidConfig, InvalidMode
 from normscope.inits import init_
 
 STEPS, SEEDS = 16, 2
+
+# What is measured by hand has as many threads as what `check` measures, whose processes have one.
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
 
 
 def batches() -> list[Any]:
@@ -46,15 +48,6 @@ def with_final_norm(seed: int) -> nn.Module:
 
 def with_orthogonal(seed: int) -> nn.Module:
     return init_(build(seed), "orthogonal", seed=seed)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_throughout() -> Iterator[None]:
-    """What is measured by hand has as many threads as what `check` measures, whose processes have one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

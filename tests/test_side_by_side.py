@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import xarray as xr
+from conftest import threads
 
 import normscope as ns
 from normscope.check.side_by_side import MOST_WORKERS, side_by_side, usable_workers
@@ -173,15 +174,11 @@ def test_nobody_outlives_a_killed_parent() -> None:
 
 def test_how_many_at_once(monkeypatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
+    with threads(2):
         assert [usable_workers(None, jobs) for jobs in (1, 2, 5)] == [1, 2, 2]
         assert usable_workers(3, 5) == 3 and usable_workers(1, 5) == 1
-        torch.set_num_threads(MOST_WORKERS + 1)
+    with threads(MOST_WORKERS + 1):
         assert usable_workers(None, 5) == 1
-    finally:
-        torch.set_num_threads(threads)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert usable_workers(None, 5) == 1
     with pytest.raises(InvalidConfig, match="without a GPU only"):

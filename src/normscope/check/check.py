@@ -83,6 +83,9 @@ def check(
     refuse_one_batch(starts)
     batch = starts.first_batches(0, 1)[0]
 
+    half = None if budget_seconds is None else BUDGET_SHARE * budget_seconds
+    least = 0.0 if budget_seconds is None else LEAST_SHARE * budget_seconds
+
     def left() -> float | None:
         return None if budget_seconds is None else budget_seconds - (time.monotonic() - begun)
 
@@ -102,7 +105,7 @@ def check(
     def as_it_is(bar: Bar) -> dict[str, xr.Dataset]:
         nodes = {}
         with bar.part(AS_IT_IS):
-            nodes["as_it_is/rates"] = rates(source, None, budget_seconds and BUDGET_SHARE * budget_seconds)
+            nodes["as_it_is/rates"] = rates(source, None, half)
         with bar.part("what limits it"):
             found = diagnosis(starts, recipe, lr=best_lr(nodes["as_it_is/rates"]))
         nodes |= {f"as_it_is/{name}": found[name].to_dataset() for name in ("evidence", "output_gradients")}
@@ -112,7 +115,7 @@ def check(
         """None where no time was left."""
         with bar.part(one.title):
             seconds = left()
-            if budget_seconds and seconds is not None and seconds < LEAST_SHARE * budget_seconds:
+            if seconds is not None and seconds < least:
                 return None
             made = one.applied_to(source, batch=batch, loss_fn=loss_fn)
             model = made if isinstance(made, nn.Module) else build_model(made, 0)

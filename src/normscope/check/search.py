@@ -142,8 +142,8 @@ def usable_monotone(search: Search) -> bool:
 def find_both(search: Search, *, stable: int, usable: int) -> tuple[Boundary, Boundary]:
     """The stable and the usable boundary, searched from these cells; then the lowest loss is confirmed.
 
-    The usable boundary is searched from no higher than the stable one, which is searched again where a
-    try meanwhile diverged below it.
+    The usable boundary is searched from no higher than the stable one, which is searched again where a try meanwhile
+    diverged below it.
     """
     below = find_stable(search, stable).edge.low
     learning = find_usable(search, usable if below is None else min(usable, below))
