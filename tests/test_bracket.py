@@ -127,6 +127,33 @@ def test_both_boundaries_where_seeds_differ(world: tuple[int, int, int], shifts:
     assert set() < search.best() <= set(search.learning())
 
 
+@given(st.integers(-30, 9), st.integers(-16, 16))
+def test_early_divergences_bring_the_search_down_from_above(stable: int, off: int) -> None:
+    """Tries that diverge take 5 steps of 100: besides three that confirm the lower end and one below it, few pass."""
+    search = Search(made_up(dict.fromkeys(range(3), (LOWEST, LOWEST, stable))), [0, 1, 2], LOWEST, HIGHEST, 100)
+    assert find_stable(search, min(max(stable + off, LOWEST), HIGHEST)) == (Found.BRACKETED, Edge(stable - 1, stable))
+    passed = [cell for (cell, _), t in search.tries.items() if t.outcome is not Outcome.DIVERGED]
+    assert len(passed) <= 4 + 3
+    assert search.train_steps <= 900
+
+
+def test_late_divergences_are_not_crept_up_to() -> None:
+    late = np.append(np.ones(70), 1e4)
+    search = Search(
+        lambda cell, seed: (
+            Try(lr_of(cell), seed, Outcome.DIVERGED, late)
+            if cell >= -20
+            else Try(lr_of(cell), seed, Outcome.STALLED, np.ones(100))
+        ),
+        [0],
+        LOWEST,
+        HIGHEST,
+        100,
+    )
+    assert find_stable(search, 10) == (Found.BRACKETED, Edge(-21, -20))
+    assert sum(t.outcome is Outcome.DIVERGED for t in search.tries.values()) <= 8
+
+
 @settings(deadline=None, max_examples=40)
 @given(WORLDS, st.integers(0, 2000))
 def test_never_more_steps_than_allowed(world: tuple[int, int, int], most_steps: int) -> None:

@@ -50,6 +50,7 @@ def next_try(
     highest: int,
     anchor: int | None = None,
     first_stride: int = FIRST_STRIDE,
+    descent: int | None = None,
 ) -> tuple[int, int] | None:
     """The (cell, seed) to try next, or None where the bracket is found or the range is used up.
 
@@ -58,6 +59,10 @@ def next_try(
     nothing fails the seeds take turns; then the one that failed lowest is tried first, the likeliest to fail
     again, and one failure settles a cell. Without an anchor it is at last tried `CHECKED_BELOW` cells further down:
     outcomes need not be monotone, and it is the first failure going up that is wanted.
+
+    Args:
+        descent: where failures cost far less than passes, how many cells below the lowest failure to go at most, so
+            that the boundary is come upon from above. None: jump, and halve the gap.
     """
     low, high = edge(known, anchor)
     first = weakest_first(known, seeds, high)
@@ -66,12 +71,14 @@ def next_try(
     if low is None:
         if high is None or high <= lowest:
             return None
-        return max(lowest, high - stride(start - high, first_stride)), first[0]
+        return max(lowest, high - (descent or stride(start - high, first_stride))), first[0]
     if high is None:
         if low < highest:
             fewest = min(seeds, key=lambda seed: sum(s == seed and cell >= low for cell, s in known))
             return min(highest, low + stride(low - start, first_stride)), fewest
     elif high - low > 1:
+        if descent is not None:
+            return max((low + high) // 2, high - descent), first[0]
         return min((low + high) // 2, low + stride(low - start, first_stride)), first[0]
     untried = [seed for seed in first if (low, seed) not in known]
     if untried:

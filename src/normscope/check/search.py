@@ -23,6 +23,12 @@ CELLS_A_DECADE = 10
 MOST_HUNTS = 8
 """How many rates are tried, at most, until one learns."""
 
+STABLE_STRIDE = 8
+"""The first jump up while nothing diverges, in cells: tries beyond the boundary stop early and cost little."""
+
+CHEAP_SHARE, CHEAP_DESCENT = 0.2, 3
+"""Below a divergence within this share of the steps the stable boundary is come upon from above, by so many cells."""
+
 USABLE_STRIDE = 4
 """The first jump towards the usable boundary, in cells: where to start is known less well than for the stable one."""
 
@@ -104,6 +110,11 @@ class Search:
         below = [c for c in learning if c < min(failing, default=math.inf)]
         return indistinguishable({c: {s: t.horizon for (k, s), t in self.tries.items() if k == c} for c in below})
 
+    def diverges_early(self) -> bool:
+        """Whether the last try that diverged cost little beside one that does not."""
+        diverged = [len(t.losses) for t in self.tries.values() if not stays_finite(t)]
+        return bool(diverged) and diverged[-1] <= CHEAP_SHARE * self.steps
+
     def go(self, cell: int, seed: int) -> bool:
         """Make this try; False where time or steps are used up."""
         if self.train_steps + self.steps > self.most_steps or time.monotonic() >= self.deadline:
@@ -156,7 +167,15 @@ def find_stable(search: Search, start: int) -> Boundary:
     start = min(max(start, search.lowest), search.highest)
     while True:
         known = search.passed(stays_finite)
-        step = next_try(known, seeds=search.seeds, start=start, lowest=search.lowest, highest=search.highest)
+        step = next_try(
+            known,
+            seeds=search.seeds,
+            start=start,
+            lowest=search.lowest,
+            highest=search.highest,
+            first_stride=STABLE_STRIDE,
+            descent=CHEAP_DESCENT if search.diverges_early() else None,
+        )
         if step is None or not search.go(*step):
             break
     found = edge(known)

@@ -33,7 +33,7 @@ LOWEST_LR, HIGHEST_LR = 1e-7, 1e3
 CURVE_POINTS_A_DECADE = 3
 """Of the one relative-loss curve that the search starts from."""
 
-MOST_TRIES_A_SEED = 5
+MOST_TRIES_A_SEED = 4.6
 """Full-length tries a seed that the search may cost by default; fewer than three seeds have the budget of three, since
 most of it goes into finding the place, on one seed."""
 
@@ -75,7 +75,7 @@ def stable_lr(
         fine_tuning: whether to learn means only not to end above the start. By default yes for a model (not a build)
             whose loss already starts 3 % or more below that of the best constant output.
         lr_range: rates are searched between these two.
-        max_train_steps: of all tries together, at most; 5 · steps · seeds by default (of three seeds at least).
+        max_train_steps: of all tries together, at most; 4.6 · steps · seeds by default (of three seeds at least).
             Where that is not enough, the boundary is "unfinished".
         budget_seconds: no try is begun after this long.
 
@@ -106,7 +106,7 @@ def stable_lr(
     begun = time.monotonic()
     recipe = Recipe(optimizer_factory(optimizer), steps, loss_fn, warmup, clip_norm)
     starts = Starts(model_or_build, batches, steps, loss_fn=loss_fn, fine_tuning=fine_tuning)
-    most_steps = MOST_TRIES_A_SEED * steps * max(seeds, 3) if max_train_steps is None else max_train_steps
+    most_steps = round(MOST_TRIES_A_SEED * steps * max(seeds, 3)) if max_train_steps is None else max_train_steps
     curve = first_step(starts.model(0), starts.first_batches(0, 1)[0], recipe, _curve_lrs(lowest, highest), seed=0)
     with progress("stable_lr", total=most_steps) as bar:
 
