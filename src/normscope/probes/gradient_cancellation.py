@@ -249,21 +249,39 @@ class Terms:
 
 
 def freeze_statistics(model: nn.Module) -> None:
-    """Hook every batch norm, in training mode, to normalize by the batch's mean and variance as constants."""
+    """Hook every batch norm, in training mode, to pass gradients on as if the batch's mean and variance were constants.
+
+    Its own parameters get no gradient.
+    """
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         assert isinstance(module, nn.modules.batchnorm._BatchNorm)
         inputs = args[0] if args else kwargs["input"]
         dim = channel_dim(module, output)
-        rows = inputs if dim == 1 else inputs.movedim(dim, -1).reshape(-1, inputs.shape[dim])
-        dtype = torch.promote_types(inputs.dtype, torch.float32)
-        mean, variance = (moment.to(dtype) for moment in moments(inputs, dim))
-        weight, bias = (None if p is None else p.to(dtype) for p in (module.weight, module.bias))
-        frozen = F.batch_norm(rows.to(dtype), mean, variance, weight, bias, training=False, eps=module.eps)
-        return frozen.reshape(inputs.shape).to(output.dtype)
+        _, variance = moments(inputs, dim)
+        slope = (variance + module.eps).rsqrt()
+        if module.weight is not None:
+            slope = slope * module.weight.detach()
+        along_channels = slope.to(output.dtype).view(-1, *[1] * (output.ndim - 1 - dim))
+        return _WithSlope.apply(inputs, [output.detach()], along_channels)  # pyright: ignore[reportReturnType]
 
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         raise InvalidModel(f"{type(model).__name__} has no batch norm: there are no statistics to freeze")
     for norm in norms:
         norm.register_forward_hook(hook, prepend=True, with_kwargs=True)
+
+
+class _WithSlope(torch.autograd.Function):
+    """A given output, whose derivative by the input is given too."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, output: list[Tensor], slope: Tensor) -> Tensor:
+        ctx.dtype = inputs.dtype
+        ctx.save_for_backward(slope)
+        return output.pop()  # in a list: autograd would take a tensor for another input
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return (gradient * slope).to(ctx.dtype), None, None
