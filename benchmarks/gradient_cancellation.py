@@ -8,21 +8,6 @@ float64 ("float64 off"). The latter is what float32 costs the network itself: wi
 thousandths.
 
     python -m benchmarks.gradient_cancellation [rows.json]
-
-Typical output on one thread of an Intel Xeon shared with other work: processor time as a share of the floor's, with
-its quartiles, peak memory in MB, quality.
-
-    resnet20, none, 32 pixels: floor      1.00 (1.00, 1.00)    100.8
-        gradient_cancellation             1.44 (1.43, 1.44)    102.6  float64 off 3.7e-06, b off 1.0e-07
-    resnet20, batch, 32 pixels: floor     1.00 (1.00, 1.00)    203.4
-        gradient_cancellation             1.32 (1.32, 1.41)    205.3  float64 off 9.4e-04, b off 1.3e-07
-        frozen statistics                 1.41 (1.33, 1.43)    205.3  float64 off 2.9e-04
-    resnet110, batch, 8 pixels: floor     1.00 (1.00, 1.00)     68.1
-        gradient_cancellation             1.72 (1.69, 1.82)     75.5  float64 off 2.9e-03, b off 1.9e-07
-        frozen statistics                 1.99 (1.99, 2.17)     75.5  float64 off 2.3e-03
-    resnet8, none, 16 images: floor       1.00 (1.00, 1.00)      6.1
-        gradient_cancellation             1.91 (1.70, 1.91)      7.0  float64 off 1.3e-07, b off 8.8e-08
-        written down                    304.81 (288.33, 309.80) 340.3  float64 off 1.7e-07
 """
 
 import copy

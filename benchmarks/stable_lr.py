@@ -12,7 +12,7 @@ compared with the first divergence, its `suggestion` (the steepest slope) with t
 `excess` is the loss at the horizon at the grid's rate next to the suggestion (- where a seed diverges), and at our best
 rates, over the grid's lowest. It is left out where torch-lr-finder is not installed.
 
-    python -m benchmarks.stable_lr [rows.json]
+    python -m benchmarks.stable_lr [rows.json [first seed]]
 """
 
 import contextlib
@@ -297,11 +297,13 @@ HEADER += f"{'stop':>9}{'suggestion':>12}{'excess':>8}{'cost':>6}"
 def summary(results: list[Result]) -> str:
     offs = [off for result in results for off in result.off]
     right = sum(abs(off) <= 1 for off in offs)
-    ragged = sum(len(result.ragged) for result in results)
+    regular = [off for r in results for off, letter in zip(r.off, "SU", strict=True) if letter not in r.ragged]
+    right_regular = sum(abs(off) <= 1 for off in regular)
     unfinished = sum(found == "unfinished" for result in results for found in result.found)
     ratios = [result.grid_cost / result.cost for result in results]
     return (
-        f"{right} of {len(offs)} boundaries right ({right / len(offs):.0%}), {ragged} of them ragged on the grid, "
+        f"{right} of {len(offs)} boundaries right ({right / len(offs):.0%}): {right_regular} of {len(regular)} "
+        f"that are not ragged, {right - right_regular} of {len(offs) - len(regular)} that are; "
         f"{unfinished} unfinished; cost {median(r.cost for r in results):.1f} (median), "
         f"{max(r.cost for r in results):.2f} (most); the grid takes {min(ratios):.1f} to {max(ratios):.1f} times the "
         f"steps, {sum(r.grid_cost for r in results) / sum(r.cost for r in results):.1f} times in all"
@@ -309,6 +311,8 @@ def summary(results: list[Result]) -> str:
 
 
 def main() -> None:
+    global FIRST_SEED
+    FIRST_SEED = int(sys.argv[2]) if len(sys.argv) > 2 else FIRST_SEED
     print((__doc__ or "").split("\n")[0])
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(HEADER)

@@ -105,7 +105,7 @@ def constant_loss(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | No
     where there are no targets, or they cannot be told from the inputs.
     """
     batches = list(batches)
-    if loss_fn is None and all(not isinstance(batch, Mapping) for batch in batches):
+    if labels_tell_constant_loss(batches, loss_fn):
         labels = torch.cat([_pair(batch)[1].flatten() for batch in batches]).long()
         with readable_errors():
             return label_entropy(labels[labels != IGNORED_LABEL])
@@ -115,6 +115,11 @@ def constant_loss(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | No
     with torch.no_grad(), readable_errors():
         losses = [(loss_fn or default_loss)(model, batch).double() for batch in permuted]
     return float(torch.stack(losses).mean())
+
+
+def labels_tell_constant_loss(batches: Iterable[Any], loss_fn: LossFn | None) -> bool:
+    """Whether L_c follows from the labels alone, so that the model need not be run."""
+    return loss_fn is None and all(not isinstance(batch, Mapping) for batch in batches)
 
 
 def label_entropy(labels: Tensor) -> float:

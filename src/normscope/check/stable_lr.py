@@ -33,7 +33,7 @@ LOWEST_LR, HIGHEST_LR = 1e-7, 1e3
 CURVE_POINTS_A_DECADE = 3
 """Of the one relative-loss curve that the search starts from."""
 
-MOST_TRIES_A_SEED = 4.6
+MOST_TRIES_A_SEED = 4.9
 """Full-length tries a seed that the search may cost by default; fewer than three seeds have the budget of three, since
 most of it goes into finding the place, on one seed."""
 
@@ -75,7 +75,7 @@ def stable_lr(
         fine_tuning: whether to learn means only not to end above the start. By default yes for a model (not a build)
             whose loss already starts 3 % or more below that of the best constant output.
         lr_range: rates are searched between these two.
-        max_train_steps: of all tries together, at most; 4.6 · steps · seeds by default (of three seeds at least).
+        max_train_steps: of all tries together, at most; 4.9 · steps · seeds by default (of three seeds at least).
             Where that is not enough, the boundary is "unfinished".
         budget_seconds: no try is begun after this long.
 

@@ -13,7 +13,7 @@ from torch import nn
 from normscope.check.mini_batches import mini_batches, on_device
 from normscope.check.tries import Recipe, Try, run_try
 from normscope.errors import InvalidModel, NormscopeError, raised
-from normscope.objective import LossFn, constant_loss, default_loss, readable_errors
+from normscope.objective import LossFn, constant_loss, default_loss, labels_tell_constant_loss, readable_errors
 from normscope.outcome import LEARNING_FACTOR
 from normscope.untouched import untouched
 
@@ -78,7 +78,8 @@ class Starts:
         """L_c over the first mini-batches."""
         taken = self.first_batches(seed, min(BATCHES_FOR_CONSTANT, self._steps))
         model = self.model(seed)
-        self.forward_passes += len(taken)
+        if not labels_tell_constant_loss(taken, self._loss_fn):
+            self.forward_passes += len(taken)
         with untouched(model):
             model.train()
             torch.manual_seed(seed)

@@ -258,8 +258,7 @@ def freeze_statistics(model: nn.Module) -> None:
         assert isinstance(module, nn.modules.batchnorm._BatchNorm)
         inputs = args[0] if args else kwargs["input"]
         dim = channel_dim(module, output)
-        _, variance = moments(inputs, dim)
-        slope = (variance + module.eps).rsqrt()
+        slope = _inverse_deviation(module, inputs, output, dim)
         if module.weight is not None:
             slope = slope * module.weight.detach()
         along_channels = slope.to(output.dtype).view(-1, *[1] * (output.ndim - 1 - dim))
@@ -270,6 +269,14 @@ def freeze_statistics(model: nn.Module) -> None:
         raise InvalidModel(f"{type(model).__name__} has no batch norm: there are no statistics to freeze")
     for norm in norms:
         norm.register_forward_hook(hook, prepend=True, with_kwargs=True)
+
+
+def _inverse_deviation(module: nn.modules.batchnorm._BatchNorm, inputs: Tensor, output: Tensor, dim: int) -> Tensor:
+    """1/√(σ² + ε) of every channel: (channels,), from what torch's own backward pass would use, where it keeps that."""
+    if output.grad_fn is not None and output.grad_fn.name() == "NativeBatchNormBackward0":
+        return output.grad_fn._saved_result2  # pyright: ignore[reportAttributeAccessIssue]
+    _, variance = moments(inputs, dim)
+    return (variance + module.eps).rsqrt()
 
 
 class _WithSlope(torch.autograd.Function):
