@@ -130,6 +130,8 @@ def test_seeds_without_a_value_are_counted_and_settle_nothing():
     assert claim.diverged == 1
     assert claim.mean == pytest.approx(5.1), "never averaged away, never averaged in"
     assert "1 of 4 seeds not finite" in claim.measured
+    claim = judge("it grows", "Figure 1", [5.0, 5.1, 5.2, math.nan], above=1, no_value="not trained to 98 %")
+    assert "1 of 4 seeds not trained to 98 %" in claim.measured
 
 
 def test_a_lower_bound_supports_only_claims_that_something_is_large():

@@ -46,6 +46,8 @@ class Verdict:
     """Seeds of which only a lower bound is known, which enters the mean in the value's place."""
     unit: str = ""
     note: str = ""
+    no_value: str = "not finite"
+    """What a seed is, in words, that has no value."""
 
     @property
     def measured(self) -> str:
@@ -61,7 +63,7 @@ class Verdict:
         if self.beyond:
             parts.append(f"beyond the range in {self.beyond} of {self.seeds} seeds")
         if self.diverged:
-            parts.append(f"{self.diverged} of {self.seeds} seeds not finite")
+            parts.append(f"{self.diverged} of {self.seeds} seeds {self.no_value}")
         return " ".join(parts)
 
 
@@ -79,6 +81,7 @@ def judge(
     scale: Scale = "linear",
     unit: str = "",
     note: str = "",
+    no_value: str = "not finite",
 ) -> Verdict:
     """Judge one claim from one value a seed (for a comparison: one paired difference or ratio a seed).
 
@@ -100,6 +103,7 @@ def judge(
             censored): then being below a threshold, or equal to it, cannot be concluded, nor that "above" fails.
         scale: "log" takes the mean and the interval of the logarithms; values must be positive.
         unit: written behind the number, with its own leading space.
+        no_value: what a seed without a value is, in words.
     """
     values = np.asarray(measured, dtype=np.float64).ravel()
     low_limit, high_limit, requirement = _limits(above, below, equals, margin, scale, unit)
@@ -140,6 +144,7 @@ def judge(
         bounded=bounded,
         unit=unit,
         note=note,
+        no_value=no_value,
     )
 
 

@@ -112,6 +112,7 @@ def verdicts(dataset: xr.Dataset) -> list[Verdict]:
             paper=f"{published['none@0.0001'] - published['batch@0.0001']:+.1f}",
             unit=" points",
             note="test accuracy without BN less that with it, paired by seed",
+            no_value=f"not trained to {TRAINED:g} %",
         ),
         judge(
             f"What BN brings is the large rate: with it {large:g} ends at least 1 point above {scale.small:g}",
