@@ -51,18 +51,20 @@ def next_try(
     anchor: int | None = None,
     first_stride: int = FIRST_STRIDE,
     descent: int | None = None,
+    check_below: bool = True,
 ) -> tuple[int, int] | None:
     """The (cell, seed) to try next, or None where the bracket is found or the range is used up.
 
     Begins at `start`, jumps in doubling strides while one side is open or far off, then halves the gap; then the lower
     end is confirmed on every seed, and where one fails there the search goes on below it. As long as
     nothing fails the seeds take turns; then the one that failed lowest is tried first, the likeliest to fail
-    again, and one failure settles a cell. Without an anchor it is at last tried `CHECKED_BELOW` cells further down:
-    outcomes need not be monotone, and it is the first failure going up that is wanted.
+    again, and one failure settles a cell.
 
     Args:
         descent: where failures cost far less than passes, how many cells below the lowest failure to go at most, so
             that the boundary is come upon from above. None: jump, and halve the gap.
+        check_below: without an anchor, try `CHECKED_BELOW` cells further down at last: outcomes need not be monotone,
+            and it is the first failure going up that is wanted.
     """
     low, high = edge(known, anchor)
     first = weakest_first(known, seeds, high)
@@ -84,7 +86,8 @@ def next_try(
     if untried:
         return low, untried[0]
     below = low - CHECKED_BELOW, first[0]
-    return below if anchor is None and high is not None and below[0] >= lowest and below not in known else None
+    wanted = check_below and anchor is None and high is not None
+    return below if wanted and below[0] >= lowest and below not in known else None
 
 
 def confirmed(known: Known, found: Edge, *, seeds: Sequence[int], highest: int) -> bool:
