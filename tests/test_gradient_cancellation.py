@@ -402,6 +402,17 @@ def test_frozen_statistics_of_a_token_batch_norm():
     np.testing.assert_allclose(frozen["ratio"], expected["ratio"], rtol=1e-5)
 
 
+def test_a_batch_norm_that_stays_in_evaluation_mode_is_frozen_already():
+    model, batch = by_name("batch_norm").build(0), by_name("batch_norm").batch(0)
+    with torch.no_grad():
+        model[1].running_mean.uniform_(-1, 1)
+        model[1].running_var.uniform_(0.5, 2)
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.eval().train = lambda mode=True: None
+    plain, frozen = (ns.gradient_cancellation(model, batch, frozen_statistics=f) for f in (False, True))
+    np.testing.assert_array_equal(frozen["ratio"], plain["ratio"])
+
+
 def test_nothing_to_freeze_or_to_measure_is_said():
     mlp, batch = by_name("mlp").build(0), by_name("mlp").batch(0)
     with pytest.raises(InvalidModel, match="no batch norm"):

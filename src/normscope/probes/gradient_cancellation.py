@@ -256,6 +256,8 @@ def freeze_statistics(model: nn.Module) -> None:
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if not module.training and module.running_mean is not None:
+            return output  # it stays in evaluation mode: its statistics are constants already
         inputs = args[0] if args else kwargs["input"]
         dim = channel_dim(module, output)
         slope = _inverse_deviation(module, inputs, output, dim)
