@@ -63,8 +63,8 @@ def next_try(
     Args:
         descent: where failures cost far less than passes, how many cells below the lowest failure to go at most, so
             that the boundary is come upon from above. None: jump, and halve the gap.
-        check_below: without an anchor, try `CHECKED_BELOW` cells further down at last: outcomes need not be monotone,
-            and it is the first failure going up that is wanted.
+        check_below: try `CHECKED_BELOW` cells further down at last: outcomes need not be monotone, and it may be the
+            first failure going up that is wanted.
     """
     low, high = edge(known, anchor)
     first = weakest_first(known, seeds, high)
@@ -86,8 +86,7 @@ def next_try(
     if untried:
         return low, untried[0]
     below = low - CHECKED_BELOW, first[0]
-    wanted = check_below and anchor is None and high is not None
-    return below if wanted and below[0] >= lowest and below not in known else None
+    return below if check_below and high is not None and below[0] >= lowest and below not in known else None
 
 
 def confirmed(known: Known, found: Edge, *, seeds: Sequence[int], highest: int) -> bool:

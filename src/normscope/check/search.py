@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -127,6 +128,10 @@ class Search:
         taken = [len(t.losses) for (cell, _), t in self.tries.items() if cell == high and not stays_finite(t)]
         return max(taken, default=self.steps) <= SHARP_SHARE * self.steps
 
+    def trying_from(self, start: int) -> Callable[..., tuple[int, int] | None]:
+        """`next_try` from a cell, over the seeds and within the range of this search."""
+        return partial(next_try, seeds=self.seeds, start=start, lowest=self.lowest, highest=self.highest)
+
     def go(self, cell: int, seed: int, share: float = 1.0) -> bool:
         """Make this try; False where time, or this share of the steps, is used up."""
         if self.train_steps + self.steps > share * self.most_steps or time.monotonic() >= self.deadline:
@@ -179,12 +184,8 @@ def find_stable(search: Search, start: int) -> Boundary:
     start = min(max(start, search.lowest), search.highest)
     while True:
         known = search.passed(stays_finite)
-        step = next_try(
+        step = search.trying_from(start)(
             known,
-            seeds=search.seeds,
-            start=start,
-            lowest=search.lowest,
-            highest=search.highest,
             first_stride=STABLE_STRIDE,
             descent=CHEAP_DESCENT if search.diverges_early() else None,
             check_below=not search.is_sharp(edge(known).high),
@@ -207,6 +208,7 @@ def find_usable(search: Search, start: int) -> Boundary:
     while True:
         learning = search.learning()
         known = search.passed(learns)
+        share = 1.0
         if not learning:
             hunts += 1
             cell = next_hunt(search.worst_losses(), start=start, lowest=search.lowest, highest=search.highest)
@@ -214,20 +216,10 @@ def find_usable(search: Search, start: int) -> Boundary:
             seed = weakest_first(known, search.seeds, failing)[0]
             step = None if cell is None or hunts > MOST_HUNTS else (cell, seed)
         else:
-            step = next_try(
-                known,
-                seeds=search.seeds,
-                start=start,
-                lowest=search.lowest,
-                highest=search.highest,
-                anchor=learning[0],
-                first_stride=USABLE_STRIDE,
-            )
+            step = search.trying_from(start)(known, anchor=learning[0], first_stride=USABLE_STRIDE, check_below=False)
             if step is None and (lower := next_lower(search, learning[0])) is not None:
-                if not search.go(lower, search.seeds[0], LOWEST_LOSS_SHARE):
-                    break
-                continue
-        if step is None or not search.go(*step):
+                step, share = (lower, search.seeds[0]), LOWEST_LOSS_SHARE
+        if step is None or not search.go(*step, share):
             break
     if not learning:
         return Boundary(Found.NOWHERE if step is None else Found.UNFINISHED, Edge(None, None))
