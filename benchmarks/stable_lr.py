@@ -12,7 +12,10 @@ compared with the first divergence, its `suggestion` (the steepest slope) with t
 `excess` is the loss at the horizon at the grid's rate next to the suggestion (- where a seed diverges), and at our best
 rates, over the grid's lowest. It is left out where torch-lr-finder is not installed.
 
-    python -m benchmarks.stable_lr [rows.json [first seed]]
+    python -m benchmarks.stable_lr [rows.json [first seed [rows of another first seed.json]]]
+
+Where single seeds decide, a boundary is a matter of chance. Given another run's rows, the last line says how many
+boundaries the two grids, which differ in seeds alone, put within a cell of each other: how far a boundary repeats.
 """
 
 import contextlib
@@ -310,6 +313,18 @@ def summary(results: list[Result]) -> str:
     )
 
 
+def repeated(results: list[Result], others: list[dict[str, Any]]) -> str:
+    """How well the grid agrees with that of other seeds."""
+    offs = [
+        cells_off(*boundary)
+        for result, other in zip(results, others, strict=True)
+        for boundary in zip(result.grid, other["grid"], strict=True)
+    ]
+    return (
+        f"the grid of the other seeds has {sum(abs(off) <= 1 for off in offs)} of {len(offs)} within a cell of this one"
+    )
+
+
 def main() -> None:
     global FIRST_SEED
     FIRST_SEED = int(sys.argv[2]) if len(sys.argv) > 2 else FIRST_SEED
@@ -323,6 +338,8 @@ def main() -> None:
         if len(sys.argv) > 1:
             Path(sys.argv[1]).write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
     print(summary(results))
+    if len(sys.argv) > 3:
+        print(repeated(results, json.loads(Path(sys.argv[3]).read_text())))
 
 
 if __name__ == "__main__":

@@ -98,8 +98,8 @@ SCALES = {
         depth_steps=40,
         deeper_net=None,
         deeper_lrs={},
-        reduced="ResNet-20 (noise: ResNet-8) on 1,150 images of digits for 30 epochs with mini-batches of 64, in place "
-        "of ResNet-110 on 50,000 of CIFAR-10 for 165 with mini-batches of 128.",
+        reduced="ResNet-20 (noise: ResNet-8) on 1,150 images of digits for 30 epochs with mini-batches of 64, in "
+        "place of ResNet-110 on 50,000 of CIFAR-10 for 165 with mini-batches of 128.",
     ),
     "short": Scale(
         net="resnet20",
@@ -111,15 +111,15 @@ SCALES = {
         evaluate_every=3,
         lrs=(0.3, 0.1, 0.03, 0.01),
         small=0.01,
-        noise_net="resnet20",
+        noise_net="resnet8",
         noise_lrs=(0.2, 0.05, 0.0125),
         noise_batch_sizes=(16, 64, 256),
         depths=(8, 20, 56),
         depth_steps=60,
         deeper_net=None,
         deeper_lrs={},
-        reduced="ResNet-20 on 5,000 images of CIFAR-10 for 12 epochs with mini-batches of 64, in place of ResNet-110 "
-        "on 50,000 for 165 with mini-batches of 128.",
+        reduced="ResNet-20 (noise: ResNet-8) on 5,000 images of CIFAR-10 for 12 epochs with mini-batches of 64, in "
+        "place of ResNet-110 on 50,000 for 165 with mini-batches of 128.",
     ),
     "standard": Scale(
         net="resnet20",
