@@ -262,6 +262,10 @@ def cells_off(ours: int | None, grid: int | None) -> float:
     return float(ours - grid)
 
 
+def within_a_cell(offs: list[float]) -> int:
+    return sum(abs(off) <= 1 for off in offs)
+
+
 def tested(found: RangeTest | None, grid: Grid, lowest: float) -> dict[str, float] | None:
     if found is None:
         return None
@@ -299,9 +303,9 @@ HEADER += f"{'stop':>9}{'suggestion':>12}{'excess':>8}{'cost':>6}"
 
 def summary(results: list[Result]) -> str:
     offs = [off for result in results for off in result.off]
-    right = sum(abs(off) <= 1 for off in offs)
+    right = within_a_cell(offs)
     regular = [off for r in results for off, letter in zip(r.off, "SU", strict=True) if letter not in r.ragged]
-    right_regular = sum(abs(off) <= 1 for off in regular)
+    right_regular = within_a_cell(regular)
     unfinished = sum(found == "unfinished" for result in results for found in result.found)
     ratios = [result.grid_cost / result.cost for result in results]
     return (
@@ -321,7 +325,7 @@ def repeated(results: list[Result], others: list[dict[str, Any]]) -> str:
         for boundary in zip(result.grid, other["grid"], strict=True)
     ]
     return (
-        f"the grid of the other seeds has {sum(abs(off) <= 1 for off in offs)} of {len(offs)} within a cell of this one"
+        f"the grid of the other seeds has {within_a_cell(offs)} of {len(offs)} boundaries within a cell of this one's"
     )
 
 

@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from normscope.check.best import indistinguishable
-from normscope.check.bracket import Edge, confirmed, edge, monotone, next_hunt, next_try, weakest_first
+from normscope.check.bracket import Edge, Known, confirmed, edge, monotone, next_hunt, next_try, weakest_first
 from normscope.check.tries import Try
 from normscope.outcome import Outcome
 
@@ -128,9 +127,9 @@ class Search:
         taken = [len(t.losses) for (cell, _), t in self.tries.items() if cell == high and not stays_finite(t)]
         return max(taken, default=self.steps) <= SHARP_SHARE * self.steps
 
-    def trying_from(self, start: int) -> Callable[..., tuple[int, int] | None]:
-        """`next_try` from a cell, over the seeds and within the range of this search."""
-        return partial(next_try, seeds=self.seeds, start=start, lowest=self.lowest, highest=self.highest)
+    def next_try(self, known: Known, start: int, **how: Any) -> tuple[int, int] | None:
+        """`bracket.next_try` over the seeds and within the range of this search; `how` is its other arguments."""
+        return next_try(known, seeds=self.seeds, start=start, lowest=self.lowest, highest=self.highest, **how)
 
     def go(self, cell: int, seed: int, share: float = 1.0) -> bool:
         """Make this try; False where time, or this share of the steps, is used up."""
@@ -184,8 +183,9 @@ def find_stable(search: Search, start: int) -> Boundary:
     start = min(max(start, search.lowest), search.highest)
     while True:
         known = search.passed(stays_finite)
-        step = search.trying_from(start)(
+        step = search.next_try(
             known,
+            start,
             first_stride=STABLE_STRIDE,
             descent=CHEAP_DESCENT if search.diverges_early() else None,
             check_below=not search.is_sharp(edge(known).high),
@@ -216,7 +216,7 @@ def find_usable(search: Search, start: int) -> Boundary:
             seed = weakest_first(known, search.seeds, failing)[0]
             step = None if cell is None or hunts > MOST_HUNTS else (cell, seed)
         else:
-            step = search.trying_from(start)(known, anchor=learning[0], first_stride=USABLE_STRIDE, check_below=False)
+            step = search.next_try(known, start, anchor=learning[0], first_stride=USABLE_STRIDE, check_below=False)
             if step is None and (lower := next_lower(search, learning[0])) is not None:
                 step, share = (lower, search.seeds[0]), LOWEST_LOSS_SHARE
         if step is None or not search.go(*step, share):
