@@ -1,5 +1,6 @@
 """Progress: silent on what is quick, time left on what is not, one bar at a time."""
 
+import re
 import time
 
 import pytest
@@ -35,10 +36,28 @@ def test_long_work_says_share_time_left_and_what_it_does(hasty, capsys):
 
 def test_time_left_is_in_proportion(hasty, capsys, monkeypatch):
     with progress("long", total=11) as bar:
-        begun = bar._begun
+        begun = bar._pace.begun
         monkeypatch.setattr(module.time, "monotonic", lambda: begun + 60.0)
         bar.advance()
     assert "9%, 0:10:00 left" in capsys.readouterr().err
+
+
+def test_what_is_skipped_takes_no_time(hasty, capsys, monkeypatch):
+    with progress("long", total=110) as bar:
+        begun = bar._pace.begun
+        monkeypatch.setattr(module.time, "monotonic", lambda: begun + 60.0)
+        bar.skip(99)
+        bar.advance()
+    assert "9%, 0:10:00 left" in capsys.readouterr().err
+
+
+def test_what_is_skipped_in_a_part_of_another_bar_moves_that_one(hasty, capsys):
+    with progress("outer", total=2) as outer:
+        time.sleep(0.1)
+        with outer.part("first"), progress("inner", total=4) as inner:
+            inner.skip(2)
+            inner.advance("rest", by=2)
+    assert "outer: 50%, 0:00:00 left, first: rest" in capsys.readouterr().err
 
 
 def test_work_inside_another_bar_is_silent(hasty, capsys):
@@ -72,3 +91,15 @@ def test_a_terminal_gets_a_bar(hasty, capsys, monkeypatch):
     assert "long" in err
     assert "50%" in err
     assert "seed 0" in err
+
+
+def test_a_terminal_says_the_time_left_after_one_unit(hasty, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with progress("long", total=20_000) as bar:
+        bar.skip(18_999)
+        time.sleep(0.1)
+        bar.advance()
+        time.sleep(0.2)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert re.search(r"left 0:0[1-9]:\d\d", plain), plain

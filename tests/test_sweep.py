@@ -165,6 +165,10 @@ def test_progress_counts_epochs_over_the_whole_and_diverged_runs_apart(tmp_path,
         def advance(self, doing: str = "", by: float = 1) -> None:
             told.append((doing, by))
 
+        def skip(self, by: float) -> None:
+            if by:
+                told.append(("skipped", by))
+
     @contextmanager
     def noted(name, total):
         told.append((name, total))
@@ -179,6 +183,8 @@ def test_progress_counts_epochs_over_the_whole_and_diverged_runs_apart(tmp_path,
         for config in configs:
             yield Advanced(config, 2 if config.epochs == 4 else 0)
             yield Advanced(config, config.epochs - 1)
+            if config.norm != "none":
+                yield Advanced(config, config.epochs)
             yield Finished(config, run(config, checkpoint=None))
 
     ns.sweep([QUICK, replace(QUICK, lr=1e4, norm="none"), replace(QUICK, epochs=4)], tmp_path, engine=resumed)
@@ -186,8 +192,25 @@ def test_progress_counts_epochs_over_the_whole_and_diverged_runs_apart(tmp_path,
         ("sweep", 6),
         ("1 of 3 runs", 0),
         ("1 of 3 runs", 1),
-        ("2 of 3 runs, 1 diverged", 1),
+        ("skipped", 1),  # what a run that diverged leaves undone
         ("2 of 3 runs, 1 diverged", 0),
-        ("2 of 3 runs, 1 diverged", 2),
-        ("3 of 3 runs, 1 diverged", 2),
+        ("skipped", 2),  # what a checkpoint holds
+        ("2 of 3 runs, 1 diverged", 0),
+        ("2 of 3 runs, 1 diverged", 1),
+        ("2 of 3 runs, 1 diverged", 1),
+        ("3 of 3 runs, 1 diverged", 0),
     ]
+
+
+def test_progress_moves_by_whole_runs_where_an_engine_tells_no_epochs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("normscope.progress.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("normscope.progress.LINE_SECONDS", 0.0)
+
+    def silent(configs):
+        for config in configs:
+            yield Finished(config, run(config, checkpoint=None))
+
+    ns.sweep([QUICK, replace(QUICK, seed=1)], tmp_path, engine=silent)
+    err = capsys.readouterr().err
+    assert "50%" in err
+    assert "100%, 0:00:00 left, 2 of 2 runs" in err

@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Column
+from rich.text import Text
 
 PATIENCE_SECONDS = 2.0
 """Nothing is shown before this long: what is quick needs no bar."""
@@ -30,6 +32,10 @@ class Bar:
 
     def advance(self, doing: str = "", by: float = 1) -> None:
         """`by` more units are done; `doing` says in a few words what comes or came."""
+
+    def skip(self, by: float) -> None:
+        """`by` units need not be done, or were done before: they say nothing about the time left."""
+        self.advance(by=by)
 
     @contextmanager
     def part(self, doing: str, by: float = 1) -> Iterator[None]:
@@ -73,6 +79,35 @@ class Relayed(Bar):
         self._send(doing, by)
 
 
+class _Pace:
+    """How long the units that are left will take, if each takes as long as those so far did on average."""
+
+    def __init__(self, total: float) -> None:
+        self.total, self.done = total, 0.0
+        self.begun = self._last = time.monotonic()
+
+    def advance(self, by: float) -> None:
+        if by:
+            self.done, self._last = self.done + by, time.monotonic()
+
+    def left(self) -> str:
+        if not self.done:
+            return "-:--:--"
+        then = (self._last - self.begun) / self.done * max(self.total - self.done, 0)
+        return str(timedelta(seconds=round(max(then - (time.monotonic() - self._last), 0))))
+
+
+class _TimeLeft(ProgressColumn):
+    """That of a pace. (rich's own knows only the last 30 seconds, in which a long epoch does not end.)"""
+
+    def __init__(self, pace: _Pace) -> None:
+        super().__init__(table_column=_whole(7))
+        self._pace = pace
+
+    def render(self, task: Task) -> Text:
+        return Text(self._pace.left(), style="progress.remaining")
+
+
 def _whole(width: int) -> Column:
     """A column that a long text beside it does not squeeze."""
     return Column(min_width=width, no_wrap=True)
@@ -80,13 +115,14 @@ def _whole(width: int) -> Column:
 
 class _TerminalBar(Bar):
     def __init__(self, name: str, total: float, console: Console) -> None:
+        self._pace = _Pace(total)
         self._progress = Progress(
             TextColumn("[bold]{task.description}", table_column=_whole(len(name))),
             BarColumn(bar_width=20, table_column=_whole(20)),
             TaskProgressColumn(table_column=_whole(4)),
             TimeElapsedColumn(table_column=_whole(7)),
             TextColumn("left", table_column=_whole(4)),
-            TimeRemainingColumn(table_column=_whole(7)),
+            _TimeLeft(self._pace),
             TextColumn("{task.fields[doing]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=console,
             transient=True,
@@ -97,7 +133,12 @@ class _TerminalBar(Bar):
         self._progress.start()
 
     def advance(self, doing: str = "", by: float = 1) -> None:
+        self._pace.advance(by)
         self._progress.update(self._task, advance=by, doing=doing)
+
+    def skip(self, by: float) -> None:
+        self._pace.total -= by
+        self._progress.update(self._task, total=self._pace.total)
 
     def close(self) -> None:
         self._progress.stop()
@@ -105,23 +146,24 @@ class _TerminalBar(Bar):
 
 class _Lines(Bar):
     def __init__(self, name: str, total: float) -> None:
-        self._name, self._total, self._done = name, total, 0.0
-        self._begun = time.monotonic()
-        self._next = self._begun + PATIENCE_SECONDS
+        self._name, self._pace = name, _Pace(total)
+        self._next = self._pace.begun + PATIENCE_SECONDS
 
     def show(self) -> None:
-        if not self._done:
+        if not self._pace.done:
             print(f"{self._name}: begun", file=sys.stderr, flush=True)
 
     def advance(self, doing: str = "", by: float = 1) -> None:
-        self._done += by
+        self._pace.advance(by)
         now = time.monotonic()
-        if now >= self._next and self._done:
+        if now >= self._next and self._pace.done:
             self._next = now + LINE_SECONDS
-            left = (now - self._begun) / self._done * max(self._total - self._done, 0)
-            share = min(100, round(100 * self._done / max(self._total, 1e-9)))
-            line = f"{self._name}: {share}%, {timedelta(seconds=round(left))} left"
+            share = min(100, round(100 * self._pace.done / max(self._pace.total, 1e-9)))
+            line = f"{self._name}: {share}%, {self._pace.left()} left"
             print(f"{line}, {doing}" if doing else line, file=sys.stderr, flush=True)
+
+    def skip(self, by: float) -> None:
+        self._pace.total -= by
 
     def close(self) -> None:
         pass

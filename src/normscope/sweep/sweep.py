@@ -154,32 +154,34 @@ class _Tally:
     def __init__(self, bar: Bar, *, total: int, done: int) -> None:
         self._bar, self._total, self._done = bar, total, done
         self._counts = {"diverged": 0, "failed": 0}
-        self._first: dict[RunConfig, int] = {}
-        self._shown: dict[RunConfig, float] = {}
+        self._reached: dict[RunConfig, int] = {}
         self._over: set[RunConfig] = set()
 
     def advanced(self, event: Advanced) -> None:
-        """An epoch of a run is over, or the run begins."""
-        config = event.config
-        # What a checkpoint already holds takes no time now: the epochs that are left stand for all of the run.
-        first = self._first.setdefault(config, event.epochs)
-        self._move(config, config.epochs * (event.epochs - first) / max(1, config.epochs - first))
+        """An epoch of a run is over, or the run begins: perhaps not at its first epoch."""
+        config, epochs = event.config, event.epochs
+        if config not in self._reached:
+            self._bar.skip(epochs)
+            self._reached[config] = epochs
+        self._show(by=max(0, epochs - self._reached[config]))
+        self._reached[config] = max(epochs, self._reached[config])
 
     def over(self, config: RunConfig, outcome: str) -> None:
-        """A run is over, here or elsewhere; once for each."""
+        """A run is over, here or, without an outcome, elsewhere; once for each."""
         if config in self._over:
             return
         self._over.add(config)
         self._done += 1
         if outcome in self._counts:
             self._counts[outcome] += 1
-        self._move(config, config.epochs)
+        untold = outcome and config not in self._reached  # its engine leaves out how far it got
+        if not untold:
+            self._bar.skip(config.epochs - self._reached.get(config, 0))
+        self._show(by=config.epochs if untold else 0)
 
-    def _move(self, config: RunConfig, epochs: float) -> None:
-        before = self._shown.get(config, 0)
-        self._shown[config] = max(before, epochs)
+    def _show(self, by: int) -> None:
         apart = "".join(f", {count} {name}" for name, count in self._counts.items() if count)
-        self._bar.advance(f"{self._done} of {self._total} runs{apart}", by=self._shown[config] - before)
+        self._bar.advance(f"{self._done} of {self._total} runs{apart}", by=by)
 
 
 def _would_fail_all(error: NormscopeError) -> bool:

@@ -78,13 +78,15 @@ def train(
         config.data, data_dir=data_dir, device=device, train_size=config.train_size, held_out=config.held_out
     )
     with num_threads(threads), progress("train", config.epochs) as bar:
-        done = 0
+        begun = False
 
         def on_epoch(epochs: int, recorded: Progress) -> None:
-            nonlocal done
-            if epochs > done:
-                bar.advance(f"training accuracy {recorded.epochs[-1]['train_accuracy']:.1%}", by=epochs - done)
-            done = epochs
+            nonlocal begun
+            if begun:
+                bar.advance(f"training accuracy {recorded.epochs[-1]['train_accuracy']:.1%}")
+            else:
+                bar.skip(epochs)
+            begun = True
 
         run = trained(config, data, checkpoint=checkpoint, on_epoch=on_epoch)
     if weights is not None:
