@@ -39,6 +39,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from benchmarks.machine import about, headline, write_json
 from normscope.check.bracket import monotone
 from normscope.check.search import CELLS_A_DECADE, lr_of
 from normscope.check.stable_lr import stable_lr
@@ -333,17 +334,17 @@ def main() -> None:
     global FIRST_SEED
     FIRST_SEED = int(sys.argv[2]) if len(sys.argv) > 2 else FIRST_SEED
     print((__doc__ or "").split("\n")[0])
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(headline())
     print(HEADER)
-    results = []
+    results, described = [], about()
     for name, case in CASES.items():
         results.append(compare(name, case))
         print(line(results[-1]), flush=True)
         if len(sys.argv) > 1:
-            Path(sys.argv[1]).write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+            write_json(sys.argv[1], {**described, "rows": [asdict(result) for result in results]})
     print(summary(results))
     if len(sys.argv) > 3:
-        print(repeated(results, json.loads(Path(sys.argv[3]).read_text())))
+        print(repeated(results, json.loads(Path(sys.argv[3]).read_text())["rows"]))
 
 
 if __name__ == "__main__":
