@@ -96,7 +96,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     for norm in NORMS:
         values = dataset["eigenvalue"].sel(norm=norm).transpose("seed", "lr")
         for seed in values["seed"].values:
-            row = values.sel(seed=seed)
+            row = values.sel(seed=seed).dropna("lr")
             axes[0, 0].plot(row["lr"], row, "o-", ms=3, lw=0.8, color=COLORS[norm], label=NAMES[norm])
             axes[0, 1].plot(row, accuracy.sel(norm=norm, seed=seed), "o", ms=4, color=COLORS[norm], label=NAMES[norm])
     name = "largest Hessian eigenvalue"

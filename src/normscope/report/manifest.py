@@ -13,17 +13,27 @@ MANIFEST_NAME = "manifest.json"
 
 
 def write_manifest(folder: str | Path, command: Sequence[str]) -> Path:
-    """Write `manifest.json`: the command, when, versions and processor, and size and SHA-256 of every netCDF file
-    below the folder, the runs of trained exhibits included. OutputError where it cannot be written."""
+    """Write `manifest.json`: the commands that filled the folder up to this one, when, versions and processor, and size
+    and SHA-256 of every netCDF file below it, the runs of trained exhibits included. OutputError where it cannot be
+    written."""
     folder = Path(folder)
+    said = " ".join(command)
     files = sorted(path for path in folder.rglob("*.nc") if not path.name.startswith("."))
     manifest = {
-        "command": " ".join(command),
+        "commands": [*(earlier for earlier in _commands_before(folder) if earlier != said), said],
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         **_versions(),
         "files": {path.relative_to(folder).as_posix(): _identity(path) for path in files},
     }
     return write_text(folder / MANIFEST_NAME, json.dumps(manifest, indent=1) + "\n")
+
+
+def _commands_before(folder: Path) -> list[str]:
+    """Those of the manifest that the folder has; none where it has none that can be read."""
+    try:
+        return json.loads((folder / MANIFEST_NAME).read_text())["commands"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _identity(path: Path) -> dict[str, Any]:
