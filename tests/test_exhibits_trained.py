@@ -150,6 +150,14 @@ def test_flatness_is_judged_by_the_ratio_of_eigenvalues() -> None:
     assert flatness.verdicts(apart)[1].verdict == NOT_REPRODUCED
 
 
+def test_the_lines_of_flatness_pass_over_rates_that_were_not_measured() -> None:
+    values = np.ones((3, 3, 3)) * np.array([1, np.nan, 2])[None, :, None]
+    dataset = as_if_trained(AS_PUBLISHED).assign(eigenvalue=(("norm", "lr", "seed"), values))
+    by_lr, by_accuracy = flatness.EXHIBIT.draw(dataset).axes
+    assert {tuple(line.get_ydata()) for line in by_lr.lines} == {(1, 2)}
+    assert {len(line.get_xdata()) for line in by_accuracy.lines} == {2}
+
+
 TINY = Scale(
     net="resnet8", data="digits", train_size=64, held_out=32, epochs=1, batch_size=32, evaluate_every=1,
     lrs=(0.1, 0.003), small=0.003,

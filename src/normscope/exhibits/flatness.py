@@ -98,7 +98,9 @@ def draw(dataset: xr.Dataset) -> Figure:
         for seed in values["seed"].values:
             row = values.sel(seed=seed).dropna("lr")
             axes[0, 0].plot(row["lr"], row, "o-", ms=3, lw=0.8, color=COLORS[norm], label=NAMES[norm])
-            axes[0, 1].plot(row, accuracy.sel(norm=norm, seed=seed), "o", ms=4, color=COLORS[norm], label=NAMES[norm])
+            axes[0, 1].plot(
+                row, accuracy.sel(norm=norm, seed=seed, lr=row["lr"]), "o", ms=4, color=COLORS[norm], label=NAMES[norm]
+            )
     name = "largest Hessian eigenvalue"
     measured = dataset["eigenvalue"].notnull().any(["norm", "seed"]).values
     log_ticks_at(axes[0, 0], dataset["lr"].values[measured])
