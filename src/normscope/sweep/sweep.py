@@ -174,10 +174,11 @@ class _Tally:
         self._done += 1
         if outcome in self._counts:
             self._counts[outcome] += 1
-        untold = outcome and config not in self._reached  # its engine leaves out how far it got
-        if not untold:
+        if outcome and config not in self._reached:  # its engine leaves out how far it got
+            self._show(by=config.epochs)
+        else:
             self._bar.skip(config.epochs - self._reached.get(config, 0))
-        self._show(by=config.epochs if untold else 0)
+            self._show(by=0)
 
     def _show(self, by: int) -> None:
         apart = "".join(f", {count} {name}" for name, count in self._counts.items() if count)
