@@ -1,5 +1,6 @@
 """Depth: what each network takes is what stable_lr says of it, and both verdicts can fail."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,28 @@ def test_every_network_has_a_search_of_its_own_and_it_is_that_of_stable_lr(monke
         assert dataset[name].sel(depth=14, seed=1).item() == alone[name].item() or np.isnan(alone[name].item())
     page, _ = report_reproduction(tmp_path)
     assert "Depth and the largest learning rate" in page.read_text()
+
+
+def test_an_interrupted_exhibit_goes_on_with_the_searches_that_are_missing(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(SCALES, "quick", TINY)
+    setting = Setting(load_data("digits", train_size=128, held_out=32), seeds=(0, 1), net="resnet8")
+    reproduce(["depth"], setting, tmp_path / "undisturbed")
+    searched = []
+
+    def counted(*args, **options):
+        searched.append(args)
+        if len(searched) == 3:
+            raise KeyboardInterrupt
+        return ns.stable_lr(*args, **options)
+
+    monkeypatch.setattr(depth, "stable_lr", counted)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(["depth"], setting, tmp_path / "interrupted")
+    damaged = tmp_path / "interrupted" / "training" / "searches" / "resnet8-seed0.nc"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    reproduce(["depth"], setting, tmp_path / "interrupted")
+    assert len(searched) == 3 + 3, "the interrupted one, the damaged one, and the one that was never begun"
+    results = [load(tmp_path / name / "depth.nc") for name in ("undisturbed", "interrupted")]
+    xr.testing.assert_identical(*results)
+    reproduce(["depth"], replace(setting, seeds=(0, 1, 2)), tmp_path / "interrupted")
+    assert len(searched) == 6 + 2, "another seed, at both depths"

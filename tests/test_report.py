@@ -176,19 +176,21 @@ def test_the_manifest_has_every_result_with_its_checksum(tmp_path):
     (tmp_path / "training" / "runs" / ".4567.nc.1.part").write_bytes(b"half")
     (tmp_path / "training" / "runs" / "0123.safetensors").write_bytes(b"weights")
     manifest = json.loads(write_manifest(tmp_path, ["normscope", "reproduce", "figure1"]).read_text())
-    assert manifest["commands"] == ["normscope reproduce figure1"]
+    [command] = manifest["commands"]
+    assert command["command"] == "normscope reproduce figure1"
+    assert {"ended", "normscope", "torch", "python", "machine", "threads", "processor"} <= set(command)
     assert manifest["files"] == {
         name: {"bytes": 3, "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
     }
-    assert {"written", "normscope", "torch", "python", "machine", "threads", "processor"} <= set(manifest)
 
 
-@pytest.mark.parametrize("damaged", ["", "[]", "{}", '{"commands": '])
+@pytest.mark.parametrize("damaged", ["", "[]", "{}", '{"commands": ', '{"commands": ["a"]}'])
 def test_the_manifest_keeps_each_command_once_in_the_order_of_its_last_use(tmp_path, damaged):
     (tmp_path / "manifest.json").write_text(damaged)
     for exhibit in ("figure3", "figure5", "figure3"):
         path = write_manifest(tmp_path, ["normscope", "reproduce", exhibit])
-    assert json.loads(path.read_text())["commands"] == ["normscope reproduce figure5", "normscope reproduce figure3"]
+    commands = [then["command"] for then in json.loads(path.read_text())["commands"]]
+    assert commands == ["normscope reproduce figure5", "normscope reproduce figure3"]
 
 
 @pytest.mark.parametrize("collecting", [True, False])

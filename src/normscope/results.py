@@ -146,6 +146,16 @@ def load(path: str | Path) -> xr.Dataset:
     return _read(Path(path), xr.open_dataset)
 
 
+def load_if_kept(path: str | Path, known: Mapping[str, Any]) -> xr.Dataset | None:
+    """The Dataset at `path`, wholly in memory, if it can be read and these are among its attributes; else None."""
+    try:
+        dataset = load(path)
+    except ResultError:
+        return None
+    kept = {name: attribute(dataset, name) for name in known if name in dataset.attrs}
+    return dataset if kept == known else None
+
+
 def load_tree(path: str | Path) -> xr.DataTree:
     """Read a DataTree that `save` wrote, wholly into memory; raises as `load` does."""
     return _read(Path(path), xr.open_datatree)

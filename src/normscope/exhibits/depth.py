@@ -12,7 +12,8 @@ from normscope.exhibits.exhibit import Exhibit, Setting, joined
 from normscope.exhibits.scale import scale_of
 from normscope.figures.style import COLORS, figure_of, legend_once, log_ticks_at
 from normscope.nets import build_net
-from normscope.results import attribute, with_attributes
+from normscope.progress import Bar
+from normscope.results import attribute, load_if_kept, save, with_attributes
 from normscope.verdict import Verdict, judge
 
 LR_RANGE = (1e-5, 10.0)
@@ -22,19 +23,42 @@ BOUNDARIES = {"lr_stable": "is stable", "lr_usable": "learns"}
 
 
 def measure(setting: Setting) -> xr.Dataset:
-    """The largest stable and usable rate of every depth of the scale, seed by seed: each has a search of its own."""
+    """The largest stable and usable rate of every depth of the scale, seed by seed: each has a search of its own, and
+    each search is kept."""
     scale = scale_of(setting.scale)
     data = setting.training_data()
     rows = []
     with setting.progress("depth", sum(scale.depths) * len(setting.seeds)) as bar:
         for depth in scale.depths:
-            found = []
-            for seed in setting.seeds:
-                with bar.part(f"ResNet-{depth}, seed {seed}", by=depth):
-                    found.append(_search(data, depth, seed, scale.batch_size, scale.depth_steps))
+            found = [_searched(setting, data, depth, seed, bar) for seed in setting.seeds]
             rows.append(joined(found, "seed", setting.seeds))
     dataset = joined(rows, "depth", scale.depths, long_name="layers")
     return with_attributes(dataset, **setting.provenance(scale=setting.scale, steps=scale.depth_steps))
+
+
+def _searched(setting: Setting, data: ImageData, depth: int, seed: int, bar: Bar) -> xr.Dataset:
+    """The search that the folder of runs keeps, or else has kept from now on."""
+    scale = scale_of(setting.scale)
+    known = {
+        "net": f"resnet{depth}",
+        "seed": seed,
+        "data": data.describe(),
+        "batch_size": scale.batch_size,
+        "steps": scale.depth_steps,
+        "lr_range": list(LR_RANGE),
+        "device": str(setting.device),
+        "protocol": EXHIBIT.protocol,
+    }
+    path = setting.folder_of_runs() / "searches" / f"resnet{depth}-seed{seed}.nc"
+    kept = load_if_kept(path, known)
+    if kept is not None:
+        bar.skip(by=depth)
+        return kept
+    with bar.part(f"ResNet-{depth}, seed {seed}", by=depth):
+        found = _search(data, depth, seed, scale.batch_size, scale.depth_steps)
+    found = with_attributes(found, **{**found.attrs, **known})
+    save(found, path)
+    return found
 
 
 def _search(data: ImageData, depth: int, seed: int, batch_size: int, steps: int) -> xr.Dataset:
@@ -47,8 +71,7 @@ def _search(data: ImageData, depth: int, seed: int, batch_size: int, steps: int)
         return [next(endless) for _ in range(steps)]
 
     found = stable_lr(build, walk, optimizer="momentum", steps=steps, seeds=1, lr_range=LR_RANGE)
-    kept = found[["lr_stable", "lr_usable", "lr_stable_found", "lr_usable_found", "train_steps"]]
-    return kept.drop_attrs(deep=False)
+    return found[["lr_stable", "lr_usable", "lr_stable_found", "lr_usable_found", "train_steps"]]
 
 
 def rates(dataset: xr.Dataset, name: str) -> xr.DataArray:

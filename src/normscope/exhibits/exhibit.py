@@ -49,7 +49,7 @@ class Setting:
     """How large the exhibits are that train networks to the end: see `exhibits.scale`. They have data, network and
     mini-batch of their own."""
     runs: Path | None = None
-    """The folder that keeps their runs; needed to train any."""
+    """The folder that keeps their runs and searches; needed to train any."""
     data_dir: Path | None = None
     """Where CIFAR-10 lies, for those that train on it whatever `data` is."""
 
@@ -80,9 +80,13 @@ class Setting:
         """Carry out the runs that are not kept yet, on all processors, and give all of them as one Dataset."""
         from normscope.sweep.sweep import sweep
 
+        return sweep(configs, self.folder_of_runs(), data_dir=self.data_dir)
+
+    def folder_of_runs(self) -> Path:
+        """`runs`; InvalidConfig where the setting has none."""
         if self.runs is None:
             raise InvalidConfig("nowhere to keep the runs: give the setting a folder `runs`")
-        return sweep(configs, self.runs, data_dir=self.data_dir)
+        return self.runs
 
     def training_data(self) -> "ImageData":
         """What the exhibits that train do it on, by the setting's scale."""

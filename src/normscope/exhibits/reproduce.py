@@ -4,20 +4,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import xarray as xr
-
-from normscope.errors import InvalidConfig, ResultError
-from normscope.exhibits.exhibit import Exhibit, Setting, chosen
-from normscope.results import attribute, ensure_writable, load, save, with_attributes
+from normscope.errors import InvalidConfig
+from normscope.exhibits.exhibit import Setting, chosen
+from normscope.results import ensure_writable, load_if_kept, save, with_attributes
 
 RUNS = "training"
-"""The folder, among the results, of the runs of those exhibits that train."""
+"""The folder, among the results, of the runs and searches of those exhibits that train."""
 
 
 def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
     """Measure the exhibits of these names (all where none is named) and save each as `out/NAME.nc` as soon as it is
     done. An exhibit whose result is there already, measured on the same setting by the same protocol, is kept; so are
-    the single runs of those that train networks to the end.
+    the single runs and searches of those that train.
 
     Raises:
         InvalidConfig: for an unknown exhibit, or one that the scale does not have, before anything is measured.
@@ -31,21 +29,7 @@ def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
     folder = ensure_writable(out)
     for exhibit in wanted:
         path = folder / f"{exhibit.name}.nc"
-        if not is_measured(exhibit, setting, path):
+        known = {"config": exhibit.config(setting), "protocol": exhibit.protocol, "device": str(setting.device)}
+        if load_if_kept(path, known) is None:
             dataset = exhibit.measure(replace(setting, runs=folder / RUNS))
-            known = {"config": exhibit.config(setting), "protocol": exhibit.protocol}
             save(with_attributes(dataset, **{**dataset.attrs, **known}), path)
-
-
-def is_measured(exhibit: Exhibit, setting: Setting, path: Path) -> bool:
-    """Whether `path` holds this exhibit, measured on this very setting by today's protocol."""
-    if not path.is_file():
-        return False
-    try:
-        dataset: xr.Dataset = load(path)
-    except ResultError:
-        return False
-    known: dict[str, object] = {
-        name: attribute(dataset, name) for name in ("config", "protocol", "device") if name in dataset.attrs
-    }
-    return known == {"config": exhibit.config(setting), "protocol": exhibit.protocol, "device": str(setting.device)}

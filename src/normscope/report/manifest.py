@@ -1,4 +1,4 @@
-"""What a folder of results consists of: every result file with its checksum, and what it was measured with."""
+"""What a folder of results consists of: every result file with its checksum, and the commands that filled it."""
 
 import hashlib
 import json
@@ -13,25 +13,25 @@ MANIFEST_NAME = "manifest.json"
 
 
 def write_manifest(folder: str | Path, command: Sequence[str]) -> Path:
-    """Write `manifest.json`: the commands that filled the folder up to this one, when, versions and processor, and size
-    and SHA-256 of every netCDF file below it, the runs of trained exhibits included. OutputError where it cannot be
-    written."""
+    """Write `manifest.json`: the commands that filled the folder up to this one, each with when it ended, on what
+    processor and with which versions, and size and SHA-256 of every netCDF file below it, the runs of trained exhibits
+    included. OutputError where it cannot be written."""
     folder = Path(folder)
-    said = " ".join(command)
+    now = {"command": " ".join(command), "ended": datetime.now(UTC).isoformat(timespec="seconds"), **_versions()}
+    earlier = [then for then in _commands_before(folder) if then["command"] != now["command"]]
     files = sorted(path for path in folder.rglob("*.nc") if not path.name.startswith("."))
     manifest = {
-        "commands": [*(earlier for earlier in _commands_before(folder) if earlier != said), said],
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        **_versions(),
+        "commands": [*earlier, now],
         "files": {path.relative_to(folder).as_posix(): _identity(path) for path in files},
     }
     return write_text(folder / MANIFEST_NAME, json.dumps(manifest, indent=1) + "\n")
 
 
-def _commands_before(folder: Path) -> list[str]:
+def _commands_before(folder: Path) -> list[dict[str, Any]]:
     """Those of the manifest that the folder has; none where it has none that can be read."""
     try:
-        return json.loads((folder / MANIFEST_NAME).read_text())["commands"]
+        commands = json.loads((folder / MANIFEST_NAME).read_text())["commands"]
+        return [then for then in commands if then["command"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
