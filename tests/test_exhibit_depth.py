@@ -1,5 +1,6 @@
 """Depth: what each network takes is what stable_lr says of it, and both verdicts can fail."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from conftest import threads
 
 import normscope as ns
 from normscope.data import load_data
-from normscope.exhibits import depth
+from normscope.exhibits import depth, rate_searches
 from normscope.exhibits.exhibit import Setting
 from normscope.exhibits.reproduce import reproduce
 from normscope.exhibits.scale import SCALES, Scale
@@ -27,10 +29,12 @@ TINY = Scale(
 )  # fmt: skip
 
 
-def found(shallow: list[float], deep: list[float], deep_found: str = "bracketed") -> xr.Dataset:
+def found(
+    shallow: list[float], deep: list[float], deep_found: str = "bracketed", shallow_found: str = "bracketed"
+) -> xr.Dataset:
     """A result of two depths, the same for both boundaries."""
     values, dims = [shallow, deep], ("depth", "seed")
-    how = [["bracketed"] * 3, [deep_found] * 3]
+    how = [[shallow_found] * 3, [deep_found] * 3]
     variables = {}
     for name in depth.BOUNDARIES:
         variables[name] = dims, values, name, "1"
@@ -47,14 +51,18 @@ def found(shallow: list[float], deep: list[float], deep_found: str = "bracketed"
         (found([0.1, 0.12, 0.1], [0.01, 0.012, 0.1]), NOT_ENOUGH),
         (found([0.1, 0.12, 0.1], [np.nan] * 3, "nowhere"), REPRODUCED),  # it learns at no rate at all
         (found([0.1, 0.12, 0.1], [np.nan] * 3, "unfinished"), NOT_ENOUGH),
+        (found([np.nan] * 3, [0.01, 0.012, 0.008], shallow_found="nowhere"), NOT_REPRODUCED),
+        (found([np.nan] * 3, [np.nan] * 3, "nowhere", "nowhere"), NOT_ENOUGH),
     ],
 )
 def test_every_verdict_can_fail(dataset: xr.Dataset, expected: str) -> None:
-    assert {claim.verdict for claim in depth.verdicts(dataset)} == {expected}
-    assert "ResNet-8 up to 0.1 " in depth.we_saw(dataset)
+    claims = depth.verdicts(dataset)
+    assert {claim.verdict for claim in claims} == {expected}
+    assert not any("nan" in claim.measured for claim in claims)
+    assert re.search("ResNet-8 (up to 0.1 |.*no rate)", depth.we_saw(dataset))
     axes = depth.EXHIBIT.draw(dataset).axes[0]
     lowest = [line for line in axes.lines if line.get_marker() == "v"]
-    expected_marks = 3 if "nowhere" in dataset["lr_usable_found"] else 0
+    expected_marks = int((dataset["lr_usable_found"] == "nowhere").sum())
     assert [len(line.get_xdata()) for line in lowest] == [expected_marks] * 2
 
 
@@ -72,7 +80,7 @@ def test_every_network_has_a_search_of_its_own_and_it_is_that_of_stable_lr(monke
     stream = ns.batches(data, 16, seed=1)
     first = [next(stream) for _ in range(4)]
     alone = ns.stable_lr(
-        build, lambda seed: list(first), optimizer="momentum", steps=4, seeds=1, lr_range=depth.LR_RANGE
+        build, lambda seed: list(first), optimizer="momentum", steps=4, seeds=1, lr_range=rate_searches.LR_RANGE
     )
     for name in ("lr_stable", "lr_usable", "train_steps"):
         assert dataset[name].sel(depth=14, seed=1).item() == alone[name].item() or np.isnan(alone[name].item())
@@ -80,7 +88,7 @@ def test_every_network_has_a_search_of_its_own_and_it_is_that_of_stable_lr(monke
     assert "Depth and the largest learning rate" in page.read_text()
 
 
-def test_an_interrupted_exhibit_goes_on_with_the_searches_that_are_missing(monkeypatch, tmp_path: Path) -> None:
+def test_searches_are_kept_and_interrupted_or_side_by_side_give_the_same_bits(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setitem(SCALES, "quick", TINY)
     setting = Setting(load_data("digits", train_size=128, held_out=32), seeds=(0, 1), net="resnet8")
     reproduce(["depth"], setting, tmp_path / "undisturbed")
@@ -92,14 +100,19 @@ def test_an_interrupted_exhibit_goes_on_with_the_searches_that_are_missing(monke
             raise KeyboardInterrupt
         return ns.stable_lr(*args, **options)
 
-    monkeypatch.setattr(depth, "stable_lr", counted)
+    monkeypatch.setattr(rate_searches, "stable_lr", counted)
     with pytest.raises(KeyboardInterrupt):
         reproduce(["depth"], setting, tmp_path / "interrupted")
-    damaged = tmp_path / "interrupted" / "training" / "searches" / "resnet8-seed0.nc"
+    damaged = tmp_path / "interrupted" / "training" / "searches" / "resnet14-seed0.nc"
     damaged.write_bytes(damaged.read_bytes()[:100])
     reproduce(["depth"], setting, tmp_path / "interrupted")
     assert len(searched) == 3 + 3, "the interrupted one, the damaged one, and the one that was never begun"
-    results = [load(tmp_path / name / "depth.nc") for name in ("undisturbed", "interrupted")]
-    xr.testing.assert_identical(*results)
+    with threads(2):
+        reproduce(["depth"], setting, tmp_path / "two at once")
+    undisturbed, *others = (
+        load(tmp_path / name / "depth.nc") for name in ("undisturbed", "interrupted", "two at once")
+    )
+    for other in others:
+        xr.testing.assert_identical(undisturbed, other)
     reproduce(["depth"], replace(setting, seeds=(0, 1, 2)), tmp_path / "interrupted")
     assert len(searched) == 6 + 2, "another seed, at both depths"

@@ -1,77 +1,34 @@
 """Depth: the shallower an unnormalized ResNet, the larger the learning rate at which it still trains."""
 
 import numpy as np
-import torch
 import xarray as xr
 from matplotlib.figure import Figure
-from torch import Tensor, nn
 
-from normscope.check.stable_lr import stable_lr
-from normscope.data import ImageData, batches
 from normscope.exhibits.exhibit import Exhibit, Setting, joined
+from normscope.exhibits.rate_searches import LR_RANGE, RateSearch, searched
 from normscope.exhibits.scale import scale_of
 from normscope.figures.style import COLORS, figure_of, legend_once, log_ticks_at
-from normscope.nets import build_net
-from normscope.progress import Bar
-from normscope.results import attribute, load_if_kept, save, with_attributes
+from normscope.results import attribute, with_attributes
 from normscope.verdict import Verdict, judge
-
-LR_RANGE = (1e-5, 10.0)
-"""Where rates are searched."""
 
 BOUNDARIES = {"lr_stable": "is stable", "lr_usable": "learns"}
 
 
 def measure(setting: Setting) -> xr.Dataset:
-    """The largest stable and usable rate of every depth of the scale, seed by seed: each has a search of its own, and
-    each search is kept."""
+    """The largest stable and usable rate of every depth of the scale, seed by seed: each has a search of its own."""
     scale = scale_of(setting.scale)
     data = setting.training_data()
-    rows = []
-    with setting.progress("depth", sum(scale.depths) * len(setting.seeds)) as bar:
-        for depth in scale.depths:
-            found = [_searched(setting, data, depth, seed, bar) for seed in setting.seeds]
-            rows.append(joined(found, "seed", setting.seeds))
+    searches = [
+        RateSearch(depth, seed, data, scale.batch_size, scale.depth_steps)
+        for depth in scale.depths
+        for seed in setting.seeds
+    ]
+    found = searched(searches, setting.folder_of_runs() / "searches")
+    seeds = len(setting.seeds)
+    rows = [joined(found[first : first + seeds], "seed", setting.seeds) for first in range(0, len(found), seeds)]
     dataset = joined(rows, "depth", scale.depths, long_name="layers")
-    return with_attributes(dataset, **setting.provenance(scale=setting.scale, steps=scale.depth_steps))
-
-
-def _searched(setting: Setting, data: ImageData, depth: int, seed: int, bar: Bar) -> xr.Dataset:
-    """The search that the folder of runs keeps, or else has kept from now on."""
-    scale = scale_of(setting.scale)
-    known = {
-        "net": f"resnet{depth}",
-        "seed": seed,
-        "data": data.describe(),
-        "batch_size": scale.batch_size,
-        "steps": scale.depth_steps,
-        "lr_range": list(LR_RANGE),
-        "device": str(setting.device),
-        "protocol": EXHIBIT.protocol,
-    }
-    path = setting.folder_of_runs() / "searches" / f"resnet{depth}-seed{seed}.nc"
-    kept = load_if_kept(path, known)
-    if kept is not None:
-        bar.skip(by=depth)
-        return kept
-    with bar.part(f"ResNet-{depth}, seed {seed}", by=depth):
-        found = _search(data, depth, seed, scale.batch_size, scale.depth_steps)
-    found = with_attributes(found, **{**found.attrs, **known})
-    save(found, path)
-    return found
-
-
-def _search(data: ImageData, depth: int, seed: int, batch_size: int, steps: int) -> xr.Dataset:
-    def build() -> nn.Module:
-        net = build_net(f"resnet{depth}", norm="none", seed=seed, **data.net_shape())
-        return net.to(device=data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-    def walk(_: int) -> list[tuple[Tensor, Tensor]]:
-        endless = batches(data, batch_size, seed=seed)
-        return [next(endless) for _ in range(steps)]
-
-    found = stable_lr(build, walk, optimizer="momentum", steps=steps, seeds=1, lr_range=LR_RANGE)
-    return found[["lr_stable", "lr_usable", "lr_stable_found", "lr_usable_found", "train_steps"]]
+    threads = found[0].attrs["threads"]  # of each search, and not of the process that waits for them
+    return with_attributes(dataset, **setting.provenance(scale=setting.scale, steps=scale.depth_steps, threads=threads))
 
 
 def rates(dataset: xr.Dataset, name: str) -> xr.DataArray:
@@ -98,10 +55,11 @@ def verdicts(dataset: xr.Dataset) -> list[Verdict]:
 
 
 def _over(found: xr.DataArray) -> np.ndarray:
-    """What the shallowest network takes over what the deepest does; infinite where the deepest takes no rate at all."""
+    """What the shallowest network takes over what the deepest does: infinite where the deepest takes no rate at all;
+    where the shallowest alone takes none, minus infinity: below any ratio."""
     shallow, deep = found.isel(depth=0).values, found.isel(depth=-1).values
     with np.errstate(divide="ignore", invalid="ignore"):
-        return shallow / deep
+        return np.where((shallow == 0) & (deep > 0), -np.inf, shallow / deep)
 
 
 def we_saw(dataset: xr.Dataset) -> str:

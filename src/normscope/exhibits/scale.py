@@ -86,19 +86,19 @@ SCALES = {
         data="digits",
         train_size=None,
         held_out=287,
-        epochs=30,
+        epochs=15,
         batch_size=64,
-        evaluate_every=1,
+        evaluate_every=3,
         lrs=(1.0, 0.3, 0.1, 0.03),
         small=0.03,
         noise_net="resnet8",
         noise_lrs=(0.2, 0.05, 0.0125),
-        noise_batch_sizes=(32, 128, 512),
+        noise_batch_sizes=(16, 64, 256),
         depths=(8, 20, 56),
         depth_steps=40,
         deeper_net=None,
         deeper_lrs={},
-        reduced="ResNet-20 (noise: ResNet-8) on 1,150 images of digits for 30 epochs with mini-batches of 64, in "
+        reduced="ResNet-20 (noise: ResNet-8) on 1,150 images of digits for 15 epochs with mini-batches of 64, in "
         "place of ResNet-110 on 50,000 of CIFAR-10 for 165 with mini-batches of 128.",
     ),
     "short": Scale(
