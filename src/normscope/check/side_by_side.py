@@ -24,7 +24,10 @@ from normscope.progress import Bar, Relayed
 MOST_WORKERS = 8
 """With more threads than this, one measurement after the other on all of them is the default."""
 
-KILLED = "its process was killed, perhaps for lack of memory: try `--workers 1`, or smaller batches"
+KILLED = (
+    "its process was killed, perhaps for lack of memory: "
+    "try fewer at once (`--workers 1`, OMP_NUM_THREADS=1) or smaller batches"
+)
 
 Job = Callable[[Bar], Any]
 """A measurement; what it shows of its progress moves the bar."""
