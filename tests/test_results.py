@@ -116,6 +116,15 @@ def test_a_folder_in_the_place_of_the_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["result.nc"]
 
 
+def test_loaded_text_of_several_lengths_is_saved_whole(tmp_path):
+    paths = [tmp_path / "short.nc", tmp_path / "long.nc"]
+    for path, text in zip(paths, ("bracketed", "above the range"), strict=True):
+        save(labelled({"found": (("seed",), [text], "how", "1")}, {"seed": ([0], "seed", "1")}), path)
+    both = xr.concat([load(path) for path in paths], "seed")
+    again = load(save(both, tmp_path / "both.nc"))
+    assert again["found"].values.tolist() == ["bracketed", "above the range"]
+
+
 def test_units_of_time_are_no_dates(tmp_path):
     before = labelled({"time": ("step", [1.5, 2.5], "time", "seconds")}, {"step": ([1, 2], "step", "days")})
     xr.testing.assert_identical(load(save(before, tmp_path / "result.nc")), before)

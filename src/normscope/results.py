@@ -92,6 +92,14 @@ def save(result: xr.Dataset | xr.DataTree, path: str | Path) -> Path:
     return write_bytes(path, encoded(result))
 
 
+def keep(dataset: xr.Dataset, path: str | Path, known: Mapping[str, Any]) -> xr.Dataset:
+    """Write a Dataset with these attributes beside its own, by which `load_if_kept` knows it; OutputError as in
+    `save`. Returns it as written."""
+    dataset = with_attributes(dataset, **{**dataset.attrs, **known})
+    save(dataset, path)
+    return dataset
+
+
 def encoded(result: xr.Dataset | xr.DataTree) -> bytes:
     """The result as a netCDF file holds it.
 
@@ -143,11 +151,12 @@ def load(path: str | Path) -> xr.Dataset:
     Raises:
         ResultError: where there is no such file, or it is damaged.
     """
-    return _read(Path(path), xr.open_dataset)
+    # Without the file's encoding: it would cut text that is put beside a file's own to its length when saved again.
+    return _read(Path(path), xr.open_dataset).drop_encoding()
 
 
 def load_if_kept(path: str | Path, known: Mapping[str, Any]) -> xr.Dataset | None:
-    """The Dataset at `path`, wholly in memory, if it can be read and these are among its attributes; else None."""
+    """The Dataset that `keep` wrote, wholly in memory, if it can be read and has these attributes; else None."""
     try:
         dataset = load(path)
     except ResultError:

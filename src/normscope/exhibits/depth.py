@@ -1,5 +1,7 @@
 """Depth: the shallower an unnormalized ResNet, the larger the learning rate at which it still trains."""
 
+from itertools import product
+
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -18,16 +20,13 @@ def measure(setting: Setting) -> xr.Dataset:
     """The largest stable and usable rate of every depth of the scale, seed by seed: each has a search of its own."""
     scale = scale_of(setting.scale)
     data = setting.training_data()
-    searches = [
-        RateSearch(depth, seed, data, scale.batch_size, scale.depth_steps)
-        for depth in scale.depths
-        for seed in setting.seeds
-    ]
-    found = searched(searches, setting.folder_of_runs() / "searches")
-    seeds = len(setting.seeds)
-    rows = [joined(found[first : first + seeds], "seed", setting.seeds) for first in range(0, len(found), seeds)]
+    places = list(product(scale.depths, setting.seeds))
+    searches = [RateSearch(depth, seed, data, scale.batch_size, scale.depth_steps) for depth, seed in places]
+    results = searched(searches, setting.folder_of_runs() / "searches")
+    found = dict(zip(places, results, strict=True))
+    rows = [joined([found[depth, seed] for seed in setting.seeds], "seed", setting.seeds) for depth in scale.depths]
     dataset = joined(rows, "depth", scale.depths, long_name="layers")
-    threads = found[0].attrs["threads"]  # of each search, and not of the process that waits for them
+    threads = results[0].attrs["threads"]  # of each search, and not of the process that waits for them
     return with_attributes(dataset, **setting.provenance(scale=setting.scale, steps=scale.depth_steps, threads=threads))
 
 

@@ -29,8 +29,7 @@ def measure(setting: Setting) -> xr.Dataset:
     runs; NaN at other rates, and where one diverged."""
     runs = trained(setting, NORMS)
     scale = scale_of(setting.scale)
-    assert setting.runs is not None
-    store = Store(setting.runs)
+    store = Store(setting.folder_of_runs())
     data = setting.training_data()
     batch = data.train_images[:IMAGES], data.train_labels[:IMAGES]
     eigenvalue = xr.full_like(runs["outcome"], math.nan, dtype=float)

@@ -15,11 +15,10 @@ from normscope.data import ImageData, batches
 from normscope.errors import NormscopeError
 from normscope.nets import build_net
 from normscope.progress import Bar, progress
-from normscope.results import load_if_kept, save, with_attributes
+from normscope.results import keep, load_if_kept
 
 LR_RANGE = (1e-5, 10.0)
 """Where rates are searched."""
-
 
 PROTOCOL = 1
 """Raised whenever the same search means other numbers: older results then no longer count as its own."""
@@ -51,9 +50,9 @@ class RateSearch:
         endless = batches(self.data, self.batch_size, seed=self.seed)
         return [next(endless) for _ in range(self.steps)]
 
-    def file_name(self) -> str:
-        """Of the result in the folder of searches."""
-        return f"resnet{self.depth}-seed{self.seed}.nc"
+    def path(self, folder: Path) -> Path:
+        """Of the result in a folder of searches."""
+        return folder / f"resnet{self.depth}-seed{self.seed}.nc"
 
     def known(self) -> dict[str, Any]:
         """The attributes by which a result is known to be this search's."""
@@ -71,18 +70,17 @@ def searched(searches: Sequence[RateSearch], folder: Path) -> list[xr.Dataset]:
     """What each of them found: those that the folder keeps, and those carried out now, the deepest first."""
     found = dict[RateSearch, xr.Dataset]()
     for search in searches:
-        if (kept := load_if_kept(folder / search.file_name(), search.known())) is not None:
+        if (kept := load_if_kept(search.path(folder), search.known())) is not None:
             found[search] = kept
     missing = sorted((search for search in searches if search not in found), key=lambda search: -search.depth)
     jobs = [search.carry_out for search in missing]
     with (
-        side_by_side(jobs, usable_workers(None, max(len(jobs), 1))) as results,
+        side_by_side(jobs, usable_workers(None, len(jobs))) as results,
         progress("depth", total=sum(search.depth for search in missing)) as bar,
     ):
         for place, result in results(bar):
             if isinstance(result, NormscopeError):
                 raise result
             search = missing[place]
-            found[search] = with_attributes(result, **{**result.attrs, **search.known()})
-            save(found[search], folder / search.file_name())
+            found[search] = keep(result, search.path(folder), search.known())
     return [found[search] for search in searches]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from normscope.errors import InvalidConfig
 from normscope.exhibits.exhibit import Setting, chosen
-from normscope.results import ensure_writable, load_if_kept, save, with_attributes
+from normscope.results import ensure_writable, keep, load_if_kept
 
 RUNS = "training"
 """The folder, among the results, of the runs and searches of those exhibits that train."""
@@ -32,4 +32,4 @@ def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
         known = {"config": exhibit.config(setting), "protocol": exhibit.protocol, "device": str(setting.device)}
         if load_if_kept(path, known) is None:
             dataset = exhibit.measure(replace(setting, runs=folder / RUNS))
-            save(with_attributes(dataset, **{**dataset.attrs, **known}), path)
+            keep(dataset, path, known)
