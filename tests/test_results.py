@@ -135,6 +135,13 @@ def test_a_tree_survives_the_disk(tmp_path):
     xr.testing.assert_identical(load_tree(save(before, tmp_path / "result.nc")), before)
 
 
+def test_longer_text_in_a_loaded_tree_is_saved_whole(tmp_path):
+    named = labelled({"found": (("seed",), ["bracketed"], "how", "1")}, {"seed": ([0], "seed", "1")})
+    tree = load_tree(save(xr.DataTree.from_dict({"/run": named}), tmp_path / "tree.nc"))
+    tree["run/found"] = tree["run/found"].copy(data=["above the range"])
+    assert load_tree(save(tree, tmp_path / "again.nc"))["run/found"].item() == "above the range"
+
+
 def test_numpy_values_in_the_configuration():
     attrs = dataset(np.zeros(4), config={"lr": np.float32(0.5), "steps": np.arange(3)}, flag=np.bool_(True)).attrs
     assert json.loads(attrs["config"]) == {"lr": 0.5, "steps": [0, 1, 2]}

@@ -151,8 +151,7 @@ def load(path: str | Path) -> xr.Dataset:
     Raises:
         ResultError: where there is no such file, or it is damaged.
     """
-    # Without the file's encoding: it would cut text that is put beside a file's own to its length when saved again.
-    return _read(Path(path), xr.open_dataset).drop_encoding()
+    return _own(_read(Path(path), xr.open_dataset))
 
 
 def load_if_kept(path: str | Path, known: Mapping[str, Any]) -> xr.Dataset | None:
@@ -167,7 +166,15 @@ def load_if_kept(path: str | Path, known: Mapping[str, Any]) -> xr.Dataset | Non
 
 def load_tree(path: str | Path) -> xr.DataTree:
     """Read a DataTree that `save` wrote, wholly into memory; raises as `load` does."""
-    return _read(Path(path), xr.open_datatree)
+    tree = _read(Path(path), xr.open_datatree)
+    for node in tree.subtree:
+        node.dataset = _own(node.to_dataset(inherit=False))
+    return tree
+
+
+def _own(dataset: xr.Dataset) -> xr.Dataset:
+    """Without the encoding of its file, which would cut longer text to the length of the file's when saved again."""
+    return dataset.drop_encoding()
 
 
 def _read(path: Path, opener: Any) -> Any:

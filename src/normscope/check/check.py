@@ -15,7 +15,6 @@ from normscope.check.diagnose import TRIAL_STEPS, diagnosis, refuse_one_batch
 from normscope.check.eager import eager
 from normscope.check.portrait import portrait
 from normscope.check.repairs import CLIP_NORM, DEFAULT_REPAIRS, Repair, repairs
-from normscope.check.side_by_side import side_by_side, usable_workers
 from normscope.check.stable_lr import stable_lr
 from normscope.check.starts import Starts, build_model
 from normscope.check.tries import OptimizerFactory, Recipe, optimizer_factory
@@ -23,6 +22,7 @@ from normscope.errors import InvalidConfig, NormscopeError
 from normscope.objective import LossFn
 from normscope.progress import Bar, progress
 from normscope.results import labelled, provenance, with_attributes
+from normscope.side_by_side import side_by_side, usable_workers
 
 BUDGET_SHARE = 0.5
 """Of a budget, the rates of the model as it is get at most this share."""
@@ -59,7 +59,7 @@ def check(
         warmup: steps of the repairs that warm up; a fifth of `steps` if None.
         budget_seconds: what does not fit is left out, and said so; the diagnosis is always made.
         workers: how many variants are measured at once, each in a forked process with one thread; 1: one after the
-            other, in this process. By default as `check.side_by_side.usable_workers` says.
+            other, in this process. By default as `side_by_side.usable_workers` says.
         about: to be remembered in the tree: `model` and `data`, their names, and `notes`, a list of sentences.
 
     Returns:

@@ -6,14 +6,13 @@ Every module of this package that defines `EXHIBIT` is one: there is no list to 
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscope.errors import InvalidConfig, unknown
-from normscope.progress import Bar, progress
+from normscope.progress import progress
 from normscope.results import attribute, provenance, with_attributes
 from normscope.verdict import Verdict
 
@@ -55,13 +54,9 @@ class Setting:
 
     def build(self, norm: str, seed: int, **options: Any) -> "nn.Module":
         """A fresh network on the device, in the memory format that is fastest there; `options` as in `build_net`."""
-        import torch
+        from normscope.train.network import network_for
 
-        from normscope.nets import build_net
-
-        name = options.pop("net", self.net)
-        net = build_net(name, norm=norm, seed=seed, **self.data.net_shape(), **options)
-        return net.to(device=self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return network_for(self.data, options.pop("net", self.net), norm=norm, seed=seed, **options)
 
     def batches(self, seed: int, batch_size: int | None = None) -> "Iterator[tuple[Any, Any]]":
         """Augmented training mini-batches without end, in the order that the seed fixes."""
@@ -101,10 +96,6 @@ class Setting:
             train_size=scale.train_size,
             held_out=scale.held_out,
         )
-
-    def progress(self, name: str, total: float) -> AbstractContextManager[Bar]:
-        """A bar over `total` units of work."""
-        return progress(name, total)
 
     def config(self) -> dict[str, Any]:
         """What fixes the result, in plain values: it goes into the results and decides whether they can be kept."""
@@ -161,7 +152,7 @@ def over_networks(
     """Measure every norm with every seed, `measure_one(norm, seed)`, into one Dataset with the dims `norm`, `seed` in
     front; a scalar or a coordinate that is the same in all stays as it is. Shows progress under `name`."""
     rows = []
-    with setting.progress(name, len(norms) * len(setting.seeds)) as bar:
+    with progress(name, len(norms) * len(setting.seeds)) as bar:
         for norm in norms:
             seeds = []
             for seed in setting.seeds:

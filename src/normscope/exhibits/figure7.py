@@ -13,6 +13,7 @@ from normscope.exhibits.published import PUBLISHED
 from normscope.figures.singular_values import plot_effective_rank, plot_singular_values
 from normscope.figures.style import figure_of
 from normscope.probes.input_jacobian import input_jacobian
+from normscope.progress import progress
 from normscope.random_matrices import product_singular_values
 from normscope.results import Variable, labelled, with_attributes
 from normscope.verdict import Verdict, judge
@@ -33,7 +34,7 @@ def measure(setting: Setting) -> xr.Dataset:
     """Draw the products; then take the Jacobians of networks of growing depth at initialization."""
     networks = list(product(FAMILIES, NORMS, DEPTHS, setting.seeds))
     draws, spectra = [], []
-    with setting.progress("figure7", DRAWS + len(networks)) as bar:
+    with progress("figure7", DRAWS + len(networks)) as bar:
         for draw in range(DRAWS):
             seed = setting.seeds[draw % len(setting.seeds)]
             draws.append(product_singular_values(FACTORS, SIZE, draws=1, seed=(seed, draw)))

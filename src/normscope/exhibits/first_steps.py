@@ -15,6 +15,7 @@ from normscope.exhibits.exhibit import NORM_TITLES, Exhibit, Setting, joined
 from normscope.figures.style import COLORS, figure_of
 from normscope.outcome import DIVERGENCE_FACTOR
 from normscope.probes.output_gradients import common_part, mean_pairwise_cosine, predictions
+from normscope.progress import progress
 from normscope.results import attribute, labelled, with_attributes
 from normscope.verdict import Verdict, judge
 
@@ -39,7 +40,7 @@ def measure(setting: Setting) -> xr.Dataset:
     """SGD as in the paper (momentum 0.9, weight decay 5e-4); every value is that of the mini-batch of an update, in the
     network as it is before the update. NaN behind a loss that is not finite, which ends the descent."""
     rows = []
-    with setting.progress("first_steps", len(RUNS) * len(setting.seeds)) as bar:
+    with progress("first_steps", len(RUNS) * len(setting.seeds)) as bar:
         for norm, lr in RUNS.values():
             seeds = []
             for seed in setting.seeds:

@@ -11,6 +11,7 @@ from normscope.exhibits.scale import scale_of
 from normscope.figures.style import COLORS, NAMES, figure_of, legend_once, log_ticks_at
 from normscope.outcome import Outcome
 from normscope.probes.sharpness import sharpness
+from normscope.progress import progress
 from normscope.results import attribute, with_attributes
 from normscope.sweep.store import Store
 from normscope.train.network import trained_network
@@ -35,7 +36,7 @@ def measure(setting: Setting) -> xr.Dataset:
     eigenvalue = xr.full_like(runs["outcome"], math.nan, dtype=float)
     compared = {best_lr(runs, "batch"), best_lr(runs, "none"), scale.small}
     configs = [config for config in scale.configs(NORMS, setting.seeds, setting.device) if config.lr in compared]
-    with setting.progress("flatness", len(configs)) as bar:
+    with progress("flatness", len(configs)) as bar:
         for config in configs:
             place = {"norm": config.norm, "lr": config.lr, "seed": config.seed}
             if runs["outcome"].sel(place) != Outcome.DIVERGED.value:

@@ -18,6 +18,7 @@ from normscope.objective import output_spread
 from normscope.outcome import DIVERGENCE_FACTOR
 from normscope.probes.channel_moments import channel_moments
 from normscope.probes.sharpness import sharpness
+from normscope.progress import progress
 from normscope.results import labelled, with_attributes
 from normscope.untouched import untouched
 from normscope.verdict import Verdict, judge
@@ -130,7 +131,7 @@ def measure(setting: Setting) -> xr.Dataset:
     """
     starts = [s for s in STARTS if s != "zero_residual" or setting.net.startswith("resnet")] + [REFERENCE]
     rows, first_batches = [], [setting.first_batch(seed) for seed in setting.seeds]
-    with setting.progress("initialization", len(starts) * len(setting.seeds)) as bar:
+    with progress("initialization", len(starts) * len(setting.seeds)) as bar:
         for start in starts:
             seeds = []
             for seed, batch in zip(setting.seeds, first_batches, strict=True):

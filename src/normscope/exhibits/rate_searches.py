@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from normscope.check.side_by_side import side_by_side, usable_workers
 from normscope.check.stable_lr import stable_lr
 from normscope.data import ImageData, batches
 from normscope.errors import NormscopeError
-from normscope.nets import build_net
 from normscope.progress import Bar, progress
 from normscope.results import keep, load_if_kept
+from normscope.side_by_side import side_by_side, usable_workers
+from normscope.train.network import network_for
 
 LR_RANGE = (1e-5, 10.0)
 """Where rates are searched."""
@@ -43,8 +42,7 @@ class RateSearch:
         return found[["lr_stable", "lr_usable", "lr_stable_found", "lr_usable_found", "train_steps"]]
 
     def _build(self) -> nn.Module:
-        net = build_net(f"resnet{self.depth}", norm="none", seed=self.seed, **self.data.net_shape())
-        return net.to(device=self.data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return network_for(self.data, f"resnet{self.depth}", norm="none", seed=self.seed)
 
     def _walk(self, _: int) -> list[tuple[Tensor, Tensor]]:
         endless = batches(self.data, self.batch_size, seed=self.seed)

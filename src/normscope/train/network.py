@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +19,12 @@ from normscope.train.config import RunConfig
 
 def fresh_network(config: RunConfig, data: ImageData) -> nn.Module:
     """The network before its first step, on the data's device, channels_last, in training mode."""
-    net = build_net(config.net, norm=config.norm, init=config.init, seed=config.seed, **data.net_shape())
+    return network_for(data, config.net, norm=config.norm, init=config.init, seed=config.seed)
+
+
+def network_for(data: ImageData, name: str, **options: Any) -> nn.Module:
+    """A fresh network of the paper for these images, on their device, channels_last; `options` as in `build_net`."""
+    net = build_net(name, **data.net_shape(), **options)
     return net.to(device=data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
