@@ -79,6 +79,13 @@ def test_a_sweep_its_runs_and_a_damaged_one(normscope):
     assert normscope("runs", "out")[1].splitlines()[-1] == "4 finished, 1 begun"
 
 
+def test_runs_that_nobody_asked_for_are_not_counted(normscope):
+    """The size of all but the held-out images is a second axis, of which half of the combinations are no runs."""
+    text = SPEC.replace("train_size = 100\n", "").split("[axes]")[0] + "[axes]\nheld_out = [0, 37]\n"
+    Path("spec.toml").write_text(text)
+    assert normscope("sweep", "spec.toml", "--out", "out", "--workers", "1") == (0, "2 runs: 2 learn\nout\n", "")
+
+
 def test_workers_run_the_code_of_their_driver(normscope, monkeypatch, tmp_path):
     """Not that of a folder which a relative PYTHONPATH leads to from another working directory."""
     (tmp_path / "other" / "normscope").mkdir(parents=True)

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from normscope.data import load_data
-from normscope.errors import InvalidConfig
+from normscope.errors import InvalidConfig, ResultError
 from normscope.exhibits import deeper, figure1, final, flatness, noise_training
 from normscope.exhibits.exhibit import Setting
 from normscope.exhibits.reproduce import RUNS, reproduce
@@ -100,6 +100,25 @@ def test_every_verdict_can_fail(ends: dict, options: dict, statement: str, expec
     assert verdict_on([*figure1.verdicts(dataset), *final.verdicts(dataset)], statement) == expected
 
 
+def test_a_rate_at_the_end_of_those_tried_is_a_bound() -> None:
+    claims = final.verdicts(as_if_trained(changed("final", 0.1, 80)))
+    ratio = next(claim for claim in claims if "3 times larger" in claim.statement)
+    assert ratio.verdict == REPRODUCED and ratio.bounded == 3 and ratio.measured.startswith("at least 10 times")
+
+    both = as_if_trained({**changed("final", 0.1, 80), "none": dict.fromkeys(LRS, 82)})
+    ratio = next(claim for claim in final.verdicts(both) if "3 times larger" in claim.statement)
+    assert ratio.verdict == NOT_ENOUGH and ratio.diverged == 3
+
+
+def test_up_to_which_rate_every_seed_learns() -> None:
+    dataset = as_if_trained(AS_PUBLISHED)
+    assert "Every seed learns up to 0.1 with it and up to 0.01 without" in figure1.we_saw(dataset)
+    assert "Every seed learns up to 0.01, up to 0.03 and up to 0.1" in final.we_saw(dataset)
+    dataset["outcome"].loc[{"norm": "none", "seed": 1}] = Outcome.DIVERGED.value
+    assert "Every seed learns up to 0.1 with it and at no rate without" in figure1.we_saw(dataset)
+    assert "Every seed learns at no rate, up to 0.03 and up to 0.1" in final.we_saw(dataset)
+
+
 def test_what_diverged_counts_as_guessing_and_is_drawn_as_a_cross() -> None:
     dataset = as_if_trained(AS_PUBLISHED)
     assert figure1.at_the_end(dataset).sel(norm="none", lr=0.1).values.tolist() == [10, 10, 10]
@@ -125,18 +144,28 @@ def test_what_diverged_counts_as_guessing_and_is_drawn_as_a_cross() -> None:
 def test_noise_in_training_is_judged_by_its_ratio(accuracy, expected: list[str]) -> None:
     lrs, sizes, seeds = (0.1, 0.025, 0.00625), (16, 64, 256), (0, 1, 2)
     values = [[[[(accuracy(lr, size) + 0.2 * k) / 100] for k in seeds] for size in sizes] for lr in lrs]
+    outcomes = np.full((3, 3, 3), Outcome.LEARNS.value, dtype="U16")
+    dims = ("lr", "batch_size", "seed", "epoch")
     dataset = labelled(
-        {"test_accuracy": (("lr", "batch_size", "seed", "epoch"), values, "test accuracy", "1")},
-        {name: (list(each), name, "1") for name, each in zip(
-            ("lr", "batch_size", "seed", "epoch"), (lrs, sizes, seeds, [1]), strict=True
-        )},
+        {
+            "test_accuracy": (dims, values, "test accuracy", "1"),
+            "outcome": (dims[:3], outcomes, "outcome", "1"),
+        },
+        {name: (list(each), name, "1") for name, each in zip(dims, (lrs, sizes, seeds, [1]), strict=True)},
         scale="quick",
-    )  # fmt: skip
+        config={"data": {"num_classes": 10}},
+    )
     assert noise_training.diagonal(dataset).sizes == {"rung": 3, "seed": 3}
     assert [claim.verdict for claim in noise_training.verdicts(dataset)] == expected
     left, right = noise_training.EXHIBIT.draw(dataset).axes
     assert len(left.lines) == len(right.lines) == 3
     assert "where α/|B| is the same" in noise_training.we_saw(dataset)
+
+    on_the_diagonal = {"lr": 0.1, "batch_size": 256}
+    dataset["outcome"].loc[on_the_diagonal] = Outcome.DIVERGED.value
+    dataset["test_accuracy"].loc[on_the_diagonal] = np.nan
+    assert (noise_training.end(dataset).sel(on_the_diagonal) == 10).all(), "what diverged counts as guessing"
+    assert noise_training.verdicts(dataset)[0].verdict == NOT_REPRODUCED
 
 
 def test_flatness_is_judged_by_the_ratio_of_eigenvalues() -> None:
@@ -176,7 +205,9 @@ def test_runs_are_trained_once_for_both_and_kept(monkeypatch, tmp_path: Path) ->
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / RUNS / "runs").glob("*.nc")} == kept
     dataset = load(tmp_path / "figure1.nc")
     assert dict(dataset.sizes) == {"norm": 2, "lr": 2, "seed": 2, "epoch": 1}
-    assert attribute(dataset, "config")["scale"] == "quick"
+    config = attribute(dataset, "config")
+    assert config["scale"] == "quick" and config["net"] == "resnet8" and config["batch_size"] == 32
+    assert config["data"]["train_size"] == 64 and dataset.attrs["threads"] == 1, "of the runs, not of their reader"
     sharp = load(tmp_path / "flatness.nc")["eigenvalue"]
     assert sharp.dims == ("norm", "lr", "seed") and (sharp.sel(lr=0.003) > 0).all()
     reproduce(["noise_training"], setting, tmp_path)
@@ -192,6 +223,29 @@ def test_runs_are_trained_once_for_both_and_kept(monkeypatch, tmp_path: Path) ->
     page, claims = report_reproduction(tmp_path)
     assert {claim.verdict for claim in claims} == {NOT_ENOUGH}, "two seeds are no evidence"
     assert "What normalization buys in training" in page.read_text()
+
+
+def test_finished_runs_without_weights_are_refused_before_anything_is_trained(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(SCALES, "quick", TINY)
+    data = load_data("digits")
+    reproduce(["figure1"], Setting(data, seeds=(0,), net="resnet8"), tmp_path)
+    runs = tmp_path / RUNS / "runs"
+    for weights in runs.glob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(ResultError, match=r"4 finished runs lack their weights.* put .*safetensors .*back, or delete"):
+        reproduce(["flatness"], Setting(data, seeds=(0, 1), net="resnet8"), tmp_path)
+    assert len(list(runs.iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"net": "resnet111"}, "ResNet depth must be 6n"), ({"net": "resnet8", "batch_size": 2000}, "2000")],
+    ids=["network", "mini-batch"],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_trained(options, message, tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        reproduce(["figure1", "figure2"], Setting(load_data("digits"), **options), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_deeper_network_is_judged_at_one_rate_for_each_norm() -> None:

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import matplotlib as mpl
 import pytest
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,7 +19,7 @@ from normscope.exhibits.reproduce import reproduce
 from normscope.report.manifest import write_manifest
 from normscope.report.page import Page, Paragraph, Section, as_svg, render
 from normscope.report.plain_powers import as_plain, plain_powers
-from normscope.report.reproduction import report_reproduction
+from normscope.report.reproduction import measured_on, report_reproduction
 from normscope.verdict import judge
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -62,6 +63,17 @@ def page(title: str = "title", **section: object) -> str:
     claims = [judge("it <grows> & grows", "Figure <1>", [3.0, 3.1, 3.2], above=1)]
     content: dict = {"anchor": "one", "title": "One", "claims": claims, **section}
     return render(Page(title=title, question="why?", lead=["because"], sections=[Section(**content)]))
+
+
+def test_the_head_says_what_those_exhibits_were_measured_on_that_train_nothing():
+    """Those that train come first, and have a network of their own."""
+    config = {"data": {"name": "cifar10", "image_shape": [3, 32, 32]}, "seeds": [0], "batch_size": 128}
+    trained, probed = (
+        xr.Dataset(attrs={"config": json.dumps({**config, "net": net})}) for net in ("resnet20", "plain8")
+    )
+    figure1, figure5 = exhibits()["figure1"], exhibits()["figure5"]
+    assert measured_on([(figure1, trained), (figure5, probed)]) is probed
+    assert measured_on([(figure1, trained)]) is trained
 
 
 @pytest.mark.parametrize("layout", [None, "constrained"])

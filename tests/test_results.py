@@ -148,6 +148,12 @@ def test_numpy_values_in_the_configuration():
     assert attrs["flag"] == "true"
 
 
+def test_what_a_folder_holds_outlives_the_look_whether_it_can_be_written(tmp_path):
+    (tmp_path / "writable").write_text("mine")
+    ensure_writable(tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write"):

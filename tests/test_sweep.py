@@ -1,5 +1,7 @@
 """Sweeps: the same bits as training each run by hand, nothing lost and nothing done twice, whatever is killed."""
 
+import errno
+import os
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +11,13 @@ import pytest
 import xarray as xr
 
 import normscope as ns
-from normscope.errors import DataError, DeviceError, ResultError, RunFailed
+from normscope.errors import DataError, DeviceError, OutputError, ResultError, RunFailed
 from normscope.progress import Bar
 from normscope.results import attribute
 from normscope.sweep.engine import Advanced, Engine, Failed, Finished
+from normscope.sweep.listing import listing
 from normscope.sweep.run import run
-from normscope.train.config import RunConfig, key
+from normscope.train.config import PROTOCOL, RunConfig, key
 
 QUICK = RunConfig(net="mlp2", data="digits", train_size=100, batch_size=50, epochs=2, precision="fp32", device="cpu")
 SPEC = {"base": QUICK.to_mapping(), "axes": {"norm": ["batch", "none"], "lr": [0.1, 1e4], "seed": [0, 1]}}
@@ -97,6 +100,42 @@ def test_a_single_run_has_no_axis_and_none_as_a_size_is_a_number(tmp_path):
     assert attribute(runs, "config")["train_size"] == 1400
     both = ns.sweep([replace(QUICK, train_size=n, held_out=37) for n in (100, None)], tmp_path, engine=here())
     assert both["train_size"].values.tolist() == [100, 1400]
+
+
+def test_a_config_alone_is_a_sweep_of_one_run(tmp_path):
+    xr.testing.assert_identical(ns.sweep(QUICK, tmp_path, engine=here()), ns.load_runs(tmp_path))
+
+
+def test_runs_by_another_protocol_are_left_out_and_counted(tmp_path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        for module in ("config", "result"):
+            earlier.setattr(f"normscope.train.{module}.PROTOCOL", PROTOCOL - 1)
+        ns.sweep([replace(QUICK, lr=lr) for lr in (0.1, 0.3)], tmp_path, engine=here())
+    assert listing(tmp_path).summary == "0 finished, 2 by another version's protocol"
+    with pytest.raises(ResultError, match="no finished runs"):
+        ns.load_runs(tmp_path)
+    trained: list[str] = []
+    runs = ns.sweep([QUICK, replace(QUICK, seed=1)], tmp_path, engine=here(trained))
+    assert len(trained) == 2
+    same(ns.load_runs(tmp_path), runs)
+    assert runs.attrs["protocol"] == PROTOCOL
+    assert listing(tmp_path).summary.endswith("\n2 finished, 2 by another version's protocol")
+
+
+def test_a_finished_sweep_asks_for_no_device_and_writes_nothing(tmp_path, monkeypatch):
+    ns.sweep([QUICK], tmp_path, engine=here())
+    monkeypatch.setattr("normscope.sweep.sweep.usable_device", None)
+    monkeypatch.setattr("normscope.sweep.store.Store.prepare", None)
+    xr.testing.assert_identical(ns.sweep([QUICK], tmp_path), ns.load_runs(tmp_path))
+
+
+def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch):
+    def without(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", without)
+    with pytest.raises(OutputError, match=r"cannot lock .*claims: No locks available; give an --out on another"):
+        ns.sweep([QUICK], tmp_path, engine=here())
 
 
 def test_a_failed_run_is_named_and_the_others_are_kept(tmp_path):

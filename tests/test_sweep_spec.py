@@ -61,6 +61,7 @@ def test_without_axes_a_spec_is_one_run_and_without_a_base_the_papers():
         ),
         ("base = 3", "base is 3: give a table, [base]"),
         ("[base\n", "cannot be read as TOML"),
+        ("base.seed = " + "1" * 5000, "cannot be read as TOML"),
         ("\xff", "cannot be read as TOML"),
         (None, "no such file: give a TOML file with [base] and [axes]"),
     ],

@@ -219,6 +219,13 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path):
         ns.train(QUICK, checkpoint=tmp_path / "taken" / "run")
 
 
+def test_weights_that_cannot_be_written_are_told_before_training(tmp_path, monkeypatch):
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setattr("normscope.train.train.trained", None)
+    with pytest.raises(OutputError, match="cannot write"):
+        ns.train(QUICK, weights=tmp_path / "taken" / "weights")
+
+
 def test_the_trained_network_comes_back(tmp_path):
     dataset = ns.train(QUICK, weights=tmp_path / "weights")
     data = load_data("digits", train_size=300, held_out=60)
@@ -286,6 +293,11 @@ def test_the_sizes_that_configs_are_checked_with_are_those_of_the_data():
         ({"lr": 0}, "lr is 0: it must be above 0"),
         ({"lr": "fast"}, "lr is 'fast': give a number"),
         ({"lr": float("nan")}, "lr is nan: give a finite number"),
+        ({"lr": 10**400}, "lr is inf: give a finite number"),
+        ({"lr": np.array([0.1, 0.2])}, "lr is array([0.1, 0.2]): give one number"),
+        ({"seed": 2**63}, f"seed is {2**63}: it must be at least 0 and at most {2**63 - 1}"),
+        ({"batch_size": 10**400}, "it must be at least 1 and at most 300"),
+        ({"epochs": np.array([1, 2])}, "epochs is array([1, 2]): give one whole number"),
         ({"momentum": 1}, "momentum is 1: it must be at least 0 and below 1"),
         ({"weight_decay": -1}, "weight_decay is -1: it must be at least 0"),
         ({"epochs": 0}, "epochs is 0: it must be at least 1"),

@@ -3,9 +3,10 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,15 @@ def decoded(value: Any) -> Any:
         return value
 
 
+def shared(attributes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Those of several results together: what all share as it is, what differs as the list of all values."""
+    together: dict[str, Any] = {}
+    for name in attributes[0]:
+        found = [decoded(value) for value in dict.fromkeys(each.get(name) for each in attributes)]
+        together[name] = found[0] if len(found) == 1 else found
+    return together
+
+
 def provenance(*, device: Any = "cpu", dtype: Any = "float32", **config: Any) -> dict[str, Any]:
     """What a result says of its origin: versions, machine, device, dtype, threads, and the configuration given."""
     import torch
@@ -124,7 +134,12 @@ def ensure_writable(folder: str | Path, *, keep: bool = True) -> Path:
     """
     folder = Path(folder)
     new = [] if keep else [path for path in (folder, *folder.parents) if not path.exists()]
-    write_bytes(folder / "writable", b"").unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
     for path in new:
         path.rmdir()
     return folder
@@ -141,8 +156,12 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     except OSError as error:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or one_line(error)}; give another --out") from error
+        raise _cannot_write(path, error) from error
     return path
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write {path}: {error.strerror or one_line(error)}; give another --out")
 
 
 def load(path: str | Path) -> xr.Dataset:

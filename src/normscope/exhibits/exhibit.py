@@ -6,8 +6,8 @@ Every module of this package that defines `EXHIBIT` is one: there is no list to 
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ class Setting:
     """The paper's mini-batch."""
     scale: str = "quick"
     """How large the exhibits are that train networks to the end: see `exhibits.scale`. They have data, network and
-    mini-batch of their own."""
+    mini-batch of their own, and say so by `training_config`."""
     runs: Path | None = None
     """The folder that keeps their runs and searches; needed to train any."""
     data_dir: Path | None = None
@@ -106,6 +106,18 @@ class Setting:
             "batch_size": self.batch_size,
         }
 
+    @cached_property
+    def training_config(self) -> dict[str, Any]:
+        """`config` of the exhibits that train: what their scale says, and the data that they train on."""
+        from normscope.exhibits.scale import scale_of
+
+        fields = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(scale_of(self.scale)).items()
+        }
+        del fields["reduced"]
+        return {**fields, "scale": self.scale, "data": self.training_data().describe(), "seeds": list(self.seeds)}
+
     def provenance(self, **more: Any) -> dict[str, Any]:
         """The attributes of a result measured on this setting."""
         return provenance(device=self.device, config=self.config(), **more)
@@ -138,7 +150,7 @@ class Exhibit:
 
     def config(self, setting: Setting) -> dict[str, Any]:
         """What decides whether a result can be kept."""
-        return {**setting.config(), **({"scale": setting.scale} if self.trains else {})}
+        return setting.training_config if self.trains else setting.config()
 
 
 def over_networks(

@@ -12,7 +12,7 @@ from normscope.exhibits.published import PUBLISHED
 from normscope.exhibits.scale import scale_of
 from normscope.figures.style import COLORS, NAMES, figure_of, legend_once, log_ticks_at
 from normscope.outcome import Outcome
-from normscope.results import attribute, with_attributes
+from normscope.results import attribute, provenance, with_attributes
 from normscope.train.config import RunConfig
 from normscope.verdict import Verdict, judge
 
@@ -50,8 +50,9 @@ def trained_on(setting: Setting, configs: Sequence[RunConfig]) -> xr.Dataset:
     runs = setting.train(configs)
     if "seed" not in runs.dims:
         runs = runs.expand_dims(seed=list(setting.seeds))
+    of_runs = {name: runs.attrs[name] for name in (*provenance(), "precision")}  # and not of who reads them now
     runs = runs.sortby("lr", ascending=False)[KEPT]
-    return with_attributes(runs, **setting.provenance(scale=setting.scale, precision=runs.attrs.get("precision")))
+    return with_attributes(runs, **of_runs, config=setting.training_config, scale=setting.scale)
 
 
 def at_the_end(dataset: xr.Dataset, accuracy: str = "test_accuracy") -> xr.DataArray:
@@ -69,6 +70,17 @@ def best_lr(dataset: xr.Dataset, norm: str) -> float:
     """The rate of the highest held-out accuracy at the end, on average over seeds."""
     mean = at_the_end(dataset, "held_out_accuracy").sel(norm=norm).mean("seed")
     return float(mean["lr"][int(mean.argmax("lr"))])
+
+
+def learns(dataset: xr.Dataset, norm: str) -> xr.DataArray:
+    """Whether a network learns, over `lr` and `seed`."""
+    return dataset["outcome"].sel(norm=norm) == Outcome.LEARNS.value
+
+
+def learnt_by_all(dataset: xr.Dataset, norm: str) -> str:
+    """Up to which rate every seed learns, in words."""
+    rates = dataset["lr"].values[learns(dataset, norm).all("seed").values]
+    return f"up to {rates.max():g}" if len(rates) else "at no rate"
 
 
 def arms(dataset: xr.Dataset) -> dict[str, tuple[str, float]]:
@@ -144,11 +156,9 @@ def verdicts(dataset: xr.Dataset) -> list[Verdict]:
 
 def we_saw(dataset: xr.Dataset) -> str:
     """Means over seeds, in words."""
-    end, outcomes = at_the_end(dataset).mean("seed"), dataset["outcome"]
+    end = at_the_end(dataset).mean("seed")
     scale = scale_of(attribute(dataset, "scale"))
     large, alone = best_lr(dataset, "batch"), best_lr(dataset, "none")
-    learns = (outcomes == Outcome.LEARNS.value).all("seed")
-    top = {norm: float(dataset["lr"].where(learns.sel(norm=norm)).max()) for norm in NORMS}
 
     def accuracy(norm: str, lr: float) -> str:
         return f"{float(end.sel(norm=norm, lr=lr)):.1f} %"
@@ -156,8 +166,8 @@ def we_saw(dataset: xr.Dataset) -> str:
     return (
         f"With batch norm the best rate is {large:g} ({accuracy('batch', large)} of the test images), without "
         f"{alone:g} ({accuracy('none', alone)}). At the small rate, {scale.small:g}, they end at "
-        f"{accuracy('batch', scale.small)} and {accuracy('none', scale.small)}. Every seed learns up to "
-        f"{top['batch']:g} with it and up to {top['none']:g} without. {scale.reduced}"
+        f"{accuracy('batch', scale.small)} and {accuracy('none', scale.small)}. Every seed learns "
+        f"{learnt_by_all(dataset, 'batch')} with it and {learnt_by_all(dataset, 'none')} without. {scale.reduced}"
     )
 
 

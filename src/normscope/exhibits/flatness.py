@@ -1,10 +1,12 @@
 """Flat and sharp minima: how sharp is the loss where training at a large and at a small learning rate ends?"""
 
 import math
+from collections.abc import Sequence
 
 import xarray as xr
 from matplotlib.figure import Figure
 
+from normscope.errors import ResultError
 from normscope.exhibits.exhibit import Exhibit, Setting
 from normscope.exhibits.figure1 import best_lr, trained
 from normscope.exhibits.scale import scale_of
@@ -14,6 +16,7 @@ from normscope.probes.sharpness import sharpness
 from normscope.progress import progress
 from normscope.results import attribute, with_attributes
 from normscope.sweep.store import Store
+from normscope.train.config import RunConfig
 from normscope.train.network import trained_network
 from normscope.verdict import Verdict, judge
 
@@ -26,16 +29,22 @@ TOLERANCE, PRODUCTS = 0.02, 30
 
 
 def measure(setting: Setting) -> xr.Dataset:
-    """The largest Hessian eigenvalue at the end of the runs of figure 1 at BN's best and at the small rate, beside all
-    runs; NaN at other rates, and where one diverged."""
-    runs = trained(setting, NORMS)
+    """The largest Hessian eigenvalue at the end of the runs of figure 1 at either network's best and at the small rate,
+    beside all runs; NaN at other rates, and where one diverged.
+
+    Raises:
+        ResultError: where finished runs have lost their weights, before anything is trained.
+    """
     scale = scale_of(setting.scale)
     store = Store(setting.folder_of_runs())
+    configs = scale.configs(NORMS, setting.seeds, setting.device)
+    _refuse_lost_weights(store, configs)
+    runs = trained(setting, NORMS)
     data = setting.training_data()
     batch = data.train_images[:IMAGES], data.train_labels[:IMAGES]
     eigenvalue = xr.full_like(runs["outcome"], math.nan, dtype=float)
     compared = {best_lr(runs, "batch"), best_lr(runs, "none"), scale.small}
-    configs = [config for config in scale.configs(NORMS, setting.seeds, setting.device) if config.lr in compared]
+    configs = [config for config in configs if config.lr in compared]
     with progress("flatness", len(configs)) as bar:
         for config in configs:
             place = {"norm": config.norm, "lr": config.lr, "seed": config.seed}
@@ -46,6 +55,15 @@ def measure(setting: Setting) -> xr.Dataset:
             bar.advance(f"{NAMES[config.norm]}, learning rate {config.lr:g}, seed {config.seed}")
     eigenvalue.attrs = {"long_name": "largest Hessian eigenvalue at the end of training", "units": "1"}
     return with_attributes(runs.assign(eigenvalue=eigenvalue), **runs.attrs, images=IMAGES)
+
+
+def _refuse_lost_weights(store: Store, configs: Sequence[RunConfig]) -> None:
+    lost = [config for config in configs if store.has(config) and not store.weights_path(config).is_file()]
+    if lost:
+        raise ResultError(
+            f"{len(lost)} finished runs lack their weights, which flatness needs: put {store.weights_path(lost[0])} "
+            f"and the like back, or delete {store.result_path(lost[0]).name} and the like to train them again"
+        )
 
 
 def verdicts(dataset: xr.Dataset) -> list[Verdict]:

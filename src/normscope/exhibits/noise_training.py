@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from normscope.exhibits.exhibit import Exhibit, Setting
-from normscope.exhibits.figure1 import trained_on
+from normscope.exhibits.figure1 import at_the_end, trained_on
 from normscope.exhibits.scale import scale_of
 from normscope.figures.style import figure_of, legend_once, log_ticks_at
 from normscope.results import attribute
@@ -20,8 +20,8 @@ def measure(setting: Setting) -> xr.Dataset:
 
 
 def end(dataset: xr.Dataset) -> xr.DataArray:
-    """Test accuracy after the last epoch, in per cent, over `lr`, `batch_size` and `seed`."""
-    return 100 * dataset["test_accuracy"].isel(epoch=-1).transpose("lr", "batch_size", "seed")
+    """Test accuracy at the end, in per cent, over `lr`, `batch_size` and `seed`; that of guessing where it diverged."""
+    return at_the_end(dataset).transpose("lr", "batch_size", "seed")
 
 
 def ratio(dataset: xr.Dataset) -> xr.DataArray:

@@ -18,7 +18,8 @@ def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
     the single runs and searches of those that train.
 
     Raises:
-        InvalidConfig: for an unknown exhibit, or one that the scale does not have, before anything is measured.
+        InvalidConfig: for an unknown exhibit, or one that the scale does not have, and for a network or a mini-batch
+            that cannot be, before anything is measured.
         OutputError: for a folder that cannot be written, before anything is measured; for a full disk, when it is.
     """
     wanted = [exhibit for exhibit in chosen(list(names)) if exhibit.applies(setting)]
@@ -26,10 +27,14 @@ def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
         raise InvalidConfig(f"{min(left_out)} is not measured at scale {setting.scale}: choose another --scale")
     if not setting.seeds:
         raise InvalidConfig("no seeds: give one or more (three for a verdict)")
+    if not all(exhibit.trains for exhibit in wanted):
+        setting.build("none", 0)
+        setting.first_batch(0)
     folder = ensure_writable(out)
+    setting = replace(setting, runs=folder / RUNS)
     for exhibit in wanted:
         path = folder / f"{exhibit.name}.nc"
         known = {"config": exhibit.config(setting), "protocol": exhibit.protocol, "device": str(setting.device)}
         if load_if_kept(path, known) is None:
-            dataset = exhibit.measure(replace(setting, runs=folder / RUNS))
+            dataset = exhibit.measure(setting)
             keep(dataset, path, known)

@@ -33,13 +33,19 @@ def report_reproduction(folder: str | Path) -> tuple[Path, list[Verdict]]:
         if not found:
             raise ResultError(f"no results in {folder}: make some with `normscope reproduce --out {folder}`")
         sections = [_section(exhibit, dataset) for exhibit, dataset in found]
-    path = write_text(folder / REPORT_NAME, render(_page(found[0][1], sections)))
+    path = write_text(folder / REPORT_NAME, render(_page(measured_on(found), sections)))
     return path, [claim for section in sections for claim in section.claims]
 
 
 def result_path(folder: Path, exhibit: Exhibit) -> Path:
     """Where an exhibit's result lies."""
     return folder / f"{exhibit.name}.nc"
+
+
+def measured_on(found: Sequence[tuple[Exhibit, xr.Dataset]]) -> xr.Dataset:
+    """The result that says for all what they were measured on: one that trains nothing, if there is one, since those
+    that train have a network of their own."""
+    return next((dataset for exhibit, dataset in found if not exhibit.trains), found[0][1])
 
 
 def _page(dataset: xr.Dataset, sections: Sequence[Section]) -> Page:

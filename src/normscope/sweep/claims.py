@@ -21,10 +21,11 @@ class Claims:
     """The claims of this process on the runs of one folder; closing it, or the process's end, drops them.
 
     Raises:
-        OutputError: where the file cannot be made.
+        OutputError: where the file cannot be made, or its file system knows no locks.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
@@ -38,6 +39,10 @@ class Claims:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key[:_PLACES], 16))
         except (BlockingIOError, PermissionError):
             return False
+        except OSError as error:
+            raise OutputError(
+                f"cannot lock {self._path}: {error.strerror or one_line(error)}; give an --out on another file system"
+            ) from error
         return True
 
     def drop(self, key: str) -> None:

@@ -10,6 +10,7 @@ from normscope.sweep.grid import FIELDS, axes_of, value_of
 from normscope.sweep.index import read_records
 from normscope.sweep.record import RunRecord
 from normscope.sweep.store import Store, config_of
+from normscope.train.config import PROTOCOL
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,14 @@ def listing(folder: str | Path) -> Listing:
     store = Store(Path(folder))
     runs: list[RunRecord] = []
     damaged: list[ResultError] = []
+    others = 0
     for read in read_records(store.folder, store.result_paths()):
         if isinstance(read, ResultError):
             damaged.append(read)
-        else:
+        elif read.attrs["protocol"] == PROTOCOL:
             runs.append(read)
+        else:
+            others += 1
     configs = [config_of(run) for run in runs]
     axes = tuple(axes_of(configs))
     places = sorted(range(len(runs)), key=lambda i: [value_of(configs[i], name) for name in axes])
@@ -47,6 +51,8 @@ def listing(folder: str | Path) -> Listing:
     counts = [f"{len(runs)} finished"]
     if damaged:
         counts.append(f"{len(damaged)} damaged")
+    if others:
+        counts.append(f"{others} by another version's protocol")
     if store.scratch.is_dir() and (begun := sum(not p.name.startswith(".") for p in store.scratch.iterdir())):
         counts.append(f"{begun} begun")
     lines = [", ".join(counts)]

@@ -11,12 +11,12 @@ import numpy as np
 import xarray as xr
 
 from normscope.errors import ResultError
-from normscope.results import Coordinate, Variable, decoded, labelled
+from normscope.results import Coordinate, Variable, labelled, shared
 from normscope.sweep.grid import FIELDS, axes_of, value_of
 from normscope.sweep.index import read_records
 from normscope.sweep.record import RunRecord
 from normscope.sweep.store import Store, config_of
-from normscope.train.config import RunConfig
+from normscope.train.config import PROTOCOL, RunConfig
 
 MISSING = "missing"
 """The outcome where there is no run: not trained yet, or not asked for."""
@@ -28,12 +28,14 @@ def load_runs(out: str | Path, configs: Iterable[RunConfig] | None = None) -> xr
     """Read the finished runs of a sweep's folder.
 
     Args:
-        configs: only these runs, and a place for each even if it is not finished; by default all that are there.
+        configs: only these runs, and a place for each even if it is not finished; by default all that are there, but
+            for those of another protocol (see `train.config.PROTOCOL`), whose numbers mean something else.
 
     Returns:
         A Dataset over the fields of RunConfig that vary (`lr`, `norm`, `seed`, ...) and `epoch`, with the variables
         that `train` describes (its `lr` is called `epoch_lr` here, since `lr` is the config's), and over the fields
-        alone `outcome` and `key`. Where there is no run, `outcome` is "missing", `steps` is 0 and all else NaN.
+        alone `outcome` and `key`. Where there is no run, `outcome` is "missing", `steps` and `evaluated` are 0
+        and all else NaN.
         Attributes that differ between runs are lists of all their values.
 
     Raises:
@@ -41,7 +43,7 @@ def load_runs(out: str | Path, configs: Iterable[RunConfig] | None = None) -> xr
     """
     store = Store(Path(out))
     if configs is None:
-        runs = _read(store, store.result_paths())
+        runs = [run for run in _read(store, store.result_paths()) if run.attrs["protocol"] == PROTOCOL]
         return gridded(runs, [config_of(run) for run in runs])
     wanted = list(configs)
     return gridded(_read(store, [store.result_path(config) for config in wanted if store.has(config)]), wanted)
@@ -83,15 +85,6 @@ def gridded(runs: Sequence[RunRecord], configs: Sequence[RunConfig]) -> xr.Datas
     variables["key"] = tuple(axes), keys.astype(str), "key of the run", "1"
     coords: dict[str, Coordinate] = {name: (each, name.replace("_", " "), "1") for name, each in axes.items()}
     coords["epoch"] = np.arange(1, epochs + 1), "epoch", "1"
-    shared = {name: value_of(configs[0], name) for name in FIELDS if name not in axes}
-    return labelled(variables, coords, **_together([run for _, run in ordered]), config=shared)
-
-
-def _together(runs: Sequence[RunRecord]) -> dict[str, Any]:
-    """Attributes that all runs share as they are, others as the list of their values."""
-    attrs: dict[str, Any] = {"runs": len(runs)}
-    for name in runs[0].attrs:
-        if name not in _OF_ONE_RUN:
-            found = [decoded(value) for value in dict.fromkeys(run.attrs.get(name) for run in runs)]
-            attrs[name] = found[0] if len(found) == 1 else found
-    return attrs
+    config = {name: value_of(configs[0], name) for name in FIELDS if name not in axes}
+    attrs = shared([{n: value for n, value in run.attrs.items() if n not in _OF_ONE_RUN} for _, run in ordered])
+    return labelled(variables, coords, runs=len(runs), **attrs, config=config)

@@ -24,7 +24,7 @@ from normscope.train.config import RunConfig, key
 
 PARTS: tuple[str, ...] = ("base", "axes")
 
-Spec = str | Path | Mapping[str, Any] | Sequence[RunConfig]
+Spec = str | Path | Mapping[str, Any] | RunConfig | Sequence[RunConfig]
 
 
 def configs_of(spec: Spec) -> list[RunConfig]:
@@ -42,7 +42,7 @@ def configs_of(spec: Spec) -> list[RunConfig]:
             raise InvalidConfig(f"{path}: {error}") from error
     if isinstance(spec, Mapping):
         return _configs_of_mapping(spec)
-    configs = list(spec)
+    configs = [spec] if isinstance(spec, RunConfig) else list(spec)
     for config in configs:
         if not isinstance(config, RunConfig):
             raise InvalidConfig(f"a sweep is a spec or a list of RunConfigs; this list holds a {type(config).__name__}")
@@ -56,7 +56,7 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InvalidConfig("no such file: give a TOML file with [base] and [axes]") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # of TOML's own errors, too
         reason = getattr(error, "strerror", None) or one_line(error)
         raise InvalidConfig(f"cannot be read as TOML ({reason})") from error
 

@@ -45,7 +45,7 @@ def sweep(
     work.
 
     Args:
-        spec: a TOML file or mapping with `base` and `axes` (see `sweep.spec`), or RunConfigs.
+        spec: a TOML file or mapping with `base` and `axes` (see `sweep.spec`), or RunConfigs, one or more.
         out: the folder; see `sweep.store` for what it holds.
         workers: processes of this machine; by default as many as it has processors, or 1 on a GPU. With `ray`, runs
             at once; by default as many as the cluster has room for.
@@ -72,16 +72,16 @@ def sweep(
     if ray is not None and engine is not None:
         raise InvalidConfig("both ray and engine are given: only one can carry out the runs")
     store = Store(Path(out))
+    missing = [config for config in configs if not store.has(config)]
     if engine is None and ray is None:
-        devices = {usable_device(config.device) for config in configs}
+        devices = {usable_device(config.device) for config in missing}
         workers = workers or (1 if any(d.startswith("cuda") for d in devices) else _processors())
         engine = local_engine(store, workers=workers, threads=threads, data_dir=data_dir)
-    missing = [config for config in configs if not store.has(config)]
     kept = load_runs(out, configs) if len(missing) < len(configs) else None  # names a damaged file before anything runs
     if missing and ray is not None:
         engine = ray_engine(ray, workers=workers, threads=threads, gpu=_want_gpu(configs), data_dir=data_dir)
-    store.prepare()
     if missing:
+        store.prepare()
         if ray is None:  # the nodes of a cluster have data of their own
             for name in {config.data for config in missing}:
                 # downloaded once, or found damaged, before anything runs

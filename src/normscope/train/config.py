@@ -19,6 +19,9 @@ PROTOCOL = 2
 
 PRECISIONS: tuple[str, ...] = ("auto", "fp32", "bf16")
 
+LARGEST_SEED = 2**63 - 1
+"""That a result file can hold."""
+
 DATA_SIZES: dict[str, int] = {"digits": 1437, "cifar10": 50_000}
 """Training images of each data set, so that an impossible size is refused before anything is loaded."""
 
@@ -113,8 +116,8 @@ class RunConfig:
         _within("weight_decay", self.weight_decay, least=0)
         _within("gamma", self.gamma, above=0)
         _within("epochs", self.epochs, least=1)
+        _within("seed", self.seed, least=0, most=LARGEST_SEED)
         _within("evaluate_every", self.evaluate_every, least=1)
-        _within("seed", self.seed, least=0)
         images = DATA_SIZES[self.data]
         if self.held_out:
             _within("held_out", self.held_out, least=_CLASSES, most=images - _CLASSES, of=self.data)
@@ -159,7 +162,12 @@ def key(config: RunConfig) -> str:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise InvalidConfig(f"{name} is {value!r}: give a number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    except TypeError as error:  # an array of several
+        raise InvalidConfig(f"{name} is {value!r}: give one number") from error
     if not math.isfinite(number):
         raise InvalidConfig(f"{name} is {number}: give a finite number")
     return number
@@ -168,7 +176,10 @@ def _number(name: str, value: Any) -> float:
 def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise InvalidConfig(f"{name} is {value!r}: give a whole number")
-    return int(value)
+    try:
+        return int(value)
+    except TypeError as error:  # an array of several
+        raise InvalidConfig(f"{name} is {value!r}: give one whole number") from error
 
 
 def _milestones(values: Any) -> tuple[float, ...]:
@@ -202,4 +213,5 @@ def _within(
         start = f"above {above}" if above is not None else f"at least {least}"
         end = f" and at most {most}" if most is not None else f" and below {below}" if below is not None else ""
         where = f" ({of} has {DATA_SIZES[of]} training images)" if of else ""
-        raise InvalidConfig(f"{name} is {value:g}: it must be {start}{end}{where}")
+        shown = f"{value:g}" if isinstance(value, float) else value
+        raise InvalidConfig(f"{name} is {shown}: it must be {start}{end}{where}")

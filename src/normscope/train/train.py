@@ -56,7 +56,7 @@ def train(
 
     Returns:
         A Dataset over `epoch` (1 to config.epochs), of which `steps` says how many mini-batches were trained on:
-        fewer in the epoch in which the loss diverged, 0 after it, and then all other variables are NaN.
+        fewer in the epoch in which the loss diverged, and 0 after it, where all else but `lr` and `evaluated` is NaN.
         - `train_loss` (nats), `train_accuracy`: means over the epoch's mini-batches as they were met: augmented, in
           training mode, each before its step.
         - `test_loss`, `test_accuracy`, and with held-out images `held_out_loss`, `held_out_accuracy`: at the epoch's
@@ -69,11 +69,13 @@ def train(
     Raises:
         InvalidConfig: where sizes do not fit the data.
         DataError, DeviceError: where the data or the device are not there.
-        OutputError: where a checkpoint or the weights cannot be written.
+        OutputError: where a checkpoint or the weights cannot be written; before anything is trained, if their folder
+            cannot.
     """
     device = usable_device(config.device)
-    if checkpoint is not None:
-        ensure_writable(Path(checkpoint).parent)
+    for file in (checkpoint, weights):
+        if file is not None:
+            ensure_writable(Path(file).parent)
     data = load_data(
         config.data, data_dir=data_dir, device=device, train_size=config.train_size, held_out=config.held_out
     )

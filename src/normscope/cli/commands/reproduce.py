@@ -23,8 +23,8 @@ def command(
     scale: Annotated[
         str,
         typer.Option(
-            help="Size of the exhibits that train to the end: quick (digits, minutes), short (CIFAR-10, an hour or "
-            "two), standard (CIFAR-10, longer) or full (the paper's own)."
+            help="Size of the exhibits that train to the end: quick (digits, minutes), short (CIFAR-10, two to "
+            "three hours), standard (CIFAR-10, longer) or full (the paper's own)."
         ),
     ] = "quick",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto.")] = "auto",

@@ -27,10 +27,11 @@ def command(
     ] = None,
 ) -> None:
     """Train every run of a spec that the folder does not hold yet. Interrupted or killed, the same command goes on."""
+    from normscope.sweep.load_runs import MISSING
     from normscope.sweep.sweep import sweep
 
     runs = sweep(spec, out, workers=workers, threads=threads, data_dir=data_dir, ray=ray)
-    outcomes = runs["outcome"].values.ravel().tolist()
+    outcomes = [word for word in runs["outcome"].values.ravel().tolist() if word != MISSING]  # which nobody asked for
     counts = ", ".join(f"{outcomes.count(word)} {word}" for word in dict.fromkeys(sorted(outcomes)))
     print(f"{len(outcomes)} runs: {counts}".replace("learns", "learn"))
     print(out)
