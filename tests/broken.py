@@ -183,6 +183,35 @@ class CutOff(nn.Module):
         return self.head(self.body(x).detach())
 
 
+class Penalty(nn.Module):
+    """A scalar: the squared distance of activations to the nearest of some centres."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(4, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(x, self.centres).amin(1).square().mean()
+
+
+class WithPenalty(nn.Module):
+    """Logits that a scalar changes by next to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.penalty = mlp(), Penalty()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.body(x)
+        return logits * (1 + 1e-3 * torch.tanh(self.penalty(logits)))
+
+
+def zero_head() -> nn.Module:
+    model = mlp()
+    nn.init.zeros_(model[-1].weight)  # pyright: ignore
+    return model
+
+
 def oversized() -> nn.Module:
     model = mlp(hidden=4)
     with torch.no_grad():
@@ -296,6 +325,8 @@ CASES = [
     Case("healthy MLP", "healthy", mlp),
     Case("healthy MLP, Adam", "healthy", mlp, optimizer="adam"),
     Case("healthy MLP, momentum", "healthy", lambda: mlp(hidden=4), optimizer="momentum"),
+    Case("healthy, its last layer zero at the start", "healthy", zero_head),
+    Case("healthy, with a layer that gives a number", "healthy", WithPenalty),
     Case("healthy CNN", "healthy", lambda: net("plain8", init="kaiming_normal", width=8), IMAGE),
     Case("healthy batch norm", "healthy", lambda: net("resnet14", norm="batch", width=8), IMAGE),
     Case("healthy MLP with batch norm", "healthy", bn_mlp),

@@ -172,6 +172,26 @@ def test_the_conclusion_names_what_buys_most() -> None:
     assert found.startswith("None of these repairs")
 
 
+def test_nothing_is_concluded_of_what_there_was_no_time_for() -> None:
+    nan = math.nan
+    columns = {"lr_usable": [nan, nan, 0.2], "lr_stable": [nan, nan, 0.3], "horizon_loss": [nan, nan, 0.2]}
+    ended = ["unfinished", "unfinished", "bracketed"]
+    tree = summary(**columns, lr_stable_found=ended, lr_usable_found=ended)
+    assert [row.usable for row in rows(tree)] == ["–", "–", "0.2"]
+    assert conclusion(tree) == "What the repairs buy is not known, for want of what to compare them with."
+    columns = {name: values[::-1] for name, values in columns.items()}
+    tree = summary(**columns, lr_stable_found=ended[::-1], lr_usable_found=ended[::-1])
+    assert conclusion(tree) == "No repair was measured."
+
+
+@pytest.mark.parametrize(
+    ("losses", "helps"), [((-1.5, -3.0), True), ((-2.0, -1.5), False), ((-1.5, -1.6), False), ((0.5, -1.0), True)]
+)
+def test_losses_below_zero_are_compared_by_their_difference(losses: tuple[float, float], helps: bool) -> None:
+    found = conclusion(summary(lr_usable=[0.1, 0.1], horizon_loss=list(losses)))
+    assert found.startswith("Most is bought by repair 1") == helps
+
+
 def test_a_larger_rate_at_a_higher_loss_is_no_help() -> None:
     found = conclusion(summary(lr_usable=[0.1, 0.25], horizon_loss=[0.084, 0.46]))
     assert found == (

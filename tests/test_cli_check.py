@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from normscope.check.answer import WIDTH
-from normscope.cli.target import load_target, refuse_missing
-from normscope.errors import InvalidConfig
+from normscope.cli.batches import loss_of
+from normscope.cli.target import is_target, load_target, refuse_missing
+from normscope.errors import InvalidBatch, InvalidConfig
 
 FILE = """
 import torch
@@ -241,6 +243,16 @@ def test_targets_are_loaded_as_python_would(tmp_path: Path, monkeypatch: pytest.
     assert load_target("package.part:A.b") == 5
     assert load_target("random.py:value") == 7, "a file finds what lies beside it, and takes no module's name"
     assert sys.path == before and sys.modules["random"].__name__ == "random"
+    (tmp_path / "both.py").write_text("class A:\n    pass\n")
+    assert load_target("both.py:A") is load_target(f"{tmp_path}/both.py:A"), "a file is one module"
+    assert is_target("random_data.py:loader") and not is_target("random:3x32x32")
+
+
+def test_squared_error_refuses_to_broadcast() -> None:
+    squared = loss_of("mse")
+    assert float(squared(torch.nn.Identity(), (torch.ones(5, 1), torch.zeros(5, 1)))) == 1
+    with pytest.raises(InvalidBatch, match=r"outputs of shape \(5, 1\) and targets of shape \(5,\)"):
+        squared(torch.nn.Identity(), (torch.ones(5, 1), torch.zeros(5)))
 
 
 @pytest.mark.parametrize(

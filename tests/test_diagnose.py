@@ -70,6 +70,7 @@ def measured(**numbers: Any) -> xr.Dataset:
         "forward_growth": 0.0,
         "backward_growth": 0.0,
         "output_spread": 0.5,
+        "output_spread_later": 0.5,
         "softmax": True,
         "confidence": 0.9,
         "num_outputs": 10,
@@ -85,6 +86,7 @@ def measured(**numbers: Any) -> xr.Dataset:
         "size": np.ones(10),
         "gain": np.ones(10),
         "gradient_size": np.ones(10),
+        "gradient_size_later": np.ones(10),
         "silent_share": np.zeros(10),
         "silent_share_later": np.zeros(10),
     }
@@ -110,6 +112,11 @@ def some(value: float, *places: int, otherwise: float = 0.0) -> np.ndarray:
     return values
 
 
+def both_times(**numbers: Any) -> dict[str, Any]:
+    """At the start and some steps later."""
+    return {**numbers, **{f"{name}_later": value for name, value in numbers.items()}}
+
+
 def test_nothing_wrong_leaves_curvature_alone() -> None:
     (found,) = findings(measured())
     assert found.name == "curvature" and not found.fault
@@ -126,8 +133,13 @@ def test_nothing_wrong_leaves_curvature_alone() -> None:
         ("inputs", {"scaling_gain": 0.11}, {"scaling_gain": 0.09}),
         ("inputs", {"scaled_spread": 4.0}, {"scaled_spread": 6.0}),
         ("oversized", {"resizing_gain": 9.0}, {"resizing_gain": 11.0, "resized_layer": "layer3"}),
-        ("vanishing", {"output_spread": 2e-3}, {"output_spread": 5e-4}),
-        ("vanishing", {"gradient_size": some(2e-4, 0, otherwise=1.0)}, {"gradient_size": some(5e-5, 0, otherwise=1)}),
+        ("vanishing", both_times(output_spread=2e-3), both_times(output_spread=5e-4)),
+        ("vanishing", {"output_spread": 0.0}, both_times(output_spread=0.0)),
+        (
+            "vanishing",
+            both_times(gradient_size=some(2e-4, 0, otherwise=1)),
+            both_times(gradient_size=some(5e-5, 0, otherwise=1)),
+        ),
         ("recurrent", {"forward_growth": 6.8}, {"forward_growth": 7.0, "sequence_layer": "layer2"}),
         ("recurrent", {"backward_growth": 6.8}, {"backward_growth": 7.0, "sequence_layer": "layer2"}),
         ("exploding", {"steepness": 7.0}, {"steepness": 8.0}),
@@ -154,6 +166,10 @@ def test_nothing_wrong_leaves_curvature_alone() -> None:
 def test_each_rule_decides_at_its_threshold(name: str, below: dict[str, Any], above: dict[str, Any]) -> None:
     assert name not in names(measured(**below))
     assert names(measured(**above))[0] == name
+
+
+def test_a_summed_loss_is_not_called_saturated_as_well() -> None:
+    assert "saturated" not in names(measured(extensivity=2.0, confidence=30.0, start_loss=74.0))
 
 
 def silent(later: np.ndarray | None = None, **start: np.ndarray) -> xr.Dataset:
@@ -195,8 +211,8 @@ def test_findings_survive_their_dataset() -> None:
 
 
 def test_numbers_are_short() -> None:
-    values = [0, 0.0123, 12.3, 123.4, 12345, 1.24e-5, 1e20, math.inf, math.nan]
-    assert [number(v) for v in values] == ["0", "0.012", "12", "123", "1.2e4", "1.2e-5", "1e20", "∞", "–"]
+    values = [0, 0.0123, 12.3, 99.6, 123.4, 12345, 1.24e-5, 1e20, math.inf, math.nan]
+    assert [number(v) for v in values] == ["0", "0.012", "12", "100", "123", "1.2e4", "1.2e-5", "1e20", "∞", "–"]
 
 
 def test_growth_along_a_sequence_is_the_slope_of_a_straight_line() -> None:

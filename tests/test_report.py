@@ -20,6 +20,7 @@ from normscope.report.manifest import write_manifest
 from normscope.report.page import Page, Paragraph, Section, as_svg, render
 from normscope.report.plain_powers import as_plain, plain_powers
 from normscope.report.reproduction import measured_on, report_reproduction
+from normscope.results import save
 from normscope.verdict import judge
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -203,6 +204,12 @@ def test_the_manifest_keeps_each_command_once_in_the_order_of_its_last_use(tmp_p
         path = write_manifest(tmp_path, ["normscope", "reproduce", exhibit])
     commands = [then["command"] for then in json.loads(path.read_text())["commands"]]
     assert commands == ["normscope reproduce figure5", "normscope reproduce figure3"]
+
+
+def test_a_file_of_something_else_is_named(tmp_path):
+    save(xr.Dataset({"a": 1}), tmp_path / "figure3.nc")
+    with pytest.raises(ResultError, match=r"figure3.nc is no result of `normscope reproduce`: move it"):
+        report_reproduction(tmp_path)
 
 
 @pytest.mark.parametrize("collecting", [True, False])

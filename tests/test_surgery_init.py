@@ -107,6 +107,15 @@ def test_found_tails_are_the_declared_ones(norm: str, shortcut: str) -> None:
     assert set(found_tails(model, images())) == set(declared_tails(model))
 
 
+def test_a_declared_tail_that_is_not_there_is_named() -> None:
+    class Misnamed(nn.Sequential):
+        residual_tail = "conv9"
+
+    model = Misnamed(nn.Conv2d(3, 3, 1))
+    with pytest.raises(InvalidModel, match=r"Misnamed.residual_tail is 'conv9': it has no such layer"):
+        ns.with_init(model, "zero_residual", batch=images())
+
+
 class Block(nn.Module):
     """A residual block after torchvision's: the sum in place, the projection called last or first."""
 

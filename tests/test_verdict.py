@@ -169,6 +169,7 @@ def test_band_verdicts():
     shifted = seeds.mean(0) + 100 * (np.arange(10) < 2)
     assert judge_band("", "", seeds, shifted, of="layers").verdict == NOT_ENOUGH
     assert judge_band("", "", seeds[:2], seeds.mean(0), of="layers").verdict == NOT_ENOUGH
+    assert judge_band("", "", seeds[:1], seeds.mean(0), of="layers").measured == "–", "one seed has no band"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -54,7 +54,7 @@ class Verdict:
         """The mean with its interval, and how many seeds are bounds or diverged, as text."""
         finite = self.seeds - self.diverged - self.beyond
         parts = []
-        if finite:
+        if finite and not math.isnan(self.mean):
             parts.append(f"{'at least ' if self.bounded else ''}{_number(self.mean)}{self.unit}")
         if finite > 1 and self.low < self.high:
             parts.append(f"[{_number(self.low)}, {_number(self.high)}]")
@@ -64,7 +64,7 @@ class Verdict:
             parts.append(f"beyond the range in {self.beyond} of {self.seeds} seeds")
         if self.diverged:
             parts.append(f"{self.diverged} of {self.seeds} seeds {self.no_value}")
-        return " ".join(parts)
+        return " ".join(parts) or "–"
 
 
 def judge(
@@ -114,7 +114,7 @@ def judge(
     missing = int(np.isnan(values).sum())
     bounded = 0 if lower_bound is None else int(np.asarray(lower_bound, dtype=bool).sum())
     mean, low, high = _interval(finite, scale)
-    if len(values) < MIN_SEEDS or (0 < len(finite) < 2 and len(finite) + len(infinite) < MIN_SEEDS):
+    if len(values) < MIN_SEEDS:
         verdict = NOT_ENOUGH
     else:
         holds = len(finite) == 0 or (low > low_limit and high < high_limit)
@@ -159,7 +159,7 @@ def judge_band(
     """
     values, paper = np.asarray(measured, dtype=np.float64), np.asarray(published, dtype=np.float64)
     seeds, points = values.shape
-    inside = 0
+    inside = math.nan  # one seed has no band
     if seeds > 1:
         with np.errstate(invalid="ignore"):
             half = _student_t(seeds - 1) * values.std(0, ddof=1) * math.sqrt(1 + 1 / seeds)

@@ -63,8 +63,13 @@ class Row:
     @property
     def usable(self) -> str:
         """The largest usable rate in the same way; "nowhere" where there is none."""
-        nowhere = self.status == MEASURED and math.isnan(self.lr_usable)
+        nowhere = self.known and math.isnan(self.lr_usable)
         return "nowhere" if nowhere else _boundary(self.lr_usable, self.lr_usable_found)
+
+    @property
+    def known(self) -> bool:
+        """Whether it was measured, and there was time to find any rates."""
+        return self.status == MEASURED and not (math.isnan(self.lr_stable) and self.lr_stable_found == "unfinished")
 
 
 def rows(tree: xr.DataTree) -> list[Row]:
@@ -91,7 +96,7 @@ def headline(tree: xr.DataTree) -> str:
     row, steps = rows(tree)[0], tree.attrs["steps"]
     if row.lr_stable_found == "above the range":
         first = "No rate in the range searched makes it diverge"
-    elif math.isnan(row.lr_stable) and row.lr_stable_found == "unfinished":
+    elif not row.known:
         return "There was no time to find the rates that it takes: give it more."
     elif math.isnan(row.lr_stable):
         first = "It diverges at every rate tried"
@@ -125,7 +130,10 @@ def limits(tree: xr.DataTree) -> list[tuple[str, str]]:
 
 def conclusion(tree: xr.DataTree) -> str:
     """Which repair buys most, in rate and in loss at the horizon, or that none does."""
-    base, *others = (row for row in rows(tree) if row.status == MEASURED)
+    base, *repaired = rows(tree)
+    if not base.known:
+        return "What the repairs buy is not known, for want of what to compare them with."
+    others = [row for row in repaired if row.known]
     if not others:
         return "No repair was measured."
     helpful = [row for row in others if helps(row, base)]
@@ -147,7 +155,7 @@ def helps(row: Row, base: Row) -> bool:
     """Whether a repair lowers the loss at the horizon by enough to say so, or raises the usable rate at a loss that is
     not as much higher."""
     loss, before = _or_inf(row.horizon_loss), _or_inf(base.horizon_loss)
-    return loss < before / WORTH_SAYING or (faster(row, base) and loss <= WORTH_SAYING * before)
+    return _well_below(loss, before) or (faster(row, base) and not _well_below(before, loss))
 
 
 def faster(row: Row, base: Row) -> bool:
@@ -228,6 +236,13 @@ def _boundary(value: float, found: str) -> str:
     if found == "unfinished" and math.isfinite(value):
         return f"≈ {number(value)}"
     return "any tried" if math.isinf(value) else number(value)
+
+
+def _well_below(loss: float, other: float) -> bool:
+    """By the factor that is worth saying; for losses below 0, as log densities may be, by as much of their sizes."""
+    if math.isinf(other) or (loss > 0 and other > 0):
+        return loss < other / WORTH_SAYING
+    return loss < other - (1 - 1 / WORTH_SAYING) * max(abs(loss), abs(other))
 
 
 def _or_zero(value: float) -> float:

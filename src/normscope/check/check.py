@@ -44,7 +44,9 @@ def check(
     warmup: int | None = None,
     budget_seconds: float | None = None,
     workers: int | None = None,
-    **about: Any,
+    model: str = "",
+    data: str = "",
+    notes: Sequence[str] = (),
 ) -> xr.DataTree:
     """The rates that a network takes, what limits them, and the same rates measured again with each repair.
 
@@ -60,7 +62,8 @@ def check(
         budget_seconds: what does not fit is left out, and said so; the diagnosis is always made.
         workers: how many variants are measured at once, each in a forked process with one thread; 1: one after the
             other, in this process. By default as `side_by_side.usable_workers` says.
-        about: to be remembered in the tree: `model` and `data`, their names, and `notes`, a list of sentences.
+        model, data: their names, and
+        notes: sentences on how it is measured; for the answer and the report.
 
     Returns:
         Tree. At the top a Dataset over `variant`, "as it is" and each repair: `title`, `status` ("measured", "refused",
@@ -89,9 +92,9 @@ def check(
     def left() -> float | None:
         return None if budget_seconds is None else budget_seconds - (time.monotonic() - begun)
 
-    def rates(model: Any, repair: Repair | None, seconds: float | None) -> xr.Dataset:
+    def rates(measured: Any, repair: Repair | None, seconds: float | None) -> xr.Dataset:
         return stable_lr(
-            model,
+            measured,
             starts.batches,
             optimizer=optimizer,
             steps=steps,
@@ -118,8 +121,8 @@ def check(
             if seconds is not None and seconds < least:
                 return None
             made = one.applied_to(source, batch=batch, loss_fn=loss_fn)
-            model = made if isinstance(made, nn.Module) else build_model(made, 0)
-            shown = portrait(model, batch, recipe=replace(recipe, clip_norm=one.clip_norm))
+            instance = made if isinstance(made, nn.Module) else build_model(made, 0)
+            shown = portrait(instance, batch, recipe=replace(recipe, clip_norm=one.clip_norm))
             nodes = {f"repairs/{one.name}/rates": rates(made, one, left())}
             return nodes | {f"repairs/{one.name}/{name}": n.to_dataset() for name, n in shown.children.items()}
 
@@ -155,8 +158,9 @@ def check(
         seconds=round(time.monotonic() - begun, 1),
         different_batches=starts.num_batches,
         parameters=sum(p.numel() for p in starts.model(0).parameters()),
-        model=about.pop("model", "") or _name(source, starts.model(0)),
-        **about,
+        model=model or _name(source, starts.model(0)),
+        data=data,
+        notes=list(notes),
     )
     return xr.DataTree.from_dict({"/": with_attributes(summary(rows, nodes), **config), **nodes})
 

@@ -66,7 +66,9 @@ def measure_evidence(
     seen = signal(model, batches[:SIGNAL_BATCHES], loss_fn=loss_fn, seed=seed)
     names = list(seen.calls)
     settled = lowest / float(shown["amplification"]) if np.isfinite(lowest) else float(CURVE_LRS[0])
-    later = silent_later(model, batches, settled * TRIAL_SHARES[0] if lr is None else lr, recipe, seed)
+    later, spread_later = some_steps_later(
+        model, batches, settled * min(TRIAL_SHARES) if lr is None else lr, recipe, seed
+    )
     lrs = [settled * s for s in TRIAL_SHARES] if lr is None else [lr * s for s in SHARES_OF_BEST]
     scale, imbalance = input_scale(first), feature_imbalance(first)
     suspected = max(scale, 1 / max(scale, 1e-30), imbalance) > OUT_OF_SCALE
@@ -81,8 +83,14 @@ def measure_evidence(
             "silent_share": ("layer", seen.values("silent_share"), "units without a gradient", "1"),
             "silent_share_later": (
                 "layer",
-                [later.get(name, np.nan) for name in names],
+                _values(later, "silent_share", names),
                 "units without a gradient after some steps",
+                "1",
+            ),
+            "gradient_size_later": (
+                "layer",
+                _values(later, "gradient_size", names),
+                "root mean square of the gradient after some steps",
                 "1",
             ),
             "constant_loss": ((), _constant_loss(model, batches, recipe, seed), "loss of the best constant", "nat"),
@@ -120,6 +128,7 @@ def measure_evidence(
             "forward_growth": ((), forward, "growth of outputs along the sequence", "nat"),
             "backward_growth": ((), backward, "growth of gradients back along the sequence", "nat"),
             "output_spread": ((), _spread(model, first), "spread of the outputs over examples", "1"),
+            "output_spread_later": ((), spread_later, "spread of the outputs after some steps", "1"),
             "softmax": ((), is_softmax(rows), "rows of the output's gradient sum to zero", "1"),
             "confidence": (
                 (),
@@ -168,8 +177,11 @@ def longest_growth(seen: Signal) -> tuple[str, float, float]:
     return inside if max(inside[1:]) > max(chain[1:]) else chain
 
 
-def silent_later(model: nn.Module, batches: Sequence[Any], lr: float, recipe: Recipe, seed: int) -> dict[str, float]:
-    """The share of silent units after a few steps: a branch that starts at zero has woken up by then."""
+def some_steps_later(
+    model: nn.Module, batches: Sequence[Any], lr: float, recipe: Recipe, seed: int
+) -> tuple[Signal, float]:
+    """What all calls show after a few steps, when a branch or a last layer that starts at zero has woken up, and the
+    spread of the outputs then; an empty signal and NaN where these steps end in no finite loss."""
     with untouched(model), readable_errors():
         model.train()
         torch.manual_seed(seed)
@@ -177,10 +189,16 @@ def silent_later(model: nn.Module, batches: Sequence[Any], lr: float, recipe: Re
         for _ in descend(model, optimizer, batches[:LATER_STEPS], loss_fn=recipe.loss_fn):
             pass
         try:
-            seen = signal(model, batches[:SIGNAL_BATCHES], loss_fn=recipe.loss_fn, seed=seed)
+            return signal(model, batches[:SIGNAL_BATCHES], loss_fn=recipe.loss_fn, seed=seed), _spread(
+                model, batches[0]
+            )
         except NormscopeError:
-            return {}
-    return dict(zip(seen.calls, seen.values("silent_share").tolist(), strict=True))
+            return Signal(), float("nan")
+
+
+def _values(seen: Signal, name: str, calls: Sequence[str]) -> list[float]:
+    """A property of these calls; NaN for those that are not there."""
+    return [getattr(seen.calls[call], name) if call in seen.calls else float("nan") for call in calls]
 
 
 def short_descents(model: nn.Module, batches: Sequence[Any], lrs: Sequence[float], recipe: Recipe, seed: int) -> Trial:

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from normscope.check.finding import Finding, number, percent
+from normscope.check.set_up_faults import summed_loss
 
 RESIZING_GAIN = 10.0
 """A layer of outsized gain is at fault where the rate at which a step diverges grows by this factor once its weights
@@ -76,11 +77,17 @@ def silent_units(evidence: xr.Dataset) -> xr.DataArray:
     return both.dropna("layer")
 
 
+def gradient_ratio(sizes: xr.DataArray) -> float:
+    """The first layer's gradient over the last one's; NaN where there are no two, or the last one has none."""
+    known = sizes.dropna("layer").values
+    return float(known[0] / known[-1]) if len(known) > 1 and known[-1] > 0 else math.nan
+
+
 def vanishing(evidence: xr.Dataset) -> Finding | None:
-    """Neither inputs get to the output nor gradients to the first layer, though no layer cuts them off."""
-    sizes = evidence["gradient_size"].dropna("layer").values
-    ratio = float(sizes[0] / sizes[-1]) if len(sizes) > 1 and sizes[-1] > 0 else math.nan
-    spread = float(evidence["output_spread"])
+    """Neither inputs get to the output nor gradients to the first layer, though no layer cuts them off. Looked at again
+    some steps later, when a last layer that starts at zero has woken up."""
+    ratio = float(np.fmax(*(gradient_ratio(evidence[f"gradient_size{when}"]) for when in ("", "_later"))))
+    spread = float(np.fmax(evidence["output_spread"], evidence["output_spread_later"]))
     cut = bool((silent_units(evidence) == 1).any())
     if cut or not (ratio < VANISHED_GRADIENT or spread < VANISHED_SPREAD):
         return None
@@ -200,6 +207,8 @@ def saturated(evidence: xr.Dataset) -> Finding | None:
     confidence, start = float(evidence["confidence"]), float(evidence["start_loss"])
     uniform = math.log(max(float(evidence["num_outputs"]), 2))
     if not (bool(evidence["softmax"]) and confidence >= SATURATED and start >= SATURATED_LOSS * uniform):
+        return None
+    if summed_loss(evidence):  # of which neither number is that of one example
         return None
     return Finding(
         "saturated",

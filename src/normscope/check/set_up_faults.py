@@ -124,7 +124,7 @@ def labels(evidence: xr.Dataset) -> Finding | None:
 def stuck(evidence: xr.Dataset) -> Finding | None:
     """It does not even learn one batch by heart."""
     one, contrast = float(evidence["one_batch"]), float(evidence["contrast"])
-    if one < FITS_ONE_BATCH or contrast >= PERHAPS_NOTHING:
+    if not one >= FITS_ONE_BATCH or contrast >= PERHAPS_NOTHING:
         return None
     return Finding(
         "stuck",

@@ -112,7 +112,7 @@ def signal(model: nn.Module, batches: Sequence[Any], *, loss_fn: LossFn | None =
             def after(module: nn.Module, inputs: Any, output: Any) -> None:
                 inner = len(calls_now_order) > open_calls.pop()
                 y = first_tensor(output)
-                if y is None or not y.is_floating_point() or inner:
+                if y is None or not y.ndim or not y.is_floating_point() or inner:
                     return
                 calls_now_order.append(path)
                 calls_now[path] = calls_now.get(path, 0) + 1

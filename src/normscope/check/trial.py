@@ -35,7 +35,8 @@ class Trial:
     """What short descents at several rates came to, at the best rate for each question."""
 
     one_batch: float
-    """The loss on one batch after steps on nothing else, over that before; NaN where every rate diverged."""
+    """The loss on one batch after steps on nothing else, over that before; NaN where every rate diverged, and where the
+    loss before is not above 0."""
     contrast: float
     """1 − (loss on unseen batches) / (the same with their targets permuted); 0 where nothing was learned that holds on
     them; NaN where there are none or their targets cannot be told apart."""
@@ -80,7 +81,8 @@ def trial(
 def _after(
     model: nn.Module, seen: Sequence[Any], judged: Sequence[Any], lr: float, recipe: Recipe, seed: int
 ) -> tuple[float, np.ndarray]:
-    """Relative loss on the judged batches after the descent, and the contrast on each of them."""
+    """Relative loss on the judged batches after the descent (NaN from a start that is not above 0), and the contrast on
+    each of them."""
     loss_fn = recipe.loss_fn or default_loss
     with untouched(model), readable_errors():
         model.train()
@@ -109,4 +111,4 @@ def _after(
                     permuted.append(float("nan"))
     with np.errstate(divide="ignore", invalid="ignore"):
         contrasts = 1 - np.asarray(losses) / np.asarray(permuted)
-    return float(np.mean(losses)) / start if start else float("nan"), contrasts
+    return float(np.mean(losses)) / start if start and start > 0 else float("nan"), contrasts

@@ -104,10 +104,12 @@ def run_try(
                 return Try(lr, seed, Outcome.DIVERGED, np.asarray(losses))
         judged = losses if start is None else [start, *losses[1:]]
         tuning = start is not None
-        found = outcome(judged, constant_loss=constant_loss, fine_tuning=tuning)
-        if found is Outcome.STALLED:
-            spread = spread_or_nan(model, last)
-            found = outcome(judged, constant_loss=constant_loss, output_spread=spread, fine_tuning=tuning)
+        found = outcome(
+            judged,
+            constant_loss=constant_loss,
+            output_spread=lambda: spread_or_nan(model, last),
+            fine_tuning=tuning,
+        )
     return Try(lr, seed, found, np.asarray(losses))
 
 

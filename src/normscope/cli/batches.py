@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from normscope.cli.target import is_target, load_target
-from normscope.errors import InvalidConfig, unknown
+from normscope.errors import InvalidBatch, InvalidConfig, unknown
 
 RANDOM_WARNING = (
     "Inputs and labels are random: rates say what the network can take at its start, not what it could learn; "
@@ -102,7 +102,13 @@ def loss_of(name: str | None) -> Any:
 
     def mse(model: Any, batch: Any) -> Any:
         inputs, targets = batch
-        return F.mse_loss(model(inputs), targets)
+        outputs = model(inputs)
+        if outputs.shape != targets.shape:
+            raise InvalidBatch(
+                f"--loss mse: outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}: "
+                "make them the same"
+            )
+        return F.mse_loss(outputs, targets)
 
     return mse
 

@@ -74,7 +74,7 @@ def refuse_missing(target: str, what: str = "target") -> None:
 def is_target(text: str) -> bool:
     """Whether a text is meant as a target and not as a name of our own."""
     place, colon, _ = text.rpartition(":")
-    return bool(colon) and not place.startswith("random")
+    return bool(colon) and place != "random"
 
 
 def _parts(target: str, what: str) -> tuple[str, str]:
@@ -103,8 +103,12 @@ def _assigned(tree: ast.Module) -> Iterator[str]:
 def _file(path: Path, what: str) -> Any:
     if not path.is_file():
         raise InvalidConfig(f"{what}: there is no file {path}")
-    # Under a name that no installed module has, so that a file called random.py takes nobody's place.
+    # Under a name that no installed module has, so that a file called random.py takes nobody's place. Several targets
+    # in one file are parts of one module.
     name = f"normscope_target_{path.stem}"
+    known = sys.modules.get(name)
+    if known is not None and known.__file__ == str(path.resolve()):
+        return known
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
         raise InvalidConfig(f"{what}: {path} cannot be read as Python")
@@ -112,7 +116,11 @@ def _file(path: Path, what: str) -> Any:
     sys.modules[name] = module
     loader = spec.loader
     with _on_path(path.resolve().parent):
-        _readable(lambda: loader.exec_module(module), str(path), what)
+        try:
+            _readable(lambda: loader.exec_module(module), str(path), what)
+        except InvalidConfig:
+            del sys.modules[name]
+            raise
     return module
 
 

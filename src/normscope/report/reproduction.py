@@ -28,7 +28,9 @@ def report_reproduction(folder: str | Path) -> tuple[Path, list[Verdict]]:
     folder = Path(folder)
     with garbage_kept():
         found = [
-            (exhibit, load(path)) for exhibit in exhibits().values() if (path := result_path(folder, exhibit)).is_file()
+            (exhibit, _result(path))
+            for exhibit in exhibits().values()
+            if (path := result_path(folder, exhibit)).is_file()
         ]
         if not found:
             raise ResultError(f"no results in {folder}: make some with `normscope reproduce --out {folder}`")
@@ -40,6 +42,13 @@ def report_reproduction(folder: str | Path) -> tuple[Path, list[Verdict]]:
 def result_path(folder: Path, exhibit: Exhibit) -> Path:
     """Where an exhibit's result lies."""
     return folder / f"{exhibit.name}.nc"
+
+
+def _result(path: Path) -> xr.Dataset:
+    dataset = load(path)
+    if "config" not in dataset.attrs:
+        raise ResultError(f"{path} is no result of `normscope reproduce`: move it out of this folder")
+    return dataset
 
 
 def measured_on(found: Sequence[tuple[Exhibit, xr.Dataset]]) -> xr.Dataset:

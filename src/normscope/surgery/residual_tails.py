@@ -29,9 +29,16 @@ _LEAVES_ZERO = {
 
 
 def declared_tails(model: nn.Module) -> list[nn.Module]:
-    """The children that blocks name in a `residual_tail`."""
+    """The children that blocks name in a `residual_tail`; InvalidModel where there is none of that name."""
     named = [(module, getattr(module, "residual_tail", None)) for module in model.modules()]
-    return [module.get_submodule(name) for module, name in named if isinstance(name, str)]
+    return [_child(module, name) for module, name in named if isinstance(name, str)]
+
+
+def _child(block: nn.Module, name: str) -> nn.Module:
+    try:
+        return block.get_submodule(name)
+    except AttributeError as error:
+        raise InvalidModel(f"{type(block).__name__}.residual_tail is {name!r}: it has no such layer") from error
 
 
 def tail_tensors(model: nn.Module, tail: nn.Module) -> list[Tensor]:
