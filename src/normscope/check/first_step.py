@@ -6,22 +6,17 @@ With u(θ) the optimizer's first update at rate 1 (for SGD −∇ℓ_B, for Adam
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from normscope.check.tries import Recipe, check_start, make_optimizer, preparation
-from normscope.errors import InvalidConfig, InvalidModel, NormscopeError, raised
-from normscope.objective import checked_loss, default_loss, readable_errors
+from normscope.check.tries import Recipe
+from normscope.check.update_line import update_line
 from normscope.outcome import DIVERGENCE_FACTOR
 from normscope.probes.relative_loss import crossing, lowest_step_size
-from normscope.untouched import untouched
 
 DOUBLED = 2.0
 """The relative loss of one step above which several diverge. Measured on small networks: where one step doubles the
@@ -29,9 +24,6 @@ loss lies within about half a decade of the first divergence in 100 steps of SGD
 
 HALF_A_DECADE = 10**0.5
 """Measured on the same networks: many steps need a smaller rate than the first one, by about this much."""
-
-REPEATS = 30
-"""Steps along one and the same gradient until momentum is taken for settled (0.9^30 = 0.04)."""
 
 
 @dataclass(frozen=True)
@@ -68,83 +60,7 @@ class FirstStep:
 
 
 def first_step(model: nn.Module, batch: Any, recipe: Recipe, lrs: Sequence[float], *, seed: int) -> FirstStep:
-    """Relative loss at θ + lr · u for every rate, in training mode; the model comes back untouched.
-
-    Updates are taken as proportional to the rate, and warmup is left out: this starts a search, and judges nothing.
-
-    Raises:
-        InvalidBatch, InvalidModel, DeviceError: see `objective.checked_loss`; also where the loss is not finite
-            before any step, or its gradient is zero.
-        InvalidConfig: where the optimizer cannot be made or stepped.
-    """
-    with untouched(model) as origin, readable_errors():
-        model.train()
-        torch.manual_seed(seed)
-        loss = checked_loss(model, batch, recipe.loss_fn)
-        before = float(loss.detach().double())
-        check_start(before)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        for parameter in parameters:
-            parameter.grad = None
-        loss.backward()
-        if not any(bool(p.grad.any()) for p in parameters if p.grad is not None):
-            raise InvalidModel("the gradient of the first batch is zero everywhere: no rate moves this model")
-        gradients = [None if p.grad is None else p.grad.clone() for p in parameters]
-        recipe = replace(recipe, warmup=0)
-        with readable_step():
-            doubled = next(updates(model, recipe, [g if g is None else 2 * g for g in gradients]))
-            reset(parameters, origin)
-            several = updates(model, recipe, gradients)
-            update = next(several)
-            settled = next(islice(several, REPEATS - 2, None))
-        first, large, late = (norm_of(u) for u in (update, doubled, settled))
-        after: list[Tensor] = []
-        with torch.no_grad():
-            for lr in lrs:
-                reset(parameters, origin)
-                for parameter, direction in zip(parameters, update, strict=True):
-                    parameter.add_(direction, alpha=float(lr))
-                torch.manual_seed(seed)
-                after.append((recipe.loss_fn or default_loss)(model, batch).double().reshape(()))
-        losses = torch.stack(after).cpu().numpy()
-    # A loss that is zero or negative has no ratio: then only overflow tells.
-    relative = losses / before if before > 0 else np.where(np.isfinite(losses), 1.0, np.inf)
-    ratio = late / first if first > 0 and math.isfinite(late) else 1.0
-    return FirstStep(np.asarray(lrs), relative, large > 1.5 * first, ratio or 1.0)
-
-
-def updates(model: nn.Module, recipe: Recipe, gradients: Sequence[Tensor | None]) -> Iterator[list[Tensor]]:
-    """The updates at rate 1 that a fresh optimizer makes, one after the other, of one and the same gradient."""
-    optimizer = make_optimizer(recipe.optimizer, model, 1.0)
-    prepare = preparation(optimizer, recipe)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    while True:
-        before = [p.detach().clone() for p in parameters]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = None if gradient is None else gradient.clone()
-        prepare(0)
-        optimizer.step()
-        yield [p.detach() - q for p, q in zip(parameters, before, strict=True)]
-
-
-def reset(parameters: Sequence[nn.Parameter], origin: Mapping[Tensor, Tensor]) -> None:
-    """Put every parameter back to its value before the first step."""
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.copy_(origin[parameter])
-
-
-def norm_of(update: Sequence[Tensor]) -> float:
-    """Euclidean length of an update over all parameters."""
-    return float(torch.stack([part.double().norm() for part in update]).norm())
-
-
-@contextmanager
-def readable_step() -> Iterator[None]:
-    """Say in one line what the optimizer's step raised."""
-    try:
-        yield
-    except NormscopeError:
-        raise
-    except Exception as error:
-        raise InvalidConfig(f"the optimizer's step raised {raised(error)}") from error
+    """Relative loss at θ + lr · u for every rate, in training mode; the model comes back untouched. Raises as
+    `update_line` does."""
+    with update_line(model, batch, recipe, seed=seed) as line:
+        return FirstStep(np.asarray(lrs), line.relative_loss(lrs), line.grows_with_gradient, line.amplification)
