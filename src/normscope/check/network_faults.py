@@ -86,7 +86,7 @@ def gradient_ratio(sizes: xr.DataArray) -> float:
 def vanishing(evidence: xr.Dataset) -> Finding | None:
     """Neither inputs get to the output nor gradients to the first layer, though no layer cuts them off. Looked at again
     some steps later, when a last layer that starts at zero has woken up."""
-    ratio = float(np.fmax(*(gradient_ratio(evidence[f"gradient_size{when}"]) for when in ("", "_later"))))
+    ratio = float(np.fmax(gradient_ratio(evidence["gradient_size"]), gradient_ratio(evidence["gradient_size_later"])))
     spread = float(np.fmax(evidence["output_spread"], evidence["output_spread_later"]))
     cut = bool((silent_units(evidence) == 1).any())
     if cut or not (ratio < VANISHED_GRADIENT or spread < VANISHED_SPREAD):
