@@ -18,8 +18,8 @@ from normscope.outcome import LEARNING_FACTOR
 from normscope.untouched import untouched
 
 BATCHES_FOR_CONSTANT = 10
-"""Mini-batches over which the loss of the best constant output is taken, where that needs the model or batches that are
-not kept. (Over N labels of K classes it comes out too low by (K - 1)/2N nats.)"""
+"""Mini-batches over which the loss of the best constant output is taken. Over N labels of K classes it comes out
+too low by about (K - 1)/2N nats: many classes ask for large mini-batches."""
 
 
 class Starts:
@@ -81,8 +81,6 @@ class Starts:
         model = self.model(seed)
         if not labels_tell_constant_loss(taken, self._loss_fn):
             self.forward_passes += len(taken)
-        elif self.num_batches is not None:
-            taken = self.first_batches(seed, self.num_batches)  # which costs nothing
         with untouched(model):
             model.train()
             torch.manual_seed(seed)
