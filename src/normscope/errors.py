@@ -60,6 +60,11 @@ def one_line(error: BaseException) -> str:
     return text[:300] or type(error).__name__
 
 
+def cannot_write(place: object, error: OSError) -> OutputError:
+    """What to raise where a file or folder cannot be written."""
+    return OutputError(f"cannot write {place}: {error.strerror or one_line(error)}; give another --out")
+
+
 def raised(error: BaseException) -> str:
     """What somebody's own code raised and where, on one line: "KeyError: 'x' (at mine.py:12)"."""
     return f"{type(error).__name__}: {one_line(error)}{at(error)}"

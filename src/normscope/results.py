@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from normscope.errors import OutputError, ResultError, one_line
+from normscope.errors import ResultError, cannot_write, one_line
 from normscope.version import __version__
 
 Variable = tuple[tuple[str, ...] | str, Any, str, str]
@@ -93,6 +93,11 @@ def provenance(*, device: Any = "cpu", dtype: Any = "float32", **config: Any) ->
     }
 
 
+def provenance_of(dataset: xr.Dataset) -> dict[str, Any]:
+    """What of a result's attributes `provenance` gave."""
+    return {name: dataset.attrs[name] for name in provenance()}
+
+
 def save(result: xr.Dataset | xr.DataTree, path: str | Path) -> Path:
     """Write a result as netCDF, whole or not at all.
 
@@ -139,7 +144,7 @@ def ensure_writable(folder: str | Path, *, keep: bool = True) -> Path:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        raise cannot_write(folder, error) from error
     for path in new:
         path.rmdir()
     return folder
@@ -156,12 +161,8 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     except OSError as error:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     return path
-
-
-def _cannot_write(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"cannot write {path}: {error.strerror or one_line(error)}; give another --out")
 
 
 def load(path: str | Path) -> xr.Dataset:

@@ -62,8 +62,7 @@ def check(
         budget_seconds: what does not fit is left out, and said so; the diagnosis is always made.
         workers: how many variants are measured at once, each in a forked process with one thread; 1: one after the
             other, in this process. By default as `side_by_side.usable_workers` says.
-        model, data: their names, and
-        notes: sentences on how it is measured; for the answer and the report.
+        model, data, notes: for the answer and the report: their names, and sentences on how it was measured.
 
     Returns:
         Tree. At the top a Dataset over `variant`, "as it is" and each repair: `title`, `status` ("measured", "refused",

@@ -189,11 +189,10 @@ def some_steps_later(
         for _ in descend(model, optimizer, batches[:LATER_STEPS], loss_fn=recipe.loss_fn):
             pass
         try:
-            return signal(model, batches[:SIGNAL_BATCHES], loss_fn=recipe.loss_fn, seed=seed), _spread(
-                model, batches[0]
-            )
+            seen = signal(model, batches[:SIGNAL_BATCHES], loss_fn=recipe.loss_fn, seed=seed)
         except NormscopeError:
             return Signal(), float("nan")
+        return seen, _spread(model, batches[0])
 
 
 def _values(seen: Signal, name: str, calls: Sequence[str]) -> list[float]:

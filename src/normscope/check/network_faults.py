@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from normscope.check.finding import Finding, number, percent
-from normscope.check.set_up_faults import summed_loss
+from normscope.check.set_up_faults import is_summed
 
 RESIZING_GAIN = 10.0
 """A layer of outsized gain is at fault where the rate at which a step diverges grows by this factor once its weights
@@ -206,9 +206,9 @@ def saturated(evidence: xr.Dataset) -> Finding | None:
     """The model is certain before it has learned anything."""
     confidence, start = float(evidence["confidence"]), float(evidence["start_loss"])
     uniform = math.log(max(float(evidence["num_outputs"]), 2))
-    if not (bool(evidence["softmax"]) and confidence >= SATURATED and start >= SATURATED_LOSS * uniform):
+    if is_summed(evidence):  # and neither number is that of one example
         return None
-    if summed_loss(evidence):  # of which neither number is that of one example
+    if not (bool(evidence["softmax"]) and confidence >= SATURATED and start >= SATURATED_LOSS * uniform):
         return None
     return Finding(
         "saturated",

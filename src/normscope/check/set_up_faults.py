@@ -32,10 +32,15 @@ STANDARD_ERRORS = 3.0
 """... and by less than this many standard errors."""
 
 
+def is_summed(evidence: xr.Dataset) -> bool:
+    """Whether the loss is a sum over the batch."""
+    return float(evidence["extensivity"]) > EXTENSIVE
+
+
 def summed_loss(evidence: xr.Dataset) -> Finding | None:
     """The loss grows with the number of examples."""
     extensivity = float(evidence["extensivity"])
-    if not extensivity > EXTENSIVE:
+    if not is_summed(evidence):
         return None
     return Finding(
         "summed",

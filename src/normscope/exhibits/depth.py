@@ -10,7 +10,7 @@ from normscope.exhibits.exhibit import Exhibit, Setting, joined
 from normscope.exhibits.rate_searches import LR_RANGE, RateSearch, searched
 from normscope.exhibits.scale import scale_of
 from normscope.figures.style import COLORS, figure_of, legend_once, log_ticks_at
-from normscope.results import attribute, provenance, shared, with_attributes
+from normscope.results import attribute, provenance_of, shared, with_attributes
 from normscope.verdict import Verdict, judge
 
 BOUNDARIES = {"lr_stable": "is stable", "lr_usable": "learns"}
@@ -26,7 +26,7 @@ def measure(setting: Setting) -> xr.Dataset:
     found = dict(zip(places, results, strict=True))
     rows = [joined([found[depth, seed] for seed in setting.seeds], "seed", setting.seeds) for depth in scale.depths]
     dataset = joined(rows, "depth", scale.depths, long_name="layers")
-    of_searches = shared([{name: result.attrs[name] for name in provenance()} for result in results])
+    of_searches = shared([provenance_of(result) for result in results])
     config = setting.training_config
     return with_attributes(dataset, **of_searches, config=config, scale=setting.scale, steps=scale.depth_steps)
 

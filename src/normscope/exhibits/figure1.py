@@ -12,7 +12,7 @@ from normscope.exhibits.published import PUBLISHED
 from normscope.exhibits.scale import scale_of
 from normscope.figures.style import COLORS, NAMES, figure_of, legend_once, log_ticks_at
 from normscope.outcome import Outcome
-from normscope.results import attribute, provenance, with_attributes
+from normscope.results import attribute, provenance_of, with_attributes
 from normscope.train.config import RunConfig
 from normscope.verdict import Verdict, judge
 
@@ -50,7 +50,7 @@ def trained_on(setting: Setting, configs: Sequence[RunConfig]) -> xr.Dataset:
     runs = setting.train(configs)
     if "seed" not in runs.dims:
         runs = runs.expand_dims(seed=list(setting.seeds))
-    of_runs = {name: runs.attrs[name] for name in (*provenance(), "precision")}  # and not of who reads them now
+    of_runs = {**provenance_of(runs), "precision": runs.attrs["precision"]}  # and not of who reads them now
     runs = runs.sortby("lr", ascending=False)[KEPT]
     return with_attributes(runs, **of_runs, config=setting.training_config, scale=setting.scale)
 

@@ -35,6 +35,7 @@ def verdicts(dataset: xr.Dataset) -> list[Verdict]:
     accuracy = best(dataset)
     over, under = largest_lr(dataset, "final"), largest_lr(dataset, "none")
     highest = dataset["lr"].max()
+    ratio = (over / under).where(under < highest)
     return [
         share_recovered(
             accuracy,
@@ -44,9 +45,9 @@ def verdicts(dataset: xr.Dataset) -> list[Verdict]:
         judge(
             "With it the network learns at rates at least 3 times larger than without",
             "Variants",
-            (over / under).where(under < highest),
+            ratio,
             above=2.9,
-            lower_bound=(over == highest) & (under < highest),
+            lower_bound=ratio.notnull() & (over == highest),
             scale="log",
             paper=f"trains at {PUBLISHED['variants']['final_lr']:g}",
             unit=" times",

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Self
 
-from normscope.errors import OutputError, one_line
+from normscope.errors import OutputError, cannot_write, one_line
 
 _PLACES = 15
 """Hex digits of a key that make the byte's place, which has to fit into 63 bits."""
@@ -29,9 +29,7 @@ class Claims:
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise OutputError(
-                f"cannot write {path}: {error.strerror or one_line(error)}; give another --out"
-            ) from error
+            raise cannot_write(path, error) from error
 
     def take(self, key: str) -> bool:
         """Claim a run; False where another process has it."""

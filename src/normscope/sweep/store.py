@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from normscope.errors import OutputError, ResultError, one_line
+from normscope.errors import ResultError, cannot_write
 from normscope.results import write_bytes
 from normscope.sweep.record import RunRecord
 from normscope.train.config import RunConfig, key
@@ -59,9 +59,7 @@ class Store:
                 if not os.access(folder, os.W_OK | os.X_OK):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             except OSError as error:
-                raise OutputError(
-                    f"cannot write {folder}: {error.strerror or one_line(error)}; give another --out"
-                ) from error
+                raise cannot_write(folder, error) from error
 
     def result_path(self, config: RunConfig) -> Path:
         """Where the run's result lies once it is finished."""

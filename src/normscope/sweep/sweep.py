@@ -73,24 +73,24 @@ def sweep(
         raise InvalidConfig("both ray and engine are given: only one can carry out the runs")
     store = Store(Path(out))
     missing = [config for config in configs if not store.has(config)]
+    if not missing:
+        return load_runs(out, configs)
     if engine is None and ray is None:
         devices = {usable_device(config.device) for config in missing}
         workers = workers or (1 if any(d.startswith("cuda") for d in devices) else _processors())
         engine = local_engine(store, workers=workers, threads=threads, data_dir=data_dir)
-    kept = load_runs(out, configs) if len(missing) < len(configs) else None  # names a damaged file before anything runs
-    if missing and ray is not None:
+    if len(missing) < len(configs):
+        load_runs(out, configs)  # names a damaged file before anything runs
+    if ray is not None:
         engine = ray_engine(ray, workers=workers, threads=threads, gpu=_want_gpu(configs), data_dir=data_dir)
-    if missing:
-        store.prepare()
-        if ray is None:  # the nodes of a cluster have data of their own
-            for name in {config.data for config in missing}:
-                # downloaded once, or found damaged, before anything runs
-                load_data(name, data_dir=data_dir, train_size=10)
-        assert engine is not None
-        _carry_out(configs, store, engine)
-        return load_runs(out, configs)
-    assert kept is not None
-    return kept
+    store.prepare()
+    if ray is None:  # the nodes of a cluster have data of their own
+        for name in {config.data for config in missing}:
+            # downloaded once, or found damaged, before anything runs
+            load_data(name, data_dir=data_dir, train_size=10)
+    assert engine is not None
+    _carry_out(configs, store, engine)
+    return load_runs(out, configs)
 
 
 def _want_gpu(configs: Sequence[RunConfig]) -> bool | None:
