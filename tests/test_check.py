@@ -248,12 +248,20 @@ def test_repairs_are_parsed_by_name() -> None:
     assert (batch.parts, batch.warmup, batch.clip_norm, batch.changes_model) == (("batch",), 0, None, True)
     assert (both.parts, both.warmup, both.clip_norm, both.changes_model) == (("warmup", "clipping"), 10, 1.0, False)
     assert several.parts == ("orthogonal", "batch", "warmup")
-    assert several.title == "orthogonal init, batch norm everywhere, warmup over 10 steps"
+    assert several.title(build(0)) == "orthogonal init, batch norm everywhere, warmup over 10 steps"
     assert set(DEFAULT_REPAIRS) <= set(REPAIRS)
     with pytest.raises(InvalidConfig, match="unknown repair 'bach': did you mean 'batch'"):
         repairs(["bach"], steps=50)
     with pytest.raises(InvalidConfig, match="asks twice"):
         repairs(["batch+final"], steps=50)
+
+
+def test_a_title_says_that_the_models_own_norms_go() -> None:
+    group, final = repairs(["group", "final"], steps=50)
+    assert group.title(build(0)) == "group norm everywhere"
+    assert group.title(with_batch_norm(0)) == "group norm instead of its norms"
+    assert final.title(build(0)) == "batch norm before the last layer"
+    assert final.title(with_batch_norm(0)) == "batch norm before the last layer alone, instead of its norms"
 
 
 @pytest.mark.parametrize("name", [name for name in REPAIRS if name not in ("zero_residual", "instance")])

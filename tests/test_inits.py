@@ -278,5 +278,5 @@ def test_refuses_lazy_layers_and_older_reparametrizations():
 def test_refuses_a_residual_tail_without_a_weight():
     net = residual_network(norm=False)
     net[0].residual_tail = "norm"
-    with pytest.raises(InvalidConfig, match=r"0\.norm ends a residual branch but has no weight"):
+    with pytest.raises(InvalidModel, match=r"'0\.norm' \(Identity\) ends a residual branch but owns no weight"):
         init_(net, "zero_residual", seed=0)

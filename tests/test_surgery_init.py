@@ -13,8 +13,9 @@ import normscope as ns
 from normscope.errors import InvalidConfig, InvalidModel
 from normscope.inits import INITS
 from normscope.nets import build_net
+from normscope.residual_tails import declared_tails
 from normscope.surgery.existing import existing_norms
-from normscope.surgery.residual_tails import declared_tails, found_tails
+from normscope.surgery.found_tails import found_tails
 
 RESIDUAL = ("functional_relu", "attention")
 """The models of the zoo with residual sums."""

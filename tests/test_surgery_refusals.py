@@ -298,6 +298,11 @@ def test_single_values() -> None:
     assert message == (
         "at '1': norm 'instance' would average over a single value of shape (2, 4, 1, 1): choose 'batch' or 'tanh'"
     )
+    # what counts in front of a convolution is its input: the first has positions, the second has one
+    to_one_position = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 10, 3))
+    assert ns.with_norm(to_one_position, "instance", "final", batch=torch.randn(2, 3, 5, 5))
+    message = refusal(InvalidModel, ns.with_norm, one_position, "instance", "final", batch=torch.randn(2, 3, 5, 5))
+    assert "with 'instance' the model does not take its batch any more" in message and "more than 1 spatial" in message
     message = refusal(InvalidConfig, ns.with_norm, mlp(), "instance", batch=torch.randn(5, 4))
     assert "averages over positions, and features have none" in message
 

@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from normscope.errors import InvalidConfig, InvalidModel, unknown
+from normscope.residual_tails import declared_tails, tail_tensors
 
 INITS: tuple[str, ...] = (
     "default",
@@ -59,7 +60,7 @@ def init_(
 
     Raises `InvalidConfig` for an unknown name, a scale that is not positive and finite, or `zero_residual`
     on a model without residual tails; `InvalidModel` for a model whose weights cannot be set (lazy,
-    parametrized, no layers).
+    parametrized, no layers) or whose declared tail is missing or owns no weight.
     """
     if kind not in INITS:
         raise unknown("init", kind, INITS)
@@ -68,7 +69,10 @@ def init_(
     layers = weighted_layers(model)
     if not layers:
         raise InvalidModel("no layer of this model has a weight of two dims or more: nothing to initialize")
-    tails = _residual_tails(model) if kind == "zero_residual" else []
+    tails = declared_tails(model) if kind == "zero_residual" else []
+    if kind == "zero_residual" and not tails:
+        raise InvalidConfig("init 'zero_residual' needs blocks that name their residual_tail: this model has none")
+    zeroed = [tensor for tail in tails for tensor in tail_tensors(model, tail)]
     kept: set[int] = set()
     if keep_output_layer:
         _, output = layers.popitem()
@@ -81,8 +85,8 @@ def init_(
             for name, parameter in layer.named_parameters(recurse=False):
                 if id(parameter) not in kept and name in fresh:
                     parameter.copy_(fresh[name] * scale if _is_weight(name, parameter) else fresh[name])
-    for tail in tails:
-        nn.init.zeros_(tail)
+    for tensor in zeroed:
+        nn.init.zeros_(tensor)
     return model
 
 
@@ -150,20 +154,3 @@ def _torch_default(path: str, layer: nn.Module, seed: int) -> dict[str, Tensor]:
         torch.default_generator.manual_seed(seed)
         reset()
     return {name: parameter.detach() for name, parameter in copy.named_parameters(recurse=False)}
-
-
-def _residual_tails(model: nn.Module) -> list[Tensor]:
-    tails = []
-    for path, module in model.named_modules():
-        name = getattr(module, "residual_tail", None)
-        if name is None:
-            continue
-        tail = getattr(module, name, None)
-        weight = getattr(tail, "weight", None)
-        if weight is None:
-            raise InvalidConfig(f"init 'zero_residual': {path}.{name} ends a residual branch but has no weight")
-        bias = getattr(tail, "bias", None)
-        tails += [weight] if bias is None else [weight, bias]
-    if not tails:
-        raise InvalidConfig("init 'zero_residual' needs blocks that name their residual_tail: this model has none")
-    return tails

@@ -84,6 +84,7 @@ def check(
     starts = Starts(source, batches, steps, loss_fn=loss_fn, fine_tuning=None)
     refuse_one_batch(starts)
     batch = starts.first_batches(0, 1)[0]
+    titles = {one.name: one.title(starts.model(0)) for one in asked}
 
     half = None if budget_seconds is None else BUDGET_SHARE * budget_seconds
     least = 0.0 if budget_seconds is None else LEAST_SHARE * budget_seconds
@@ -115,7 +116,7 @@ def check(
 
     def repaired(one: Repair, bar: Bar) -> dict[str, xr.Dataset] | None:
         """None where no time was left."""
-        with bar.part(one.title):
+        with bar.part(titles[one.name]):
             seconds = left()
             if seconds is not None and seconds < least:
                 return None
@@ -138,11 +139,11 @@ def check(
     for place, one in enumerate(asked, 1):
         result = ended[place]
         if isinstance(result, NormscopeError):
-            rows.append((one.name, one.title, REFUSED, str(result)))
+            rows.append((one.name, titles[one.name], REFUSED, str(result)))
         elif result is None:
-            rows.append((one.name, one.title, LEFT_OUT, "no time was left for it"))
+            rows.append((one.name, titles[one.name], LEFT_OUT, "no time was left for it"))
         else:
-            rows.append((one.name, one.title, MEASURED, ""))
+            rows.append((one.name, titles[one.name], MEASURED, ""))
             nodes |= result
     parameter = next(p for p in starts.model(0).parameters() if p.requires_grad)
     config = provenance(

@@ -12,6 +12,7 @@ from normscope.inits import INITS
 from normscope.norms import NORMS
 from normscope.objective import LossFn
 from normscope.surgery import with_init, with_norm
+from normscope.surgery.existing import existing_norms
 
 DEFAULT_REPAIRS: tuple[str, ...] = ("final", "batch", "zero_residual", "both")
 """What `check` measures where nothing is asked for."""
@@ -48,24 +49,26 @@ class Repair:
     """Steps over which the rate rises."""
     clip_norm: float | None = None
 
-    @property
-    def title(self) -> str:
-        """In words: "batch norm everywhere, warmup over 20 steps"."""
-        return ", ".join(self._title(part) for part in self.parts)
+    def title(self, model: nn.Module) -> str:
+        """What it does to this model, in words: "batch norm everywhere, warmup over 20 steps"."""
+        has_norms = bool(existing_norms(model))
+        return ", ".join(self._title(part, has_norms) for part in self.parts)
 
     @property
     def changes_model(self) -> bool:
         """Whether the network is another, and not only how it is trained."""
         return any(part not in RIVALS for part in self.parts)
 
-    def _title(self, part: str) -> str:
+    def _title(self, part: str, has_norms: bool) -> str:
         if part == "final":
-            return "batch norm before the last layer"
+            return "batch norm before the last layer" + (" alone, instead of its norms" if has_norms else "")
         if part == "warmup":
             return f"warmup over {self.warmup} steps"
         if part == "clipping":
             return f"clipping at norm {self.clip_norm:g}"
-        return f"{NORM_TITLES[part]} everywhere" if part in NORM_TITLES else f"{part} init"
+        if part in NORM_TITLES:
+            return f"{NORM_TITLES[part]} {'instead of its norms' if has_norms else 'everywhere'}"
+        return f"{part} init"
 
     def apply(self, model: nn.Module, *, seed: int, batch: Any, loss_fn: LossFn | None) -> nn.Module:
         """A changed copy of the model; the model itself where only its training is changed.

@@ -8,9 +8,10 @@ from torch import nn
 from normscope.errors import InvalidConfig, unknown
 from normscope.inits import INITS, init_
 from normscope.objective import LossFn
+from normscope.residual_tails import declared_tails, tail_tensors
 from normscope.surgery.calls import calls_of, output_layer
+from normscope.surgery.found_tails import found_tails
 from normscope.surgery.refusals import changeable_copy
-from normscope.surgery.residual_tails import declared_tails, found_tails, tail_tensors
 
 
 def with_init(

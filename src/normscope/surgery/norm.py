@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from normscope.attached import OUTPUT_NORM, is_attached
 from normscope.errors import InvalidConfig, InvalidModel, NormscopeError, unknown
 from normscope.norms import NORMS
 from normscope.objective import LossFn
-from normscope.surgery.attached import OUTPUT_NORM, is_attached
 from normscope.surgery.calls import Calls, calls_of, output_layer
 from normscope.surgery.existing import existing_norms
 from normscope.surgery.operation import Operation

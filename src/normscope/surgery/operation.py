@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from normscope.attached import OUTPUT_NORM, attach_behind, attach_in_front, detach, is_attached
 from normscope.errors import InvalidConfig, InvalidModel
-from normscope.surgery.attached import OUTPUT_NORM, attach_behind, attach_in_front, detach, is_attached
 from normscope.surgery.calls import Calls
 from normscope.surgery.existing import Place, place_of
 from normscope.surgery.placed import norm_at
@@ -53,7 +53,7 @@ class Operation:
             raise InvalidModel(
                 f"norm {path!r} ({type(old).__name__}) does not say which dimension holds its channels{more}"
             )
-        self._replace(old, self._fresh(path, old, place))
+        self._replace(old, self._fresh(path, old, place, shape))
 
     def take_out(self, path: str, old: nn.Module) -> None:
         """Leave `nn.Identity` in the place of a norm, or nothing where it had been attached."""
@@ -65,7 +65,7 @@ class Operation:
         weight = layer._parameters.get("weight")
         others = [owner for owner in self._owners.get(id(weight), []) if owner is not layer]
         self._refuse_unsafe(path, layer, self._paths[others[0]][0] if others else None)
-        norm = self._fresh(path, layer, _outputs_of(layer))
+        norm = self._fresh(path, layer, _outputs_of(layer), self._shape(layer))
         if is_attached(layer, OUTPUT_NORM):
             detach(layer, OUTPUT_NORM)
         attach_behind(layer, norm)
@@ -74,7 +74,9 @@ class Operation:
     def put_in_front(self, path: str, layer: nn.Module) -> None:
         """Put a norm in front of a layer. Its weight may be tied: in front of it the scale goes on to count."""
         self._refuse_unsafe(path, layer, None)
-        attach_in_front(layer, self._fresh(path, layer, _inputs_of(layer)))
+        # A Linear layer's input has the dims of its output; a convolution's has positions of its own.
+        shape = None if isinstance(layer, _ConvNd) else self._shape(layer)
+        attach_in_front(layer, self._fresh(path, layer, _inputs_of(layer), shape))
         self.parents.add(layer)
 
     def _refuse_unsafe(self, path: str, layer: nn.Module, tied_to: str | None) -> None:
@@ -82,14 +84,15 @@ class Operation:
         if reason is not None:
             raise InvalidModel(f"layer {path!r} {reason}")
 
-    def _fresh(self, path: str, at: nn.Module, place: Place) -> nn.Module:
-        """A norm with the device, the dtype and the mode of the layer or norm that it is put at."""
+    def _fresh(self, path: str, at: nn.Module, place: Place, shape: torch.Size | None) -> nn.Module:
+        """A norm with the device, the dtype and the mode of what it is put at; `shape` is that of what it will normalize,
+        if known."""
         times = None if self.calls is None else len(self.calls.shapes.get(at, ()))
         reason = why_mixed(times, self._paths[at]) if self.kind == "batch" else None
         if reason is not None:
             raise InvalidModel(f"{path!r} {reason}")
         try:
-            norm = norm_at(self.kind, place, self._shape(at))
+            norm = norm_at(self.kind, place, shape)
         except InvalidConfig as error:
             raise InvalidConfig(f"at {path!r}: {error}") from None
         own = [tensor for tensor in [*at.parameters(), *at.buffers()] if tensor.is_floating_point()]
@@ -110,7 +113,7 @@ class Operation:
                 parent.register_module(name, nn.Identity() if new is None else new)
 
     def _shape(self, module: nn.Module) -> torch.Size | None:
-        """The shape that comes out of a module: for a layer's input, good for the number of its dims."""
+        """The shape that comes out of a module."""
         return self.calls.shapes[module][0] if self.calls is not None and module in self.calls.shapes else None
 
 

@@ -1,4 +1,4 @@
-"""Where residual branches end: as a model's blocks declare it, or as one forward pass shows it.
+"""Where residual branches end, as one forward pass shows it.
 
 A residual sum is z = u + v, both computed from one activation x, where u passes through more layers than v:
 u is the branch, v the shortcut (x itself, or a projection of it). The branch's tail is the layer or norm that u is the
@@ -16,7 +16,6 @@ from torch.autograd.graph import Node
 from normscope.errors import InvalidConfig, InvalidModel
 from normscope.layers import watch
 from normscope.objective import LossFn, readable_errors
-from normscope.surgery.attached import OUTPUT_NORM, is_attached
 from normscope.surgery.calls import forward, owns_layer_weight
 from normscope.surgery.existing import is_norm
 from normscope.untouched import untouched
@@ -26,34 +25,6 @@ _LEAVES_ZERO = {
     *("View", "UnsafeView", "ReshapeAlias", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand"),
 }
 """Autograd's names of operations whose output is zero where their input is."""
-
-
-def declared_tails(model: nn.Module) -> list[nn.Module]:
-    """The children that blocks name in a `residual_tail`; InvalidModel where there is none of that name."""
-    named = [(module, getattr(module, "residual_tail", None)) for module in model.modules()]
-    return [_child(module, name) for module, name in named if isinstance(name, str)]
-
-
-def _child(block: nn.Module, name: str) -> nn.Module:
-    try:
-        return block.get_submodule(name)
-    except AttributeError as error:
-        raise InvalidModel(f"{type(block).__name__}.residual_tail is {name!r}: it has no such layer") from error
-
-
-def tail_tensors(model: nn.Module, tail: nn.Module) -> list[Tensor]:
-    """Weight and bias that are zero where a tail's output is to be."""
-    if is_attached(tail, OUTPUT_NORM):
-        tail = tail.get_submodule(OUTPUT_NORM)
-    if isinstance(tail, nn.MultiheadAttention):
-        tail = tail.out_proj
-    own = dict(tail.named_parameters(recurse=False))
-    if "weight" not in own:
-        path = next((path for path, module in model.named_modules() if module is tail), "")
-        raise InvalidModel(
-            f"init 'zero_residual': {path!r} ({type(tail).__name__}) ends a residual branch but owns no weight"
-        )
-    return [own[name] for name in ("weight", "bias") if name in own]
 
 
 def found_tails(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> list[nn.Module]:
