@@ -85,8 +85,7 @@ class Operation:
             raise InvalidModel(f"layer {path!r} {reason}")
 
     def _fresh(self, path: str, at: nn.Module, place: Place, shape: torch.Size | None) -> nn.Module:
-        """A norm with the device, the dtype and the mode of what it is put at; `shape` is that of what it will normalize,
-        if known."""
+        """A norm with the device, dtype and mode of what it is put at, for tensors of `shape`, where that is known."""
         times = None if self.calls is None else len(self.calls.shapes.get(at, ()))
         reason = why_mixed(times, self._paths[at]) if self.kind == "batch" else None
         if reason is not None:
