@@ -5,11 +5,14 @@ from matplotlib.figure import Figure
 
 from normscope.exhibits.exhibit import Exhibit, Setting
 from normscope.exhibits.figure1 import trained_on
-from normscope.exhibits.final import NORMS, best, share_recovered
+from normscope.exhibits.final import best, share_recovered
+from normscope.exhibits.published import PUBLISHED
 from normscope.exhibits.scale import scale_of
-from normscope.figures.style import COLORS, NAMES, figure_of, legend_once
+from normscope.figures.style import COLORS, NAMES, figure_of
 from normscope.results import attribute
 from normscope.verdict import Verdict, judge
+
+LEAST_TO_MOST = ("none", "final", "batch")
 
 
 def measure(setting: Setting) -> xr.Dataset:
@@ -20,6 +23,7 @@ def measure(setting: Setting) -> xr.Dataset:
 def verdicts(dataset: xr.Dataset) -> list[Verdict]:
     """Whether batch norm brings as much here, and batch norm before the last layer its share of it."""
     accuracy = best(dataset)
+    published = PUBLISHED["variants"]["test_accuracy_percent"]
     return [
         judge(
             "Deeper, batch norm at its large rate ends at least 1 point above the network without it at a rate that it "
@@ -28,6 +32,7 @@ def verdicts(dataset: xr.Dataset) -> list[Verdict]:
             accuracy.sel(norm="batch") - accuracy.sel(norm="none"),
             above=1,
             unit=" points",
+            paper=f"{published['batch'] - published['none']:+g}",
             note="one rate for each norm; test accuracy at the end, paired by seed",
         ),
         share_recovered(
@@ -42,21 +47,22 @@ def we_saw(dataset: xr.Dataset) -> str:
     """Means over seeds, in words."""
     scale, accuracy = scale_of(attribute(dataset, "scale")), best(dataset).mean("seed")
     ends = ", ".join(
-        f"{NAMES[norm]} at {scale.deeper_lrs[norm]:g}: {float(accuracy.sel(norm=norm)):.1f} %" for norm in NORMS
+        f"{NAMES[norm]} at {scale.deeper_lrs[norm]:g}: {float(accuracy.sel(norm=norm)):.1f} %" for norm in LEAST_TO_MOST
     )
-    return f"{scale.deeper_net}, test accuracy at the end: {ends}. {scale.reduced}"
+    network = str(scale.deeper_net).replace("resnet", "ResNet-")
+    return f"{network}, test accuracy at the end: {ends}. {scale.reduced}"
 
 
 def draw(dataset: xr.Dataset) -> Figure:
     """Test accuracy at the end, one point a seed."""
-    figure, axes = figure_of(1, 1, panel=(4.2, 3.2))
-    ax, accuracy = axes[0, 0], best(dataset)
-    for place, norm in enumerate(NORMS):
+    figure, axes = figure_of(1, 1, panel=(5.2, 3.4))
+    ax, accuracy, scale = axes[0, 0], best(dataset), scale_of(attribute(dataset, "scale"))
+    for place, norm in enumerate(LEAST_TO_MOST):
         values = accuracy.sel(norm=norm).values
-        ax.plot([place] * len(values), values, "o", color=COLORS[norm], label=NAMES[norm])
-    ax.set(xticks=range(len(NORMS)), xticklabels=[NAMES[norm] for norm in NORMS], ylabel="test accuracy [%]")
-    ax.tick_params(axis="x", labelsize="small")
-    legend_once(ax)
+        ax.plot([place] * len(values), values, "o", color=COLORS[norm])
+    names = [f"{NAMES[norm]},\nat {scale.deeper_lrs[norm]:g}" for norm in LEAST_TO_MOST]
+    ax.set(xticks=range(len(names)), xticklabels=names, ylim=(0, 100), ylabel="test accuracy [%]")
+    ax.margins(x=0.2)
     return figure
 
 
@@ -65,7 +71,10 @@ EXHIBIT = Exhibit(
     title="Batch norm in a deeper network",
     where="Variants",
     place=1.55,
-    paper_saw="The paper's network has 110 layers; the other exhibits train a shallower one at this scale.",
+    paper_saw=(
+        "The paper's network of 110 layers ends at about 83 per cent without, at 90 with a single batch norm in front "
+        "of the last layer and at 93 with batch norm in every layer. The other exhibits here train a shallower one."
+    ),
     measure=measure,
     draw=draw,
     verdicts=verdicts,

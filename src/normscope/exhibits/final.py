@@ -81,8 +81,9 @@ def we_saw(dataset: xr.Dataset) -> str:
     reached = {norm: learnt_by_all(dataset, norm) for norm in NORMS}
     return (
         f"At their best rates: {at['none']} without, {at['final']} with batch norm before the last layer alone, "
-        f"{at['batch']} with batch norm everywhere. Every seed learns {reached['none']}, {reached['final']} "
-        f"and {reached['batch']}. {scale_of(attribute(dataset, 'scale')).reduced}"
+        f"{at['batch']} with batch norm everywhere. Every seed learns {reached['none']} without, "
+        f"{reached['final']} with it before the last layer and {reached['batch']} with it everywhere. "
+        f"{scale_of(attribute(dataset, 'scale')).reduced}"
     )
 
 
