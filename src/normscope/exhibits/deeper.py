@@ -55,13 +55,14 @@ def we_saw(dataset: xr.Dataset) -> str:
 
 def draw(dataset: xr.Dataset) -> Figure:
     """Test accuracy at the end, one point a seed."""
-    figure, axes = figure_of(1, 1, panel=(5.2, 3.4))
+    figure, axes = figure_of(1, 1, panel=(6.4, 3.4))
     ax, accuracy, scale = axes[0, 0], best(dataset), scale_of(attribute(dataset, "scale"))
     for place, norm in enumerate(LEAST_TO_MOST):
         values = accuracy.sel(norm=norm).values
         ax.plot([place] * len(values), values, "o", color=COLORS[norm])
     names = [f"{NAMES[norm]},\nat {scale.deeper_lrs[norm]:g}" for norm in LEAST_TO_MOST]
     ax.set(xticks=range(len(names)), xticklabels=names, ylim=(0, 100), ylabel="test accuracy [%]")
+    ax.tick_params(axis="x", labelsize="small")
     ax.margins(x=0.2)
     return figure
 
