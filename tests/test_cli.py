@@ -32,12 +32,13 @@ def test_reproduce_ends_with_the_claims_and_the_reports_path(normscope, tmp_path
     assert sorted(p.name for p in report.parent.iterdir()) == ["figure5.nc", "manifest.json", "report.html"]
 
 
-def test_a_second_run_measures_nothing_again(normscope, tmp_path):
-    normscope(*QUICK)
+def test_a_second_run_measures_nothing_again_and_keeps_the_note_of_the_first(normscope, tmp_path):
+    normscope(*QUICK, "--note", "On <battery>.")
     result = tmp_path / "reproduction" / "digits" / "figure5.nc"
     before = result.stat().st_mtime_ns
     assert normscope(*QUICK)[0] == 0
     assert result.stat().st_mtime_ns == before
+    assert "<p>On &lt;battery&gt;.</p>" in result.with_name("report.html").read_text()
     assert normscope(*QUICK[:-1], "4")[0] == 0
     assert result.stat().st_mtime_ns != before, "another number of seeds is another measurement"
 

@@ -89,7 +89,7 @@ def test_what_came_out_as_published_is_reproduced() -> None:
         (AS_PUBLISHED, {"train": 0.97}, "as good as with it", NOT_ENOUGH),
         (changed("none", 0.1, 60), {}, "out of reach", NOT_REPRODUCED),
         (changed("none", 0.03, 95), {}, "above that without at its best", NOT_REPRODUCED),
-        (changed("batch", LRS[2], 92.9), {}, "What BN brings is the large rate", NOT_REPRODUCED),
+        (changed("batch", LRS[2], 92.9), {}, "the large rate is the better one", NOT_REPRODUCED),
         (changed("final", 0.03, 84), {}, "recovers at least half", NOT_REPRODUCED),
         (changed("final", 0.03, None), {}, "3 times larger", NOT_REPRODUCED),
     ],
@@ -105,9 +105,26 @@ def test_a_rate_at_the_end_of_those_tried_is_a_bound() -> None:
     ratio = next(claim for claim in claims if "3 times larger" in claim.statement)
     assert ratio.verdict == REPRODUCED and ratio.bounded == 3 and ratio.measured.startswith("at least 10 times")
 
-    both = as_if_trained({**changed("final", 0.1, 80), "none": dict.fromkeys(LRS, 82)})
-    ratio = next(claim for claim in final.verdicts(both) if "3 times larger" in claim.statement)
-    assert ratio.verdict == NOT_ENOUGH and ratio.diverged == 3
+
+@pytest.mark.parametrize(
+    ("final_ends", "none_ends", "expected"),
+    [
+        ({0.1: 80}, {0.1: 82, 0.03: 82}, NOT_ENOUGH),  # both learn at all rates
+        ({}, {0.1: 82, 0.03: 82}, NOT_REPRODUCED),  # without it larger ones, by a factor that is not known
+        ({0.03: None, LRS[2]: None}, {}, NOT_REPRODUCED),
+        ({}, {LRS[2]: None}, REPRODUCED),  # without it none of those tried: three times is the least
+        ({0.03: None}, {LRS[2]: None}, NOT_ENOUGH),
+        ({0.03: None, LRS[2]: None}, {LRS[2]: None}, NOT_ENOUGH),  # neither learns
+    ],
+)
+def test_the_rate_gained_where_one_end_is_not_known(final_ends: dict, none_ends: dict, expected: str) -> None:
+    ends = {
+        **AS_PUBLISHED,
+        "final": {**AS_PUBLISHED["final"], **final_ends},
+        "none": {**AS_PUBLISHED["none"], **none_ends},
+    }
+    ratio = next(claim for claim in final.verdicts(as_if_trained(ends)) if "3 times larger" in claim.statement)
+    assert ratio.verdict == expected
 
 
 def test_up_to_which_rate_every_seed_learns() -> None:
@@ -149,6 +166,7 @@ def test_noise_in_training_is_judged_by_its_ratio(accuracy, expected: list[str])
     dataset = labelled(
         {
             "test_accuracy": (dims, values, "test accuracy", "1"),
+            "train_accuracy": (dims, values, "training accuracy", "1"),
             "outcome": (dims[:3], outcomes, "outcome", "1"),
         },
         {name: (list(each), name, "1") for name, each in zip(dims, (lrs, sizes, seeds, [1]), strict=True)},
@@ -160,12 +178,17 @@ def test_noise_in_training_is_judged_by_its_ratio(accuracy, expected: list[str])
     left, right = noise_training.EXHIBIT.draw(dataset).axes
     assert len(left.lines) == len(right.lines) == 3
     assert "where α/|B| is the same" in noise_training.we_saw(dataset)
+    correlation = noise_training.rank_correlation(dataset, "test_accuracy").mean()
+    assert f"has a rank correlation of {correlation:.2f} with α/|B|" in noise_training.we_saw(dataset)
 
     on_the_diagonal = {"lr": 0.1, "batch_size": 256}
     dataset["outcome"].loc[on_the_diagonal] = Outcome.DIVERGED.value
     dataset["test_accuracy"].loc[on_the_diagonal] = np.nan
     assert (noise_training.end(dataset).sel(on_the_diagonal) == 10).all(), "what diverged counts as guessing"
     assert noise_training.verdicts(dataset)[0].verdict == NOT_REPRODUCED
+    dataset["outcome"][:] = Outcome.DEAD.value
+    dataset["test_accuracy"][:] = 0.1
+    assert [claim.verdict for claim in noise_training.verdicts(dataset)] == [NOT_ENOUGH] * 2, "all alike, and all dead"
 
 
 def test_flatness_is_judged_by_the_ratio_of_eigenvalues() -> None:
@@ -177,6 +200,10 @@ def test_flatness_is_judged_by_the_ratio_of_eigenvalues() -> None:
         assert len(flatness.EXHIBIT.draw(with_values).axes) == 2
     apart = dataset.assign(eigenvalue=(("norm", "lr", "seed"), np.stack([np.full((3, 3), v) for v in (9.0, 1.0, 1.0)])))
     assert flatness.verdicts(apart)[1].verdict == NOT_REPRODUCED
+    apart["outcome"].loc[{"norm": "none", "seed": 1}] = Outcome.DEAD.value
+    assert flatness.verdicts(apart)[1].verdict == NOT_ENOUGH
+    best_at_small = as_if_trained(changed("batch", LRS[2], 94)).assign(eigenvalue=apart["eigenvalue"])
+    assert flatness.verdicts(best_at_small)[0].verdict == NOT_ENOUGH
 
 
 def test_the_lines_of_flatness_pass_over_rates_that_were_not_measured() -> None:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from normscope.errors import ResultError
 from normscope.exhibits.exhibit import Setting, exhibits
 from normscope.exhibits.reproduce import reproduce
-from normscope.report.manifest import write_manifest
+from normscope.report.manifest import notes_of, write_manifest
 from normscope.report.page import Page, Paragraph, Section, as_svg, render
 from normscope.report.plain_powers import as_plain, plain_powers
 from normscope.report.reproduction import measured_on, report_reproduction
@@ -204,6 +204,9 @@ def test_the_manifest_keeps_each_command_once_in_the_order_of_its_last_use(tmp_p
         path = write_manifest(tmp_path, ["normscope", "reproduce", exhibit])
     commands = [then["command"] for then in json.loads(path.read_text())["commands"]]
     assert commands == ["normscope reproduce figure5", "normscope reproduce figure3"]
+    for note in ("A copy as JPEG.", "", "A copy as JPEG.", "On <battery>."):
+        write_manifest(tmp_path, ["normscope", "reproduce", "figure3"], note)
+    assert notes_of(tmp_path) == ["A copy as JPEG.", "On <battery>."]
 
 
 def test_a_file_of_something_else_is_named(tmp_path):

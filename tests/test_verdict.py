@@ -184,12 +184,21 @@ def share(part, whole, **requirement):
     return judge_share("it is half", "Variants", part, whole, **requirement)
 
 
-def test_a_share_is_the_ratio_of_means_between_the_extremes_of_three_seeds():
-    claim = share([4.0, 5.0, 7.0], [8.0, 9.0, 10.0], above=0.4)
+def test_the_interval_of_a_share_is_where_the_rest_is_not_told_apart_from_zero():
+    part, whole = np.array([4.0, 5.0, 7.0]), np.array([8.0, 9.0, 10.0])
+    claim = share(part, whole, above=0.2)
     assert claim.mean == pytest.approx(16 / 27)
-    # 27 resamples: the most extreme are those of one seed alone
-    assert (claim.low, claim.high) == pytest.approx((4 / 8, 7 / 10))
-    assert claim.verdict == REPRODUCED and "0.593 [0.5, 0.7]" in claim.measured
+    for edge in (claim.low, claim.high):
+        assert stats.ttest_1samp(part - edge * whole, 0).pvalue == pytest.approx(0.05)
+    assert claim.low < claim.mean < claim.high and claim.verdict == REPRODUCED
+    assert f"0.593 [{claim.low:.3g}, {claim.high:.3g}]" in claim.measured
+
+
+def test_the_interval_of_a_share_of_three_seeds_holds_it_in_95_of_100_cases():
+    random = np.random.default_rng(0)
+    claims = [share(5 + random.normal(size=3), 10 + 0.1 * random.normal(size=3), above=0.5) for _ in range(2000)]
+    held = np.mean([claim.low <= 0.5 <= claim.high for claim in claims])
+    assert 0.935 <= held <= 0.965
 
 
 @pytest.mark.parametrize(
@@ -204,6 +213,11 @@ def test_a_share_is_the_ratio_of_means_between_the_extremes_of_three_seeds():
 )
 def test_a_share_needs_all_of_its_interval_beyond_and_a_whole_above_zero(part, whole, expected):
     assert share(part, whole, above=0.5).verdict == expected
+
+
+def test_a_share_of_what_may_be_nothing_has_no_bounds():
+    claim = share([6.0, 7.0, 8.0], [9.0, 9.0, -1.0], above=0.5)
+    assert claim.measured.endswith("[no bounds]")
 
 
 def test_a_share_of_many_seeds_has_nearly_the_interval_of_the_delta_method():

@@ -32,7 +32,7 @@ def verdicts(dataset: xr.Dataset) -> list[Verdict]:
             accuracy.sel(norm="batch") - accuracy.sel(norm="none"),
             above=1,
             unit=" points",
-            paper=f"{published['batch'] - published['none']:+g}",
+            paper=f"about {published['batch'] - published['none']:+.0f}",
             note="one rate for each norm; test accuracy at the end, paired by seed",
         ),
         share_recovered(

@@ -69,27 +69,30 @@ def _refuse_lost_weights(store: Store, configs: Sequence[RunConfig]) -> None:
 def verdicts(dataset: xr.Dataset) -> list[Verdict]:
     """Whether the large rate of batch norm ends where the loss is flatter."""
     scale = scale_of(attribute(dataset, "scale"))
-    bn = dataset["eigenvalue"].sel(norm="batch")
-    large = best_lr(dataset, "batch")
+    eigenvalue = dataset["eigenvalue"].where(dataset["outcome"] == Outcome.LEARNS.value)
+    bn, large = eigenvalue.sel(norm="batch"), best_lr(dataset, "batch")
+    flatter = bn.sel(lr=large) / bn.sel(lr=scale.small)
     return [
         judge(
             f"With BN, training at its best rate, {large:g}, ends where the loss is flatter than training at "
             f"{scale.small:g} does: the Hessian's largest eigenvalue is smaller",
             "argument 2: flatter minima",
-            bn.sel(lr=large) / bn.sel(lr=scale.small),
+            flatter.where(large != scale.small),
             below=1,
             scale="log",
             unit=" times",
+            no_value="in which one of them does not learn, or the rates are the same",
             note=f"in training mode, on {IMAGES} training images, paired by seed",
         ),
         judge(
             f"At the same small rate, {scale.small:g}, BN ends no flatter: the eigenvalues agree within a factor 3",
             "argument 2: flatter minima",
-            bn.sel(lr=scale.small) / dataset["eigenvalue"].sel(norm="none", lr=scale.small),
+            bn.sel(lr=scale.small) / eigenvalue.sel(norm="none", lr=scale.small),
             equals=1,
             margin=3,
             scale="log",
             unit=" times",
+            no_value="in which one of them does not learn",
         ),
     ]
 

@@ -11,6 +11,7 @@ import xarray as xr
 
 from normscope.errors import ResultError
 from normscope.exhibits.exhibit import Exhibit, exhibits, on_paper_setting
+from normscope.report.manifest import notes_of
 from normscope.report.page import Page, Paragraph, Section, as_svg, render
 from normscope.results import attribute, load, write_text
 from normscope.verdict import Verdict
@@ -35,7 +36,7 @@ def report_reproduction(folder: str | Path) -> tuple[Path, list[Verdict]]:
         if not found:
             raise ResultError(f"no results in {folder}: make some with `normscope reproduce --out {folder}`")
         sections = [_section(exhibit, dataset) for exhibit, dataset in found]
-    path = write_text(folder / REPORT_NAME, render(_page(measured_on(found), sections)))
+    path = write_text(folder / REPORT_NAME, render(_page(found, sections, notes_of(folder))))
     return path, [claim for section in sections for claim in section.claims]
 
 
@@ -57,14 +58,16 @@ def measured_on(found: Sequence[tuple[Exhibit, xr.Dataset]]) -> xr.Dataset:
     return next((dataset for exhibit, dataset in found if not exhibit.trains), found[0][1])
 
 
-def _page(dataset: xr.Dataset, sections: Sequence[Section]) -> Page:
+def _page(found: Sequence[tuple[Exhibit, xr.Dataset]], sections: Sequence[Section], notes: Sequence[str]) -> Page:
+    dataset = measured_on(found)
     config = attribute(dataset, "config")
     data = config["data"]
     shape = " × ".join(map(str, data["image_shape"]))
     reduced = (
-        f"The paper used ResNet-110 on CIFAR-10; this run used {config['net']} on {data['name']} ({shape} pixels). "
-        "Hollow marks in the pictures are the paper's own values, for its data."
+        f"The paper used ResNet-110 on CIFAR-10; this run used {config['net']} on {data['name']} ({shape} pixels)."
     )
+    hollow = "Hollow marks in the pictures are the paper's own values, for its data."
+    precisions = sorted({one for _, of in found if "precision" in of.attrs for one in _several(of, "precision")})
     return Page(
         title="Understanding Batch Normalization, measured again",
         question="Why can't a deep network take a larger learning rate, and what does normalization buy it?",
@@ -74,11 +77,14 @@ def _page(dataset: xr.Dataset, sections: Sequence[Section]) -> Page:
             ("seeds", str(len(config["seeds"]))),
             ("mini-batch", str(config["batch_size"])),
             ("device", str(dataset.attrs["device"])),
+            *([("trained in", ", ".join(precisions))] if precisions else []),
         ],
         lead=[
             "Figures, tables and claims of Bjorck, Gomes, Selman and Weinberger (NeurIPS 2018), measured on real data "
             "with a verdict each.",
             *([] if on_paper_setting(dataset) else [reduced]),
+            *([] if on_paper_setting(dataset) or all(exhibit.trains for exhibit, _ in found) else [hollow]),
+            *notes,
         ],
         sections=sections,
     )
@@ -106,6 +112,12 @@ def picture(exhibit: Exhibit, dataset: xr.Dataset) -> str:
     with mpl.rc_context({"axes.titley": 1.0}):
         figure = exhibit.draw(dataset)
     return as_svg(figure, exhibit.name)
+
+
+def _several(dataset: xr.Dataset, name: str) -> list[str]:
+    """An attribute that holds one text or, where the runs differ, several."""
+    value = attribute(dataset, name)
+    return value if isinstance(value, list) else [value]
 
 
 @contextmanager

@@ -31,6 +31,10 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Folder for results and report; what it holds is not measured again.")
     ] = None,
+    note: Annotated[
+        str,
+        typer.Option(help="A sentence for the report's head, such as what is special about the data; it is kept."),
+    ] = "",
 ) -> None:
     """Reproduce the paper's figures, tables and claims on real data; ends with the claims and the report's path."""
     from normscope.cli.claims import print_claims
@@ -58,7 +62,7 @@ def command(
         data_dir=data_dir,
     )
     reproduce(names, setting, folder)
+    write_manifest(folder, ["normscope", *sys.argv[1:]], note)
     path, claims = report_reproduction(folder)
-    write_manifest(folder, ["normscope", *sys.argv[1:]])
     print_claims(claims)
     print(path)
