@@ -142,6 +142,22 @@ def test_a_damaged_result_is_named(normscope, tmp_path):
     assert normscope(*QUICK)[0] == 0, "reproduce measures a damaged result again"
 
 
+@pytest.mark.parametrize(("words", "names"), [(["check"], "check"), (["sweep", "--wrong"], "sweep"), (["chek"], "")])
+def test_a_wrong_use_points_to_the_help_of_its_command(normscope, words, names):
+    code, _, err = normscope(*words)
+    assert code == 2
+    assert err.strip().endswith(f"See {' '.join(['normscope', names]).strip()} --help") and len(err.splitlines()) == 1
+
+
+def test_without_a_command_the_help_is_all(normscope):
+    code, out, err = normscope()
+    assert code == 2 and "sweep" in out + err and "See normscope" not in out + err
+
+
+def test_the_help_of_sweep_names_the_tables_of_a_spec(normscope):
+    assert "[base]" in (out := normscope("sweep", "--help")[1]) and "[axes]" in out
+
+
 def test_help_loads_nothing_slow():
     code = """
 import sys

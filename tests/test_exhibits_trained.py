@@ -100,6 +100,14 @@ def test_every_verdict_can_fail(ends: dict, options: dict, statement: str, expec
     assert verdict_on([*figure1.verdicts(dataset), *final.verdicts(dataset)], statement) == expected
 
 
+def test_no_claim_compares_a_rate_with_itself() -> None:
+    claims = figure1.verdicts(as_if_trained(changed("batch", LRS[2], 94)))
+    for statement in ("the large rate is the better one", "out of reach"):
+        claim = next(claim for claim in claims if statement in claim.statement)
+        assert claim.verdict == NOT_ENOUGH
+        assert claim.measured == "3 of 3 seeds with BN best at the smallest rate compared"
+
+
 def test_a_rate_at_the_end_of_those_tried_is_a_bound() -> None:
     claims = final.verdicts(as_if_trained(changed("final", 0.1, 80)))
     ratio = next(claim for claim in claims if "3 times larger" in claim.statement)

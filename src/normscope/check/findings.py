@@ -72,9 +72,9 @@ def curvature(evidence: xr.Dataset) -> Finding:
         )
     else:
         sentence = (
-            f"Beyond the stable rates steps overshoot: at rate {number(diverging)} a single one diverges, and on the "
-            f"way there the loss grows with power {steepness:.1f} of the rate only. That is curvature, which limits "
-            f"every network, and no explosion.{sharp}"
+            f"Long steps overshoot: at rate {number(diverging)} a single one makes the loss a thousand times its "
+            f"start, and on the way there it grows with power {steepness:.1f} of the rate only. That is curvature, "
+            f"which limits every network, and no explosion.{sharp}"
         )
     numbers = {"steepness": steepness, "sharpness": sharpness}
     return Finding("curvature", "curvature limits the rates", sentence, "", False, numbers)

@@ -47,7 +47,7 @@ def main() -> None:
         app.command(module.name)(importlib.import_module(f"{commands.__name__}.{module.name}").command)
     try:
         # On Ctrl-C some releases of typer return this code, others raise Abort.
-        if app(standalone_mode=False) == INTERRUPTED:
+        if app(standalone_mode=False, prog_name=app.info.name) == INTERRUPTED:
             raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted: what is done is kept, run the same command to go on", INTERRUPTED)
@@ -55,7 +55,10 @@ def main() -> None:
         _fail(str(error), INTERRUPTED if isinstance(error, Interrupted) else FAILURE)
     except Exception as error:
         if isinstance(usage := getattr(error, "format_message", None), Callable):  # the parser's own usage errors
-            _fail(f"{' '.join(str(usage()).split())} See normscope --help", FAILURE)
+            if not (said := " ".join(str(usage()).split())):  # no command at all: the help is shown
+                sys.exit(FAILURE)
+            asked = getattr(getattr(error, "ctx", None), "command_path", "normscope")
+            _fail(f"{said} See {asked} --help", FAILURE)
         if os.environ.get("NORMSCOPE_TRACEBACK"):
             raise
         _fail(

@@ -98,7 +98,9 @@ def moments_along_step(
     """
     points = np.asarray(DEFAULT_FRACTIONS if fractions is None else fractions, dtype=np.float64)
     if not (np.isfinite(step_size) and step_size > 0):
-        raise InvalidConfig(f"step_size must be positive and finite, not {step_size}")
+        raise InvalidConfig(
+            f"step_size must be positive and finite, not {step_size}: where no step of the range diverged, choose one"
+        )
     if points.ndim != 1 or not len(points) or not np.isfinite(points).all() or points.min() < 0:
         raise InvalidConfig("fractions must be finite and not negative, for example np.linspace(0, 1, 50)")
     if not (np.diff(points) > 0).all():

@@ -7,7 +7,7 @@ import typer
 
 
 def command(
-    spec: Annotated[Path, typer.Argument(help="A TOML file: [base], a run's config, and [axes], lists of values.")],
+    spec: Annotated[Path, typer.Argument(help="A TOML file: \\[base], a run's config, and \\[axes], lists of values.")],
     out: Annotated[Path, typer.Option(help="Folder for the runs; those that it holds are not trained again.")],
     workers: Annotated[
         int | None,
