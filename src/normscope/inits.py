@@ -69,10 +69,11 @@ def init_(
     layers = weighted_layers(model)
     if not layers:
         raise InvalidModel("no layer of this model has a weight of two dims or more: nothing to initialize")
-    tails = declared_tails(model) if kind == "zero_residual" else []
-    if kind == "zero_residual" and not tails:
-        raise InvalidConfig("init 'zero_residual' needs blocks that name their residual_tail: this model has none")
-    zeroed = [tensor for tail in tails for tensor in tail_tensors(model, tail)]
+    zeroed: list[Tensor] = []
+    if kind == "zero_residual":
+        zeroed = [tensor for tail in declared_tails(model) for tensor in tail_tensors(model, tail)]
+        if not zeroed:
+            raise InvalidConfig("init 'zero_residual' needs blocks that name their residual_tail: this model has none")
     kept: set[int] = set()
     if keep_output_layer:
         _, output = layers.popitem()

@@ -37,7 +37,10 @@ def rates(dataset: xr.Dataset, name: str) -> xr.DataArray:
 
 
 def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """Whether depth costs learning rate."""
+    """Whether depth costs learning rate.
+
+    A search that found no rate at which the network learns says nothing of that: so few steps do not tell slow from
+    never."""
     depths = dataset["depth"].values
     return [
         judge(
@@ -58,10 +61,7 @@ def verdicts(dataset: xr.Dataset) -> list[Verdict]:
 
 def _over(found: xr.DataArray) -> np.ndarray:
     """What the shallowest network takes over what the deepest does: infinite where the deepest takes no rate at all or
-    the shallowest all, minus infinity, below any ratio, the other way round.
-
-    A search that found no rate at which the network learns says nothing of that: so few steps do not tell slow from
-    never."""
+    the shallowest all, minus infinity, below any ratio, the other way round."""
     shallow, deep = found.isel(depth=0).values, found.isel(depth=-1).values
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = shallow / deep

@@ -63,10 +63,16 @@ def _page(found: Sequence[tuple[Exhibit, xr.Dataset]], sections: Sequence[Sectio
     config = attribute(dataset, "config")
     data = config["data"]
     shape = " × ".join(map(str, data["image_shape"]))
-    reduced = (
-        f"The paper used ResNet-110 on CIFAR-10; this run used {config['net']} on {data['name']} ({shape} pixels)."
-    )
-    hollow = "Hollow marks in the pictures are the paper's own values, for its data."
+    lead = [
+        "Figures, tables and claims of Bjorck, Gomes, Selman and Weinberger (NeurIPS 2018), measured on real data "
+        "with a verdict each."
+    ]
+    if not on_paper_setting(dataset):
+        lead.append(
+            f"The paper used ResNet-110 on CIFAR-10; this run used {config['net']} on {data['name']} ({shape} pixels)."
+        )
+        if any(not exhibit.trains for exhibit, _ in found):
+            lead.append("Hollow marks in the pictures are the paper's own values, for its data.")
     precisions = sorted({one for _, of in found if "precision" in of.attrs for one in _several(of, "precision")})
     return Page(
         title="Understanding Batch Normalization, measured again",
@@ -79,13 +85,7 @@ def _page(found: Sequence[tuple[Exhibit, xr.Dataset]], sections: Sequence[Sectio
             ("device", str(dataset.attrs["device"])),
             *([("trained in", ", ".join(precisions))] if precisions else []),
         ],
-        lead=[
-            "Figures, tables and claims of Bjorck, Gomes, Selman and Weinberger (NeurIPS 2018), measured on real data "
-            "with a verdict each.",
-            *([] if on_paper_setting(dataset) else [reduced]),
-            *([] if on_paper_setting(dataset) or all(exhibit.trains for exhibit, _ in found) else [hollow]),
-            *notes,
-        ],
+        lead=[*lead, *notes],
         sections=sections,
     )
 
