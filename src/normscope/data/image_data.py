@@ -46,7 +46,7 @@ class ImageData:
         variance), in the units of the stored pixels: image = (pixel - mean) / std, in every split.
     held_out_images, held_out_labels: training images set aside for choosing learning rates; empty unless
         asked for.
-    fingerprint: sha256, in hex, over all stored pixels and labels, whatever part of them is used.
+    fingerprint: sha256, in hex, over all pixels and labels, as stored or averaged, whatever part of them is used.
     """
 
     name: str

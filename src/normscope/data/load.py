@@ -10,6 +10,7 @@ import torch
 from normscope.data.cifar10 import load_cifar10
 from normscope.data.digits import load_digits
 from normscope.data.image_data import ImageData, RawImages, standardized
+from normscope.data.image_size import averaged, check_image_size
 from normscope.errors import unknown
 
 _LOADERS: dict[str, Callable[[str | Path | None], RawImages]] = {
@@ -28,6 +29,7 @@ def load_data(
     device: str | torch.device = "cpu",
     train_size: int | None = None,
     held_out: int = 0,
+    image_size: int | None = None,
 ) -> ImageData:
     """Load a data set onto the device, standardized per channel.
 
@@ -41,9 +43,15 @@ def load_data(
     held_out: how many training images to set aside, for choosing learning rates, as the split "held_out";
         which ones does not depend on `train_size`.
 
+    image_size: pixels a side that images are averaged to, a divisor of the stored ones; None for those.
+
     Raises InvalidConfig for an unknown name or an impossible size, DataError where a copy is missing or
     damaged.
     """
     if name not in _LOADERS:
         raise unknown("data set", name, DATA)
-    return standardized(_LOADERS[name](data_dir), device=device, train_size=train_size, held_out=held_out)
+    check_image_size(name, image_size)
+    raw = _LOADERS[name](data_dir)
+    if image_size is not None:
+        raw = averaged(raw, image_size)
+    return standardized(raw, device=device, train_size=train_size, held_out=held_out)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from normscope.data import STORED_SIZES
 from normscope.train.config import DATA_SIZES, RunConfig
 
 FIELDS: tuple[str, ...] = tuple(field.name for field in fields(RunConfig))
@@ -18,8 +19,11 @@ def axes_of(configs: Sequence[RunConfig]) -> dict[str, list[Any]]:
 
 
 def value_of(config: RunConfig, name: str) -> Any:
-    """A field's value as a coordinate has it: None for all training images as their number, milestones as text."""
+    """A field's value as a coordinate has it: None for all training images as their number, None for the stored size of
+    images as that, milestones as text."""
     value = getattr(config, name)
+    if name == "image_size" and value is None:
+        return STORED_SIZES[config.data]
     if name == "train_size" and value is None:
         return DATA_SIZES[config.data] - config.held_out
     return ", ".join(map(str, value)) if isinstance(value, tuple) else value

@@ -31,7 +31,8 @@ def run(
 
     The data stay in memory for the next run of this process.
     """
-    data = _loaded(config.data, data_dir, usable_device(config.device), config.train_size, config.held_out)
+    device = usable_device(config.device)
+    data = _loaded(config.data, data_dir, device, config.train_size, config.held_out, config.image_size)
     with num_threads(threads):
         over = trained(
             config,
@@ -54,5 +55,14 @@ def attempt(config: Mapping[str, Any], **options: Any) -> RunFiles | NormscopeEr
 
 
 @lru_cache(maxsize=1)
-def _loaded(name: str, data_dir: str | Path | None, device: str, train_size: int | None, held_out: int) -> ImageData:
-    return load_data(name, data_dir=data_dir, device=device, train_size=train_size, held_out=held_out)
+def _loaded(
+    name: str,
+    data_dir: str | Path | None,
+    device: str,
+    train_size: int | None,
+    held_out: int,
+    image_size: int | None,
+) -> ImageData:
+    return load_data(
+        name, data_dir=data_dir, device=device, train_size=train_size, held_out=held_out, image_size=image_size
+    )

@@ -34,6 +34,13 @@ class Progress:
     """Spent on the epoch that is not over, in all processes so far."""
     diverged: bool = False
     """Whether the last step's loss says so: the run is over."""
+    ended_early: str = ""
+    """Why the run is over before its last epoch, if it is: see `train.ending`."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is trained, whatever the number of epochs."""
+        return self.diverged or bool(self.ended_early)
 
     @property
     def num_steps(self) -> int:
@@ -57,6 +64,7 @@ def save_checkpoint(
         "epochs": progress.epochs,
         "seconds": progress.seconds,
         "diverged": progress.diverged,
+        "ended_early": progress.ended_early,
     }
     write_bytes(path, save_tensors(tensors, {"run": json.dumps(header)}))
 
@@ -84,7 +92,7 @@ def load_checkpoint(
             # laid out in memory as its parameter is, as the optimizer itself would have made it
             optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum[name])
     steps = {name: tensor.tolist() for name, tensor in _under("steps/", tensors).items()}
-    return Progress(steps, header["epochs"], header["seconds"], header["diverged"])
+    return Progress(steps, header["epochs"], header["seconds"], header["diverged"], header.get("ended_early", ""))
 
 
 def _momentum(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

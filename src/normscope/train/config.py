@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from normscope.data import DATA
+from normscope.data import DATA, check_image_size
 from normscope.errors import InvalidConfig, unknown
 from normscope.inits import INITS
 from normscope.nets.build import NET_NORMS, check_net_name
@@ -24,6 +24,9 @@ LARGEST_SEED = 2**63 - 1
 
 DATA_SIZES: dict[str, int] = {"digits": 1437, "cifar10": 50_000}
 """Training images of each data set, so that an impossible size is refused before anything is loaded."""
+
+LATER_FIELDS: tuple[str, ...] = ("image_size", "evaluate_train", "end_early", "sharpness_at")
+"""Those that runs of this protocol were trained without at first."""
 
 _CLASSES = 10  # in both data sets; each part of the training images needs one of each class
 
@@ -49,6 +52,8 @@ class RunConfig:
     """Data set by name. The paper's is cifar10; digits are embedded, and quick."""
     train_size: int | None = None
     """Images to train on; None, the default, for all but the held-out ones, which without any is the paper's 50,000."""
+    image_size: int | None = None
+    """Pixels a side that images are averaged to; None, the default, for those that are stored. The paper's are 32."""
     held_out: int = 0
     """Training images set aside to choose learning rates on. The paper sets none aside, as far as it says."""
     lr: float = 0.1
@@ -63,6 +68,14 @@ class RunConfig:
     """Passes over the training images. The paper's."""
     evaluate_every: int = 1
     """Epochs from one evaluation to the next; the last epoch, or the one that diverges, is always evaluated. Ours."""
+    evaluate_train: int = 0
+    """Epochs from one evaluation of the training images themselves to the next, not augmented and in evaluation mode; 0
+    for never. Ours."""
+    end_early: bool = False
+    """Whether training ends where nothing more can come: see `train.ending`. It needs `evaluate_train`. Ours."""
+    sharpness_at: tuple[float, ...] = ()
+    """Losses of the training images themselves, falling; at the first evaluation at or below each, the sharpness is
+    measured: see `train.ending`. It needs `evaluate_train`. Ours."""
     milestones: tuple[float, ...] = (0.5, 0.75)
     """When lr falls, as shares of all epochs. The paper's: at 50 % and 75 %."""
     gamma: float = 0.1
@@ -80,15 +93,18 @@ class RunConfig:
         put = object.__setattr__
         for name in ("lr", "momentum", "weight_decay", "gamma"):
             put(self, name, _number(name, getattr(self, name)))
-        for name in ("held_out", "batch_size", "epochs", "evaluate_every", "seed"):
+        for name in ("held_out", "batch_size", "epochs", "evaluate_every", "evaluate_train", "seed"):
             put(self, name, _whole(name, getattr(self, name)))
-        if self.train_size is not None:
-            put(self, "train_size", _whole("train_size", self.train_size))
+        for name in ("train_size", "image_size"):
+            if getattr(self, name) is not None:
+                put(self, name, _whole(name, getattr(self, name)))
         for name in ("net", "norm", "init", "data", "precision", "device"):
             if not isinstance(getattr(self, name), str):
                 raise InvalidConfig(f"{name} is {getattr(self, name)!r}: give a name in quotes")
-        if not isinstance(self.augment, bool):
-            raise InvalidConfig(f"augment is {self.augment!r}: give true or false")
+        for name in ("augment", "end_early"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidConfig(f"{name} is {getattr(self, name)!r}: give true or false")
+        put(self, "sharpness_at", _losses("sharpness_at", self.sharpness_at))
         put(self, "milestones", _milestones(self.milestones))
         self._check_names()
         self._check_numbers()
@@ -118,6 +134,11 @@ class RunConfig:
         _within("epochs", self.epochs, least=1)
         _within("seed", self.seed, least=0, most=LARGEST_SEED)
         _within("evaluate_every", self.evaluate_every, least=1)
+        _within("evaluate_train", self.evaluate_train, least=0)
+        if not self.evaluate_train and (self.end_early or self.sharpness_at):
+            name = "end_early" if self.end_early else "sharpness_at"
+            raise InvalidConfig(f"evaluate_train is 0: {name} needs the training images evaluated; give 1 or more")
+        check_image_size(self.data, self.image_size)
         images = DATA_SIZES[self.data]
         if self.held_out:
             _within("held_out", self.held_out, least=_CLASSES, most=images - _CLASSES, of=self.data)
@@ -139,11 +160,15 @@ class RunConfig:
 
     def to_mapping(self) -> dict[str, Any]:
         """The config in plain values, as JSON holds them: `from_mapping` gives it back."""
-        return {**asdict(self), "milestones": list(self.milestones)}
+        return {**asdict(self), "milestones": list(self.milestones), "sharpness_at": list(self.sharpness_at)}
 
     def is_evaluated(self, epoch: int) -> bool:
         """Whether an epoch, counted from 0, is one after which the network is evaluated (if it has not diverged)."""
         return (epoch + 1) % self.evaluate_every == 0 or epoch == self.epochs - 1
+
+    def is_train_evaluated(self, epoch: int) -> bool:
+        """The same for the training images themselves."""
+        return bool(self.evaluate_train) and ((epoch + 1) % self.evaluate_train == 0 or epoch == self.epochs - 1)
 
     def lr_of(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
@@ -153,9 +178,14 @@ class RunConfig:
 def key(config: RunConfig) -> str:
     """The run's name in a store: 16 hex digits, of all that changes its bits and of the protocol's version.
 
-    "auto" counts as it stands, so that a key does not depend on the machine; what it meant is in the result.
+    "auto" counts as it stands, so that a key does not depend on the machine; what it meant is in the result. A field
+    that came later counts where it says something, so that older runs keep their names.
     """
-    text = json.dumps({"protocol": PROTOCOL, **config.to_mapping()}, sort_keys=True)
+    values = config.to_mapping()
+    for name in LATER_FIELDS:
+        if not values[name]:
+            del values[name]
+    text = json.dumps({"protocol": PROTOCOL, **values}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -191,6 +221,15 @@ def _milestones(values: Any) -> tuple[float, ...]:
             f"milestones are {list(shares)}: give shares of the epochs, between 0 and 1 and rising, such as [0.5, 0.75]"
         )
     return shares
+
+
+def _losses(name: str, values: Any) -> tuple[float, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InvalidConfig(f"{name} is {values!r}: give a list of losses, such as [0.05, 0.01]")
+    losses = tuple(_number(name, value) for value in values)
+    if any(loss <= 0 for loss in losses) or list(losses) != sorted(set(losses), reverse=True):
+        raise InvalidConfig(f"{name} are {list(losses)}: give positive losses, falling, such as [0.05, 0.01]")
+    return losses
 
 
 def _within(

@@ -24,6 +24,7 @@ from normscope.outcome import has_diverged
 from normscope.per_example.norms import norm_of_each
 from normscope.train.checkpoint import STEP_QUANTITIES, Progress, load_checkpoint, save_checkpoint
 from normscope.train.config import RunConfig, key
+from normscope.train.ending import ended_early, sharpness_row, spread_on_training_images
 from normscope.train.evaluation import evaluate, num_correct
 from normscope.train.network import fresh_network
 from normscope.train.precision import Autocast, autocast, used_precision
@@ -63,7 +64,7 @@ class Descent:
         self._saved = time.monotonic()
         on_epoch(len(self.progress.epochs), self.progress)
         with readable_errors(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            while len(self.progress.epochs) < self.config.epochs and not self.progress.diverged:
+            while len(self.progress.epochs) < self.config.epochs and not self.progress.is_over:
                 self._walk_epoch()
                 on_epoch(len(self.progress.epochs), self.progress)
 
@@ -129,12 +130,29 @@ class Descent:
             "train_accuracy": float(recorded["correct"].mean()) / self.config.batch_size,
             "gradient_norm": float(recorded["gradient_norm"].mean()),
         }
-        row["evaluated"] = progress.diverged or self.config.is_evaluated(number)
+        if self.config.evaluate_train:
+            row |= self._clean_row(number, row)
+        row["evaluated"] = progress.diverged or bool(progress.ended_early) or self.config.is_evaluated(number)
         for split in ("held_out", "test") if self.config.held_out else ("test",):
             row[f"{split}_loss"], row[f"{split}_accuracy"] = (
                 evaluate(self.net, self.data, split, self.autocast) if row["evaluated"] else (math.nan, math.nan)
             )
         return row
+
+    def _clean_row(self, number: int, row: dict[str, float]) -> dict[str, float]:
+        """What the training images themselves show of an epoch; sets `progress.ended_early`, where they say so."""
+        progress, config = self.progress, self.config
+        clean: dict[str, float] = dict.fromkeys(("clean_train_loss", "clean_train_accuracy"), math.nan)
+        if progress.diverged or config.is_train_evaluated(number):
+            found = evaluate(self.net, self.data, "train", self.autocast)
+            clean = {"clean_train_loss": found[0], "clean_train_accuracy": found[1]}
+        rows = [*progress.epochs, {**row, **clean}]
+        if config.sharpness_at:
+            clean |= sharpness_row(config, rows, self.net, self.data)
+        if config.end_early and not progress.diverged and config.is_train_evaluated(number):
+            spread = spread_on_training_images(self.net, self.data)
+            progress.ended_early = ended_early(config, rows, self.constant_loss, spread)
+        return clean
 
     @property
     def autocast(self) -> Autocast:

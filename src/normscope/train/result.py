@@ -20,6 +20,10 @@ LABELS: dict[str, tuple[str, str]] = {
     "held_out_accuracy": ("held-out accuracy", "1"),
     "test_loss": ("test loss", "nats"),
     "test_accuracy": ("test accuracy", "1"),
+    "clean_train_loss": ("loss of the training images in evaluation mode", "nats"),
+    "clean_train_accuracy": ("accuracy on the training images in evaluation mode", "1"),
+    "sharpness": ("largest eigenvalue of the Hessian over training images", "1"),
+    "weight_norm": ("norm of all parameters", "1"),
     "gradient_norm": ("gradient norm, mean over steps", "1"),
     "seconds": ("duration of the epoch", "s"),
 }
@@ -59,4 +63,5 @@ def result_of(run: Descent) -> xr.Dataset:
         parameters=sum(p.numel() for p in run.net.parameters()),
         constant_loss=run.constant_loss,
         outcome=str(ended),
+        ended_early=run.progress.ended_early,
     )

@@ -62,9 +62,12 @@ def train(
         - `test_loss`, `test_accuracy`, and with held-out images `held_out_loss`, `held_out_accuracy`: at the epoch's
           end, in evaluation mode, BN with its running statistics. An example with a NaN among its logits is wrong.
           They are NaN where `evaluated` is 0: see `RunConfig.evaluate_every`.
+        - with `RunConfig.evaluate_train`, `clean_train_loss`, `clean_train_accuracy`: the same of the training images
+          themselves; with `sharpness_at` also `sharpness` and `weight_norm`, see `train.ending`; NaN in between.
         - `gradient_norm`: mean over the epoch's steps of the norm of the mini-batch's gradient, without weight decay.
         - `lr`, and `seconds`, evaluation and interrupted attempts included up to their last checkpoint.
-        Attributes: `outcome` (see `normscope.outcome`), config, key, precision and threads used, data.
+        Attributes: `outcome` (see `normscope.outcome`), `ended_early` (why, or empty: see `train.ending`), config,
+        key, precision and threads used, data.
 
     Raises:
         InvalidConfig: where sizes do not fit the data.
@@ -77,7 +80,12 @@ def train(
         if file is not None:
             ensure_writable(Path(file).parent)
     data = load_data(
-        config.data, data_dir=data_dir, device=device, train_size=config.train_size, held_out=config.held_out
+        config.data,
+        data_dir=data_dir,
+        device=device,
+        train_size=config.train_size,
+        held_out=config.held_out,
+        image_size=config.image_size,
     )
     with num_threads(threads), progress("train", config.epochs) as bar:
         begun = False
