@@ -57,7 +57,7 @@ def test_a_sweep_its_runs_and_a_damaged_one(normscope):
         "\n".join(" ".join(cells[1:5]) for cells in columns) + "\n"
         == "\n".join(" ".join(line.split()) for line in ROWS.splitlines()) + "\n"
     )
-    assert sorted(cells[0] for cells in columns[1:]) == sorted(path.stem for path in Path("out/runs").glob("*.nc"))
+    assert sorted(cells[0] for cells in columns[1:]) == sorted(path.stem for path in Path("out/runs").glob("*.json"))
     assert common == (
         "all: net mlp2, init xavier_uniform, data digits, train_size 100, held_out 0, momentum 0.9, "
         "weight_decay 0.0005, batch_size 50, epochs 2, evaluate_every 1, milestones 0.5, 0.75, gamma 0.1, "
@@ -65,8 +65,8 @@ def test_a_sweep_its_runs_and_a_damaged_one(normscope):
     )
     assert counts == "4 finished"
 
-    damaged = Path("out/runs") / f"{columns[1][0]}.nc"
-    damaged.write_bytes(b"no netCDF")
+    damaged = Path("out/runs") / f"{columns[1][0]}.json"
+    damaged.write_bytes(b"no JSON")
     Path("out/scratch/0123456789abcdef").write_bytes(b"")
     code, out, err = normscope("runs", "out")
     assert code == 2

@@ -234,10 +234,10 @@ def test_runs_are_trained_once_for_both_and_kept(monkeypatch, tmp_path: Path) ->
     monkeypatch.setitem(SCALES, "quick", TINY)
     setting = Setting(load_data("digits"), seeds=(0, 1), net="resnet8")
     reproduce(["final"], setting, tmp_path)
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / RUNS / "runs").glob("*.nc")}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / RUNS / "runs").glob("*.json")}
     assert len(kept) == 3 * 2 * 2
     reproduce(["figure1", "final", "flatness"], setting, tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / RUNS / "runs").glob("*.nc")} == kept
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / RUNS / "runs").glob("*.json")} == kept
     dataset = load(tmp_path / "figure1.nc")
     assert dict(dataset.sizes) == {"norm": 2, "lr": 2, "seed": 2, "epoch": 1}
     config = attribute(dataset, "config")

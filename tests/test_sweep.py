@@ -16,6 +16,7 @@ from normscope.progress import Bar
 from normscope.results import attribute
 from normscope.sweep.engine import Advanced, Engine, Failed, Finished
 from normscope.sweep.listing import listing
+from normscope.sweep.record import dataset_of, read_record
 from normscope.sweep.run import run
 from normscope.train.config import PROTOCOL, RunConfig, key
 
@@ -55,7 +56,7 @@ def test_sweeping_is_training_each_by_hand(tmp_path):
             for seed in (0, 1):
                 config = replace(QUICK, norm=norm, lr=lr, seed=seed)
                 alone = ns.train(config, threads=1, weights=tmp_path / "alone")
-                same(ns.load(tmp_path / "runs" / f"{key(config)}.nc"), alone)
+                same(dataset_of(read_record(tmp_path / "runs" / f"{key(config)}.json")), alone)
                 weights = tmp_path / "runs" / f"{key(config)}.safetensors"
                 assert weights.read_bytes() == (tmp_path / "alone").read_bytes()
                 place = runs.sel(norm=norm, lr=lr, seed=seed)
@@ -168,7 +169,7 @@ def test_what_would_fail_every_run_stops_the_sweep(tmp_path, error, stops):
 
 def test_a_damaged_file_is_named_before_anything_runs_and_the_rest_is_untouched(tmp_path):
     ns.sweep([QUICK, replace(QUICK, seed=1)], tmp_path, engine=here())
-    damaged = tmp_path / "runs" / f"{key(QUICK)}.nc"
+    damaged = tmp_path / "runs" / f"{key(QUICK)}.json"
     damaged.write_bytes(damaged.read_bytes()[:2000])
     before = contents(tmp_path)
     trained: list[str] = []
@@ -176,7 +177,7 @@ def test_a_damaged_file_is_named_before_anything_runs_and_the_rest_is_untouched(
         lambda: ns.sweep([replace(QUICK, seed=seed) for seed in range(3)], tmp_path, engine=here(trained)),
         lambda: ns.load_runs(tmp_path),
     ):
-        with pytest.raises(ResultError, match=f"{key(QUICK)}.nc is damaged") as error:
+        with pytest.raises(ResultError, match=f"{key(QUICK)}.json is damaged") as error:
             read()
         assert "\n" not in str(error.value)
     assert not trained
@@ -187,7 +188,7 @@ def test_a_damaged_file_is_named_before_anything_runs_and_the_rest_is_untouched(
 
 def test_a_result_under_another_runs_name_is_refused(tmp_path):
     ns.sweep([QUICK], tmp_path, engine=here())
-    one, other = (tmp_path / "runs" / f"{key(replace(QUICK, seed=seed))}.nc" for seed in (0, 1))
+    one, other = (tmp_path / "runs" / f"{key(replace(QUICK, seed=seed))}.json" for seed in (0, 1))
     one.rename(other)
     with pytest.raises(ResultError, match="does not hold the run of its name"):
         ns.load_runs(tmp_path)

@@ -19,6 +19,7 @@ import normscope as ns
 from normscope.errors import ClusterError, InvalidConfig
 from normscope.sweep.cluster import ray_engine
 from normscope.sweep.node import NodeWorker, scratch
+from normscope.sweep.record import dataset_of, read_record
 from normscope.sweep.store import RunFiles
 from normscope.train.config import PROTOCOL, RunConfig, key
 from normscope.version import __version__
@@ -92,7 +93,7 @@ with mock.patch("normscope.sweep.sweep.configs_of", lambda spec: configs):
 def assert_as_by_hand(folder: Path, configs: list[RunConfig], tmp_path: Path) -> None:
     for config in configs:
         alone = ns.train(config, threads=1, weights=tmp_path / "alone")
-        there = ns.load(folder / "runs" / f"{key(config)}.nc")
+        there = dataset_of(read_record(folder / "runs" / f"{key(config)}.json"))
         xr.testing.assert_identical(there.drop_vars("seconds"), alone.drop_vars("seconds"))
         assert (folder / "runs" / f"{key(config)}.safetensors").read_bytes() == (tmp_path / "alone").read_bytes()
 

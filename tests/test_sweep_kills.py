@@ -17,6 +17,7 @@ import normscope as ns
 from normscope.errors import OutputError, RunFailed
 from normscope.sweep.engine import Advanced, Finished
 from normscope.sweep.local import MAX_DEATHS, local_engine
+from normscope.sweep.record import dataset_of, encoded_record, read_record
 from normscope.sweep.store import Store
 from normscope.train.config import RunConfig, key
 
@@ -81,7 +82,7 @@ def trained_whole(configs: list[RunConfig], folder: Path) -> Path:
     """The sweep undisturbed."""
     for config in configs:
         dataset = ns.train(config, threads=1, weights=folder / "runs" / f"{key(config)}.safetensors")
-        ns.save(dataset, folder / "runs" / f"{key(config)}.nc")
+        (folder / "runs" / f"{key(config)}.json").write_bytes(encoded_record(dataset))
     return folder
 
 
@@ -181,8 +182,8 @@ def test_a_killed_worker_is_replaced_and_its_run_goes_on(tmp_path, whole):
     assert set(children(os.getpid())) == others
     for config in CONFIGS[:2]:
         xr.testing.assert_identical(
-            ns.load(tmp_path / "runs" / f"{key(config)}.nc").drop_vars("seconds"),
-            ns.load(whole / "runs" / f"{key(config)}.nc").drop_vars("seconds"),
+            dataset_of(read_record(tmp_path / "runs" / f"{key(config)}.json")).drop_vars("seconds"),
+            dataset_of(read_record(whole / "runs" / f"{key(config)}.json")).drop_vars("seconds"),
         )
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from normscope.errors import ResultError
 from normscope.sweep.grid import FIELDS, axes_of, value_of
-from normscope.sweep.index import read_records
-from normscope.sweep.record import RunRecord
+from normscope.sweep.record import RunRecord, read_record
 from normscope.sweep.store import Store, config_of
-from normscope.train.config import PROTOCOL
+from normscope.train.config import LATER_FIELDS, PROTOCOL
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,14 @@ def listing(folder: str | Path) -> Listing:
     runs: list[RunRecord] = []
     damaged: list[ResultError] = []
     others = 0
-    for read in read_records(store.folder, store.result_paths()):
-        if isinstance(read, ResultError):
-            damaged.append(read)
-        elif read.attrs["protocol"] == PROTOCOL:
-            runs.append(read)
+    for path in store.result_paths():
+        try:
+            run = read_record(path)
+        except ResultError as error:
+            damaged.append(error)
+            continue
+        if run.attrs["protocol"] == PROTOCOL:
+            runs.append(run)
         else:
             others += 1
     configs = [config_of(run) for run in runs]
@@ -57,7 +59,8 @@ def listing(folder: str | Path) -> Listing:
         counts.append(f"{begun} begun")
     lines = [", ".join(counts)]
     if configs:
-        lines.insert(0, "all: " + ", ".join(f"{n} {value_of(configs[0], n)}" for n in FIELDS if n not in axes))
+        said = [n for n in FIELDS if n not in axes and (n not in LATER_FIELDS or getattr(configs[0], n))]
+        lines.insert(0, "all: " + ", ".join(f"{n} {value_of(configs[0], n)}" for n in said))
     return Listing(axes, rows, "\n".join(lines), damaged)
 
 

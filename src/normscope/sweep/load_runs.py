@@ -13,15 +13,14 @@ import xarray as xr
 from normscope.errors import ResultError
 from normscope.results import Coordinate, Variable, labelled, shared
 from normscope.sweep.grid import FIELDS, axes_of, value_of
-from normscope.sweep.index import read_records
-from normscope.sweep.record import RunRecord
+from normscope.sweep.record import RunRecord, read_record
 from normscope.sweep.store import Store, config_of
 from normscope.train.config import PROTOCOL, RunConfig
 
 MISSING = "missing"
 """The outcome where there is no run: not trained yet, or not asked for."""
 
-_OF_ONE_RUN = {"key", "outcome", "config"}
+_OF_ONE_RUN = {"key", "outcome", "config", "ended_early"}
 
 
 def load_runs(out: str | Path, configs: Iterable[RunConfig] | None = None) -> xr.Dataset:
@@ -43,19 +42,10 @@ def load_runs(out: str | Path, configs: Iterable[RunConfig] | None = None) -> xr
     """
     store = Store(Path(out))
     if configs is None:
-        runs = [run for run in _read(store, store.result_paths()) if run.attrs["protocol"] == PROTOCOL]
+        runs = [run for run in map(read_record, store.result_paths()) if run.attrs["protocol"] == PROTOCOL]
         return gridded(runs, [config_of(run) for run in runs])
     wanted = list(configs)
-    return gridded(_read(store, [store.result_path(config) for config in wanted if store.has(config)]), wanted)
-
-
-def _read(store: Store, paths: Sequence[Path]) -> list[RunRecord]:
-    runs: list[RunRecord] = []
-    for read in read_records(store.folder, paths):
-        if isinstance(read, ResultError):
-            raise read
-        runs.append(read)
-    return runs
+    return gridded([read_record(store.result_path(config)) for config in wanted if store.has(config)], wanted)
 
 
 def gridded(runs: Sequence[RunRecord], configs: Sequence[RunConfig]) -> xr.Dataset:

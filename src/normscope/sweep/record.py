@@ -1,38 +1,43 @@
-"""A finished run as its result file holds it, written and read by h5py itself: a sweep may have thousands.
+"""A finished run as its file holds it: one JSON file, which says of itself whether it is whole.
 
-The file is netCDF-4 like any other result. xarray takes 30 ms to write one, by h5netcdf, and h5py 5 ms.
+{"format": "normscope run", "version": 1, "sha256": "...", "run": {"attrs": {...}, "variables": {...}}}
+
+`sha256` is that of the bytes between `"run": ` and the last brace. A variable is {"long_name", "units",
+"integer", "values"}, its values one for each epoch; NaN is null, infinities are text. Stores from before this format
+hold netCDF files, which are still read.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import xarray as xr
 
 from normscope.errors import ResultError, one_line
+from normscope.results import Variable, labelled, load, with_attributes
 
-_HIDDEN = (
-    "CLASS",
-    "NAME",
-    "DIMENSION_LIST",
-    "REFERENCE_LIST",
-    "_Netcdf4Dimid",
-    "_NCProperties",
-    "_FillValue",
-    "_Netcdf4Coordinates",
-)
+FORMAT = "normscope run"
+
+VERSION = 1
+
+_BEFORE_RUN, _AFTER_RUN = b', "run": ', b"}\n"
+
+SUFFIXES: tuple[str, ...] = (".json", ".nc")
+"""Of a run's file: today's, and that of older stores."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What `results.load` reads of a run's file, in plain values."""
+    """What a run's file says, in plain values."""
 
     attrs: dict[str, Any]
-    """As the file has them: text, ints, floats."""
+    """Text and numbers."""
     values: dict[str, np.ndarray]
     """The variables, each over the epochs."""
     labels: dict[str, tuple[str, str]]
@@ -44,67 +49,72 @@ class RunRecord:
         return len(self.values["steps"])
 
 
+def record_of(result: xr.Dataset) -> RunRecord:
+    """The result of `train` in plain values."""
+    attrs = {str(n): v.item() if isinstance(v, np.generic) else v for n, v in result.attrs.items()}
+    variables = {str(name): result[name] for name in result.data_vars}
+    for name, variable in variables.items():
+        assert variable.dims == ("epoch",) and variable.dtype.kind in "if", f"{name} holds no numbers over epochs"
+    labels = {name: (each.attrs["long_name"], each.attrs["units"]) for name, each in variables.items()}
+    return RunRecord(attrs, {name: each.values for name, each in variables.items()}, labels)
+
+
+def dataset_of(record: RunRecord) -> xr.Dataset:
+    """The result of `train` that the record was made of."""
+    variables: dict[str, Variable] = {
+        name: ("epoch", values, *record.labels[name]) for name, values in record.values.items()
+    }
+    epochs = {"epoch": (np.arange(1, record.epochs + 1), "epoch", "1")}
+    return with_attributes(labelled(variables, epochs), **record.attrs)
+
+
 def encoded_record(result: xr.Dataset) -> bytes:
-    """`results.encoded` for the result of `train`: numbers over `epoch`, with text and numbers for attributes."""
-    # What follows is the format's: netCDF-4 keeps the order of its parts (`track_order`), and a dimension is an HDF5
-    # scale with a number.
-    with h5py.File("result", "w", driver="core", backing_store=False, track_order=True) as file:
-        file.attrs["_NCProperties"] = np.bytes_(f"version=2,hdf5={h5py.version.hdf5_version},h5py={h5py.__version__}")
-        for name, value in result.attrs.items():
-            file.attrs[str(name)] = _attribute(value)
-        for name in ("epoch", *map(str, result.data_vars)):
-            array = result[name]
-            assert array.dims == ("epoch",) and array.dtype.kind in "if", f"{name} holds no numbers over epochs"
-            fill = np.array([np.nan], array.dtype) if array.dtype.kind == "f" else None
-            variable = file.create_dataset(
-                name, data=array.values, fillvalue=None if fill is None else fill[0], track_order=True
-            )
-            if name == "epoch":
-                variable.make_scale(name)
-            else:
-                variable.dims[0].attach_scale(file["epoch"])
-            variable.attrs["_Netcdf4Coordinates"] = np.array([0], np.int32)
-            variable.attrs["_Netcdf4Dimid"] = np.int32(0)
-            if fill is not None:
-                variable.attrs["_FillValue"] = fill
-            for label, value in array.attrs.items():
-                variable.attrs[label] = _attribute(value)
-        file.flush()
-        return file.id.get_file_image()
-
-
-def _attribute(value: Any) -> Any:
-    return value if isinstance(value, str) else np.atleast_1d(value)
+    """The file of the result of `train`."""
+    record = record_of(result)
+    variables = {
+        name: {
+            "long_name": record.labels[name][0],
+            "units": record.labels[name][1],
+            "integer": values.dtype.kind == "i",
+            "values": [_plain(value) for value in values.tolist()],
+        }
+        for name, values in record.values.items()
+    }
+    run = json.dumps({"attrs": record.attrs, "variables": variables}, allow_nan=False).encode()
+    about = json.dumps({"format": FORMAT, "version": VERSION, "sha256": hashlib.sha256(run).hexdigest()})
+    return about.removesuffix("}").encode() + _BEFORE_RUN + run + _AFTER_RUN
 
 
 def read_record(path: Path) -> RunRecord:
     """Read a run's file; ResultError where it is damaged or does not hold the run that it is named by."""
     try:
-        with h5py.File(path, "r") as file:
-            attrs = _plain(file.attrs)
-            values: dict[str, np.ndarray] = {}
-            labels: dict[str, tuple[str, str]] = {}
-            for name, variable in file.items():
-                if name != "epoch":
-                    about = _plain(variable.attrs)
-                    values[name] = variable[()]
-                    labels[name] = about["long_name"], about["units"]
-            record = RunRecord(attrs, values, labels)
-            if any(each.shape != (record.epochs,) for each in values.values()):
-                raise ValueError("its variables differ in length")
+        record = record_of(load(path)) if path.suffix == ".nc" else _read(path)
+        if any(each.shape != (record.epochs,) for each in record.values.values()):
+            raise ValueError("its variables differ in length")
+    except ResultError:
+        raise
     except Exception as error:
         raise ResultError(f"{path} is damaged ({one_line(error)}): delete it and measure again") from error
-    if attrs.get("key") != path.stem:
+    if record.attrs.get("key") != path.stem:
         raise ResultError(f"{path} does not hold the run of its name: delete it and run the sweep again")
     return record
 
 
-def _plain(attrs: Any) -> dict[str, Any]:
-    plain = {}
-    for name in attrs:
-        if name not in _HIDDEN:  # not read either: it takes most of the time
-            value = attrs[name]
-            if isinstance(value, np.ndarray) and value.size == 1:
-                value = value.reshape(())[()]
-            plain[name] = value.item() if isinstance(value, np.generic) else value
-    return plain
+def _read(path: Path) -> RunRecord:
+    content = path.read_bytes()
+    about = json.loads(content)
+    if about["format"] != FORMAT or about["version"] != VERSION:
+        raise ValueError(f"it is {about['format']} {about['version']}, not {FORMAT} {VERSION}")
+    text = content.partition(_BEFORE_RUN)[2].removesuffix(_AFTER_RUN)
+    if about["sha256"] != hashlib.sha256(text).hexdigest():
+        raise ValueError("its checksum differs")
+    run = about["run"]
+    variables = run["variables"]
+    values = {
+        name: np.array(each["values"], np.int64 if each["integer"] else np.float64) for name, each in variables.items()
+    }
+    return RunRecord(run["attrs"], values, {n: (each["long_name"], each["units"]) for n, each in variables.items()})
+
+
+def _plain(value: float) -> float | str | None:
+    return value if math.isfinite(value) else None if math.isnan(value) else str(value)

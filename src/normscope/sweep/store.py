@@ -1,10 +1,9 @@
 """The folder of a sweep: finished runs by their keys, and the scratch of those under way.
 
-DIR/runs/KEY.nc             result: a run is finished when, and only when, this file is there
+DIR/runs/KEY.json           result: a run is finished when, and only when, this file is there (KEY.nc in older ones)
 DIR/runs/KEY.safetensors    final weights, written before it
 DIR/scratch/KEY             checkpoint of a run under way, gone when it is finished
 DIR/claims                  who works on what: see `claims`
-DIR/index                   what was read of many results, to read it faster: see `index`
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from normscope.errors import ResultError, cannot_write
 from normscope.results import write_bytes
-from normscope.sweep.record import RunRecord
+from normscope.sweep.record import SUFFIXES, RunRecord
 from normscope.train.config import RunConfig, key
 
 
@@ -27,7 +26,7 @@ class RunFiles:
     """A finished run as its files hold it: what a worker, near or far, gives back."""
 
     result: bytes
-    """netCDF."""
+    """JSON, see `record`."""
     weights: bytes
     """safetensors."""
     outcome: str
@@ -63,7 +62,8 @@ class Store:
 
     def result_path(self, config: RunConfig) -> Path:
         """Where the run's result lies once it is finished."""
-        return self.runs / f"{key(config)}.nc"
+        new, old = (self.runs / f"{key(config)}{suffix}" for suffix in SUFFIXES)
+        return old if old.is_file() and not new.is_file() else new
 
     def weights_path(self, config: RunConfig) -> Path:
         """Where the run's final weights lie."""
@@ -95,8 +95,9 @@ class Store:
         """The results of all finished runs, sorted by key."""
         if not self.runs.is_dir():
             raise ResultError(f"no runs in {self.folder}: it has no folder `runs`; run `normscope sweep` first")
-        names = [name for name in os.listdir(self.runs) if name.endswith(".nc") and not name.startswith(".")]
-        return [self.runs / name for name in sorted(names)]
+        names = [name for name in os.listdir(self.runs) if name.endswith(SUFFIXES) and not name.startswith(".")]
+        found = {name.partition(".")[0]: name for name in sorted(names, reverse=True)}  # .json before .nc
+        return [self.runs / found[stem] for stem in sorted(found)]
 
 
 def config_of(record: RunRecord) -> RunConfig:
