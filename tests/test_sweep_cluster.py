@@ -169,7 +169,7 @@ def test_with_a_node_killed_midway_no_run_is_lost_or_done_twice(cluster, tmp_pat
     assert (sweep.returncode, out) == (0, f"4 runs: 4 learn\n{tmp_path / 'out'}\n"), err
     assert quiet_lines(err) == []
     there = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir())
-    assert there == sorted(f"{key(config)}.{kind}" for config in configs for kind in ("nc", "safetensors"))
+    assert there == sorted(f"{key(config)}.{kind}" for config in configs for kind in ("json", "safetensors"))
     assert_as_by_hand(tmp_path / "out", configs, tmp_path)
 
 

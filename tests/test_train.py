@@ -264,9 +264,11 @@ def test_the_key_knows_every_field_and_nothing_else():
         "net": "mlp4", "norm": "none", "init": "orthogonal", "data": "cifar10", "train_size": 301, "held_out": 61,
         "lr": 0.2, "momentum": 0.8, "weight_decay": 0, "batch_size": 51, "epochs": 4, "evaluate_every": 2,
         "milestones": [0.4], "gamma": 0.5, "augment": False, "seed": 1, "precision": "bf16", "device": "auto",
+        "image_size": 4, "evaluate_train": 2, "end_early": True, "sharpness_at": [0.1],
     }  # fmt: skip
     assert set(changed) == set(QUICK.to_mapping())
-    keys = {key(QUICK), *(key(replace(QUICK, **{name: value})) for name, value in changed.items())}
+    one = replace(QUICK, evaluate_train=1)
+    keys = {key(one), *(key(replace(one, **{name: value})) for name, value in changed.items())}
     assert len(keys) == len(changed) + 1
     assert key(replace(QUICK, lr=1)) == key(replace(QUICK, lr=1.0)) == key(replace(QUICK, lr=np.float64(1)))  # pyright: ignore
     assert key(RunConfig.from_mapping(json.loads(json.dumps(QUICK.to_mapping())))) == key(QUICK)
