@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timing import Row, report, rows
-from normscope.layers import channel_dim, watch
+from normscope.model.layers import channel_dim, record_calls
 from normscope.nets import build_net
 from normscope.probes.channel_moments import channel_moments
 
@@ -36,7 +36,7 @@ def plain_moments(model: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor
         over = [d for d in range(output.ndim) if d != channel_dim(module, output)]
         found.append((output.mean(over), output.var(over, correction=0)))
 
-    with torch.no_grad(), watch(model, on_call):
+    with torch.no_grad(), record_calls(model, on_call):
         model(images)
     return found
 
@@ -49,7 +49,7 @@ def errors(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
         over = [d for d in range(output.ndim) if d != channel_dim(module, output)]
         exact[name] = torch.var_mean(output.double(), over, correction=0)
 
-    with torch.no_grad(), watch(model, on_call):
+    with torch.no_grad(), record_calls(model, on_call):
         model(batch[0])
     dataset = channel_moments(model, batch)
     mean_off = variance_off = 0.0

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timing import Row, report, rows
-from normscope.layers import watch
+from normscope.model.layers import record_calls
 from normscope.nets import build_net
 from normscope.probes.gradient_norms import gradient_norms
 
@@ -32,7 +32,7 @@ def kept(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, tuple[fl
         output.retain_grad()
         outputs[name] = output
 
-    with watch(model, on_call):
+    with record_calls(model, on_call):
         loss = F.cross_entropy(model(images), labels)
     loss.backward()
     weights = {name: model.get_submodule(name).weight for name in outputs}

@@ -26,8 +26,8 @@ import torch
 from torch import nn
 
 from normscope.nets import build_net
+from normscope.paper.random_matrices import product_singular_values
 from normscope.probes.input_jacobian import input_jacobian
-from normscope.random_matrices import product_singular_values
 
 SIZE = 500
 FACTORS = (1, 3, 5)

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from benchmarks.timing import Row, report, rows
 from normscope.data import load_data
-from normscope.exhibits.exhibit import Setting, exhibits
-from normscope.exhibits.reproduce import reproduce
-from normscope.report.reproduction import REPORT_NAME, garbage_kept, picture, report_reproduction, result_path
+from normscope.paper.exhibit import Setting, exhibits
+from normscope.paper.measurement import reproduce
+from normscope.paper.reproduction import REPORT_NAME, garbage_kept, picture, report_reproduction, result_path
 from normscope.results import load
 
 ROUNDS = 3

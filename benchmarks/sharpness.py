@@ -42,8 +42,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.timing import Row, report, rows
-from normscope.hessian import hessian
-from normscope.lanczos import lanczos
+from normscope.curvature.hessian import hessian
+from normscope.curvature.lanczos import lanczos
 from normscope.nets import build_net
 from normscope.probes.sharpness import sharpness, start_vector
 

@@ -40,14 +40,16 @@ import xarray as xr
 from torch import Tensor, nn
 
 from benchmarks.machine import about, headline, write_json
-from normscope.check.bracket import monotone
-from normscope.check.search import CELLS_A_DECADE, lr_of
-from normscope.check.stable_lr import stable_lr
-from normscope.check.starts import Starts
-from normscope.check.tries import OPTIMIZERS, Recipe, Try
 from normscope.data import batches as batches_of
 from normscope.data import load_data
+from normscope.descent.optimizers import OPTIMIZERS
+from normscope.descent.recipe import Recipe
 from normscope.nets import build_net
+from normscope.rates.bracket import monotone
+from normscope.rates.search import CELLS_A_DECADE, lr_of
+from normscope.rates.stable_lr import stable_lr
+from normscope.rates.starting_point import Starts
+from normscope.rates.trial import Trial
 
 STEPS, SEEDS, BATCH_SIZE = 100, 3, 32
 DECADES = 4
@@ -134,7 +136,7 @@ def digits() -> Any:
 
 @dataclass(frozen=True)
 class Grid:
-    tries: dict[tuple[int, int], Try]
+    tries: dict[tuple[int, int], Trial]
     stable: int | None
     """The first cell that fails; None where none does."""
     usable: int | None

@@ -25,19 +25,19 @@ from typing import Any
 import normscope as ns
 from benchmarks.machine import about, headline, write_json
 from normscope.data import load_data
-from normscope.sweep.engine import Finished
-from normscope.sweep.local import local_engine
-from normscope.sweep.record import encoded_record
-from normscope.sweep.store import Store
-from normscope.train.config import RunConfig, key
-from normscope.train.descent import descent
-from normscope.train.train import num_threads
+from normscope.sweeps.engines.engine import Finished
+from normscope.sweeps.engines.local import local_engine
+from normscope.sweeps.record import encoded_record
+from normscope.sweeps.store import Store
+from normscope.training.config import RunConfig, key
+from normscope.training.epochs import descent
+from normscope.training.train import num_threads
 
 RUN = RunConfig(net="resnet8", data="digits", epochs=6, precision="fp32", device="cpu")
 RUNS, ROUNDS, MANY = 20, 3, 10_000
 
-LISTING = "from normscope.sweep.listing import listing as read"
-LOADING = "from normscope.sweep.load_runs import load_runs as read"
+LISTING = "from normscope.sweeps.listing import listing as read"
+LOADING = "from normscope.sweeps.runs import load_runs as read"
 READING = """
 import sys, time
 {imports}

@@ -18,7 +18,7 @@ from pathlib import Path
 import normscope as ns
 from benchmarks.machine import about, headline, write_json
 from benchmarks.timing import median_and_quartiles
-from normscope.train.config import RunConfig
+from normscope.training.config import RunConfig
 
 ROUNDS = 4
 CONTESTANTS: dict[str, dict[str, int]] = {

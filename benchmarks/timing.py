@@ -22,7 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import about, headline, write_json
-from normscope.allocator import keep_large_blocks
+from normscope.runtime.allocator import keep_large_blocks
 
 Work = Callable[[], object]
 

@@ -1,7 +1,7 @@
 """How much faster is a training step than in the loop that people write, is it as good, and what is left of it?
 
 The plain loop is a tutorial's: fp32, NCHW, a DataLoader with two workers over a Dataset that crops, flips and
-normalizes image by image with PIL and numpy, `loss.item()` every step. Ours is `train.descent`, with its record of
+normalizes image by image with PIL and numpy, `loss.item()` every step. Ours is `training.epochs`, with its record of
 loss, accuracy and gradient norm. Batches of 128 images of 3x32x32, ResNets with BN, SGD with momentum and weight decay.
 
 "Step" has its mini-batch at hand, "epoch" is one over 1,024 images with all that brings them. Beside a step stand what
@@ -38,9 +38,9 @@ from normscope.data.augmentation import Augmentation
 from normscope.data.digits import load_digits
 from normscope.data.image_data import RawImages, standardized
 from normscope.nets import build_net
-from normscope.train.config import RunConfig
-from normscope.train.descent import Descent, descent
-from normscope.train.train import trained
+from normscope.training.config import RunConfig
+from normscope.training.epochs import Descent, descent
+from normscope.training.train import trained
 
 NETS = {"resnet56": 3, "resnet110": 2}
 """Rounds of each."""

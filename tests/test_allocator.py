@@ -8,7 +8,7 @@ import pytest
 
 FILL_AGAIN_AND_AGAIN = """
 import resource, sys, torch
-from normscope.allocator import keep_large_blocks
+from normscope.runtime.allocator import keep_large_blocks
 kept = keep_large_blocks() if sys.argv[1] == "keep" else False
 def fill():
     torch.full((2**24,), 1.0)  # 64 MiB, 16,384 pages: always a mapping of its own by default

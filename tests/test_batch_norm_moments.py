@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from zoo import no_trace
 
-from normscope.layers import watch
+from normscope.model.layers import record_calls
 from normscope.probes import channel_moments as probe
 from normscope.probes.channel_moments import channel_moments
 
@@ -58,7 +58,7 @@ def twin(net: nn.Module, images: torch.Tensor) -> dict[str, tuple[torch.Tensor, 
         variance, mean = torch.var_mean(output.double(), over, correction=0)
         found[name] = mean, variance
 
-    with torch.no_grad(), watch(net.train(), on_call):
+    with torch.no_grad(), record_calls(net.train(), on_call):
         net(images)
     return found
 

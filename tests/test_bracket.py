@@ -6,20 +6,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normscope.check.best import indistinguishable
-from normscope.check.bracket import Edge, confirmed, edge, monotone, next_hunt, next_try
-from normscope.check.search import (
-    Found,
-    Search,
-    cell_of,
-    find_both,
-    find_stable,
-    find_usable,
-    lr_of,
-    usable_monotone,
-)
-from normscope.check.tries import Try
-from normscope.outcome import Outcome
+from normscope.descent.outcome import Outcome
+from normscope.rates.bracket import Edge, confirmed, edge, monotone, next_hunt, next_try
+from normscope.rates.search import Found, Search, cell_of, find_both, find_stable, find_usable, lr_of, usable_monotone
+from normscope.rates.trial import Trial
+from normscope.statistics.ties import indistinguishable
 
 LOWEST, HIGHEST = -40, 10
 CELLS = st.integers(LOWEST, HIGHEST)
@@ -94,13 +85,13 @@ def test_the_hunt_goes_down_the_valley_of_the_loss(valley: int, start: int) -> N
 def made_up(boundaries: dict[int, tuple[int, int, int]], steps: int = 100):
     """A try by (cell, seed): learns from the seed's first to below its second boundary, diverges from the third on."""
 
-    def run(cell: int, seed: int) -> Try:
+    def run(cell: int, seed: int) -> Trial:
         slow, usable, stable = boundaries[seed]
         if cell >= stable:
-            return Try(lr_of(cell), seed, Outcome.DIVERGED, np.geomspace(1, 1e4, 5))
+            return Trial(lr_of(cell), seed, Outcome.DIVERGED, np.geomspace(1, 1e4, 5))
         learns = slow <= cell < usable
         loss = 0.5 + 0.01 * (cell - usable + 4) ** 2 if learns else 1.0
-        return Try(lr_of(cell), seed, Outcome.LEARNS if learns else Outcome.STALLED, np.linspace(1, loss, steps))
+        return Trial(lr_of(cell), seed, Outcome.LEARNS if learns else Outcome.STALLED, np.linspace(1, loss, steps))
 
     return run
 
@@ -142,9 +133,9 @@ def test_late_divergences_are_not_crept_up_to_and_are_checked_below() -> None:
     late = np.append(np.ones(70), 1e4)
     search = Search(
         lambda cell, seed: (
-            Try(lr_of(cell), seed, Outcome.DIVERGED, late)
+            Trial(lr_of(cell), seed, Outcome.DIVERGED, late)
             if cell >= -20
-            else Try(lr_of(cell), seed, Outcome.STALLED, np.ones(100))
+            else Trial(lr_of(cell), seed, Outcome.STALLED, np.ones(100))
         ),
         [0],
         LOWEST,
@@ -185,7 +176,7 @@ def test_a_divergence_met_while_learning_is_looked_for_moves_the_stable_boundary
     regular = made_up({0: (-30, -8, 0)})
     diverged = np.geomspace(1, 1e4, 5)
     search = Search(
-        lambda cell, seed: Try(lr_of(cell), seed, Outcome.DIVERGED, diverged) if cell == -12 else regular(cell, seed),
+        lambda cell, seed: Trial(lr_of(cell), seed, Outcome.DIVERGED, diverged) if cell == -12 else regular(cell, seed),
         [0],
         LOWEST,
         HIGHEST,
@@ -216,7 +207,7 @@ def test_no_rate_above_a_failing_seed_is_among_the_best() -> None:
     search = Search(made_up({0: (-60, 50, 50)}), [0, 1], LOWEST, HIGHEST, 100)
     tries = {(-2, 0): "learns", (-2, 1): "learns", (0, 0): "stalled", (0, 1): "learns", (1, 1): "learns"}
     for (cell, seed), outcome in tries.items():
-        search.tries[cell, seed] = Try(lr_of(cell), seed, Outcome(outcome), losses)
+        search.tries[cell, seed] = Trial(lr_of(cell), seed, Outcome(outcome), losses)
     assert set(search.learning()) == {-2, 1} and search.best() == {-2}
 
 

@@ -12,8 +12,9 @@ from torch import nn
 from zoo import EXAMPLES, ZOO, by_name, disturb, in_float64, no_trace, scaled
 
 from normscope.errors import InvalidBatch, InvalidModel
-from normscope.layers import watch
-from normscope.probes.channel_moments import channel_moments, moments, short_sums
+from normscope.model.layers import record_calls
+from normscope.probes.channel_moments import channel_moments
+from normscope.probes.moments.fast import moments, short_sums
 
 CHANNELS_LAST = {  # every watched call of the zoo whose channels are not along dimension 1
     "attention": ["attention", "feed_forward.1", "feed_forward.3"],
@@ -41,7 +42,7 @@ def naive_twin(entry, model, batch):
         found[name] = naive_moments(output, dim)
 
     torch.manual_seed(7)
-    with torch.no_grad(), watch(model.train(), on_call):
+    with torch.no_grad(), record_calls(model.train(), on_call):
         _ = model(**batch) if isinstance(batch, dict) else model(batch[0])
     return found
 

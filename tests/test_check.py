@@ -15,12 +15,12 @@ from torch import nn
 from zoo import no_trace
 
 import normscope as ns
-from normscope.check.answer import WIDTH, answer, conclusion, headline, rows
-from normscope.check.check import best
-from normscope.check.eager import eager
-from normscope.check.repairs import DEFAULT_REPAIRS, REPAIRS, repairs
+from normscope.checkup.answer import WIDTH, answer, conclusion, headline, rows
+from normscope.checkup.repairs import DEFAULT_REPAIRS, REPAIRS, repairs
 from normscope.errors import DataError, InvalidBatch, InvalidConfig, InvalidModel, NormscopeError, ResultError
-from normscope.inits import init_
+from normscope.model.wrappers import eager
+from normscope.nets.inits import init_
+from normscope.rates.best import best
 
 STEPS, SEEDS = 16, 2
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from normscope.exhibits.exhibit import exhibits
+from normscope.paper.exhibit import exhibits
 
 QUICK = ["reproduce", "figure5", "--net", "resnet8", "--seeds", "3"]
 

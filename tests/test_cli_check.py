@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from normscope.check.answer import WIDTH
+from normscope.checkup.answer import WIDTH
 from normscope.cli.batches import loss_of
 from normscope.cli.target import is_target, load_target, refuse_missing
 from normscope.errors import InvalidBatch, InvalidConfig
@@ -273,7 +273,7 @@ def test_a_target_that_does_not_import_says_why(tmp_path: Path, text: str, messa
 
 def test_an_example_of_ours_is_found_wanting(capsys: Any) -> None:
     import normscope as ns
-    from normscope.check.finding import as_findings
+    from normscope.diagnosis.finding import as_findings
 
     data = ns.load_data("digits")
     build = load_target(str(Path(__file__).parents[1] / "examples" / "deep_cnn.py") + ":net")

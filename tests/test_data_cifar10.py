@@ -28,7 +28,7 @@ from normscope.data import cifar10_download, load_data
 from normscope.data.cifar10 import BATCHES, load_cifar10, read_cifar10
 from normscope.data.cifar10_pickle import read_pickled_batch
 from normscope.errors import DataError
-from normscope.progress import Bar
+from normscope.runtime.progress import Bar
 
 COUNT = 20
 BIN, PY = "cifar-10-batches-bin", "cifar-10-batches-py"

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from zoo import ZOO
 
-from normscope.descend import descend
-from normscope.objective import default_loss
+from normscope.descent.loop import descend
+from normscope.model.loss import default_loss
 
 
 def net() -> nn.Module:

@@ -12,11 +12,12 @@ from torch import nn
 from zoo import ZOO, Entry, disturb, no_trace
 
 import normscope as ns
-from normscope.check.batch_tests import coupling, extensivity, joined, standardized
-from normscope.check.finding import Finding, as_findings, findings_dataset, number
-from normscope.check.findings import findings
-from normscope.check.signal import repeated_calls, sequence_growth, signal
+from normscope.diagnosis.batch_tests import coupling, extensivity, joined, standardized
+from normscope.diagnosis.finding import Finding, as_findings, findings_dataset
+from normscope.diagnosis.rules import findings
+from normscope.diagnosis.signal import repeated_calls, sequence_growth, signal
 from normscope.errors import InvalidBatch, InvalidModel
+from normscope.statistics.numbers import number
 
 
 def faults(tree: xr.DataTree) -> list[str]:

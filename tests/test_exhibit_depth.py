@@ -11,13 +11,14 @@ from conftest import threads
 
 import normscope as ns
 from normscope.data import load_data
-from normscope.exhibits import depth, rate_searches
-from normscope.exhibits.exhibit import Setting
-from normscope.exhibits.reproduce import reproduce
-from normscope.exhibits.scale import SCALES, Scale
-from normscope.report.reproduction import report_reproduction
+from normscope.paper import rate_searches
+from normscope.paper.exhibit import Setting
+from normscope.paper.exhibits import depth
+from normscope.paper.measurement import reproduce
+from normscope.paper.reproduction import report_reproduction
+from normscope.paper.scale import SCALES, Scale
 from normscope.results import labelled, load
-from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED
+from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,10 +5,10 @@ import pytest
 import xarray as xr
 
 from normscope.data import load_data
-from normscope.exhibits.exhibit import Setting
-from normscope.exhibits.figure2 import EXHIBIT, measure
+from normscope.paper.exhibit import Setting
+from normscope.paper.exhibits.figure2 import EXHIBIT, measure
 from normscope.results import attribute, load, save, with_attributes
-from normscope.verdict import NOT_REPRODUCED, REPRODUCED
+from normscope.statistics.verdict import NOT_REPRODUCED, REPRODUCED
 
 
 @pytest.fixture(scope="module")

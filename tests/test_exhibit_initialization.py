@@ -9,8 +9,8 @@ import xarray as xr
 
 import normscope as ns
 from normscope.data import load_data
-from normscope.exhibits.exhibit import Setting
-from normscope.exhibits.initialization import (
+from normscope.paper.exhibit import Setting
+from normscope.paper.exhibits.initialization import (
     END,
     EXHIBIT,
     REFERENCE,
@@ -21,7 +21,7 @@ from normscope.exhibits.initialization import (
     rank_correlation,
 )
 from normscope.results import load, save
-from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED
+from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED
 
 
 @pytest.fixture(scope="module")

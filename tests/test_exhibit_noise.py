@@ -8,12 +8,12 @@ import torch
 import xarray as xr
 
 from normscope.data import load_data
-from normscope.exhibits import noise
-from normscope.exhibits.exhibit import Setting
-from normscope.objective import default_loss
+from normscope.model.loss import default_loss
+from normscope.paper.exhibit import Setting
+from normscope.paper.exhibits import noise
 from normscope.per_example.examples import take
 from normscope.results import attribute, load, save
-from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
+from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
 
 SMALL = {"SMALL_NET": "resnet8", "POPULATION": 4, "PARTITIONS": 6, "BATCH_SIZES": (4, 8), "DEEP_BATCH_SIZE": 8}
 

@@ -5,11 +5,11 @@ import pytest
 import xarray as xr
 
 from normscope.data import load_data
-from normscope.exhibits.exhibit import Setting
-from normscope.exhibits.published import PUBLISHED
-from normscope.exhibits.table1 import EXHIBIT, measure, paper_layers, paper_num_terms, scaled_layer
+from normscope.paper.exhibit import Setting
+from normscope.paper.exhibits.table1 import EXHIBIT, measure, paper_layers, paper_num_terms, scaled_layer
+from normscope.paper.published import PUBLISHED
 from normscope.results import attribute, load, save, with_attributes
-from normscope.verdict import NOT_REPRODUCED, REPRODUCED
+from normscope.statistics.verdict import NOT_REPRODUCED, REPRODUCED
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import torch
 import xarray as xr
 
 import normscope as ns
-from normscope.exhibits import figure4, figure6, first_steps
-from normscope.exhibits.exhibit import Setting
+from normscope.paper.exhibit import Setting
+from normscope.paper.exhibits import figure4, figure6, first_steps
 from normscope.results import load, save
-from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED
+from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED
 
 EXHIBITS = [figure4.EXHIBIT, figure6.EXHIBIT, first_steps.EXHIBIT]
 

@@ -8,15 +8,15 @@ import pytest
 import xarray as xr
 
 from normscope.data import load_data
+from normscope.descent.outcome import Outcome
 from normscope.errors import InvalidConfig, ResultError
-from normscope.exhibits import deeper, figure1, final, flatness, noise_training
-from normscope.exhibits.exhibit import Setting
-from normscope.exhibits.reproduce import RUNS, reproduce
-from normscope.exhibits.scale import SCALES, Scale, scale_of
-from normscope.outcome import Outcome
-from normscope.report.reproduction import report_reproduction
+from normscope.paper.exhibit import Setting
+from normscope.paper.exhibits import deeper, figure1, final, flatness, noise_training
+from normscope.paper.measurement import RUNS, reproduce
+from normscope.paper.reproduction import report_reproduction
+from normscope.paper.scale import SCALES, Scale, scale_of
 from normscope.results import attribute, labelled, load
-from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
+from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
 
 LRS = (0.1, 0.03, 0.01)
 AS_PUBLISHED = {

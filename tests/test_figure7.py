@@ -5,11 +5,11 @@ import pytest
 import xarray as xr
 
 from normscope.data import load_data
-from normscope.exhibits import figure7
-from normscope.exhibits.exhibit import Setting
-from normscope.exhibits.published import PUBLISHED
+from normscope.paper.exhibit import Setting
+from normscope.paper.exhibits import figure7
+from normscope.paper.published import PUBLISHED
 from normscope.results import attribute, load, save
-from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
+from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
 
 SMALL = {"SIZE": 64, "DRAWS": 4, "DEPTHS": (8, 14), "BATCH_SIZE": 4}
 

@@ -18,7 +18,7 @@ from zoo import ZOO, by_name, disturb, in_float64, no_trace
 
 import normscope as ns
 from normscope.errors import InvalidModel
-from normscope.objective import default_loss
+from normscope.model.loss import default_loss
 from normscope.results import attribute
 
 matplotlib.use("Agg")
@@ -391,7 +391,7 @@ def test_frozen_statistics_equal_a_twin_with_fixed_affine_maps():
 
 
 def test_frozen_statistics_of_a_token_batch_norm():
-    from normscope.norms import make_norm
+    from normscope.nets.norms import make_norm
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), make_norm("batch", 4, channel_dim=-1), nn.Linear(4, 3))

@@ -15,8 +15,8 @@ from zoo import ZOO, by_name, disturb, in_float64, no_trace, scaled
 
 import normscope as ns
 from normscope.errors import InvalidConfig, InvalidModel
-from normscope.layers import owns_weight
-from normscope.objective import default_loss
+from normscope.model.layers import owns_weight
+from normscope.model.loss import default_loss
 from normscope.probes.gradient_histogram import histogram, kurtosis, tail_index
 from normscope.results import attribute
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from zoo import ZOO, by_name, disturb, no_trace, squared_error
 
+from normscope.descent.gradient_line import gradient_line
 from normscope.errors import InvalidBatch, InvalidModel
-from normscope.gradient_line import gradient_line
 
 
 @pytest.mark.parametrize("entry", ZOO, ids=str)

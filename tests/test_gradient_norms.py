@@ -11,9 +11,9 @@ from zoo import ZOO, by_name, disturb, in_float64, no_trace, scaled
 
 import normscope as ns
 from normscope.errors import InvalidModel
-from normscope.exhibits.exhibit import joined
-from normscope.layers import owns_weight
-from normscope.objective import default_loss
+from normscope.model.layers import owns_weight
+from normscope.model.loss import default_loss
+from normscope.paper.exhibit import joined
 
 
 def twin(model, batch, loss_fn=None):

@@ -19,9 +19,43 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "normscope"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-# Imports follow the data: a folder imports from its own height and below. Single files lie at the bottom.
-HEIGHT = {"nets": 1, "data": 1, "surgery": 1, "per_example": 1, "probes": 2, "figures": 2, "train": 3, "sweep": 4}
-HEIGHT |= {"exhibits": 5, "check": 5, "report": 5, "cli": 6}
+ROOMS = [
+    "errors",
+    "version",
+    "statistics",
+    "results",
+    "runtime",
+    "model",
+    "nets",
+    "data",
+    "surgery",
+    "per_example",
+    "curvature",
+    "descent",
+    "probes",
+    "rates",
+    "diagnosis",
+    "figures",
+    "html",
+    "checkup",
+    "monitoring",
+    "training",
+    "sweeps",
+    "paper",
+    "integrations",
+    "testing",
+    "cli",
+]
+"""From the top of the house down: a room imports only itself and rooms above it in this list."""
+
+LOOSE = {"__init__.py", "__init__.pyi", "errors.py", "version.py", "py.typed"}
+"""The files that belong to no room."""
+
+WITHOUT_TORCH = ("errors", "version", "statistics", "results", "figures", "descent.outcome")
+"""What loads no torch."""
+
+WITHOUT_TORCH_IN_ANY_FUNCTION = ("statistics", "figures")
+"""What does not even import it later."""
 
 # A name that is public stays: whoever adds one, or takes one away, says so here.
 PUBLIC_NAMES = [
@@ -40,6 +74,7 @@ PUBLIC_NAMES = [
     "gradient_histogram",
     "gradient_noise",
     "gradient_norms",
+    "input_jacobian",
     "judge",
     "load",
     "load_data",
@@ -56,7 +91,9 @@ PUBLIC_NAMES = [
     "plot_output_gradients",
     "plot_relative_loss",
     "plot_sharpness",
+    "plot_singular_values",
     "plot_stable_lr",
+    "product_singular_values",
     "relative_loss",
     "report",
     "save",
@@ -69,8 +106,8 @@ PUBLIC_NAMES = [
     "with_norm",
 ]
 
-# What draws and what judges reads Datasets only: all they may share with the rest.
-READS_DATASETS_ONLY = {"errors", "results", "outcome", "verdict", "version"}
+FIGURES_READ = {"errors", "results", "statistics", "version", "descent.outcome", "figures"}
+"""What a picture may know: it draws Datasets."""
 
 
 @cache
@@ -82,14 +119,21 @@ def modules_of(folder: str) -> list[str]:
     return sorted(file.stem for file in (SOURCE / folder).glob("*.py") if not file.stem.startswith("_"))
 
 
-def part_of(file: Path) -> str:
-    """The folder or single file directly under normscope that a file belongs to."""
-    return file.relative_to(SOURCE).parts[0].removesuffix(".py")
+def name_of(file: Path) -> str:
+    """The dotted name of a file's module below normscope; empty for the package itself."""
+    return ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
 
 
-def imports_of(file: Path) -> Iterator[str]:
-    """Every module a file imports, anywhere in it; `from a import b` counts as a.b, for b may be a module."""
-    for node in ast.walk(tree(file)):
+MODULES = {name_of(file): file for file in FILES}
+
+
+def imports_of(file: Path, *, later: bool = True) -> Iterator[str]:
+    """Every module a file imports, anywhere in it; `from a import b` counts as a.b, for b may be a module.
+
+    Args:
+        later: False for those alone that importing the file imports.
+    """
+    for node in ast.walk(tree(file)) if later else at_once(tree(file).body):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -97,43 +141,137 @@ def imports_of(file: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def own_imports_of(file: Path) -> set[str]:
-    """The parts of normscope that a file imports."""
-    return {name.split(".")[1] for name in imports_of(file) if name.startswith("normscope.")}
+def at_once(statements: list[ast.stmt]) -> Iterator[ast.AST]:
+    """The statements that importing a file runs, whatever `if` or `try` they stand in."""
+    for statement in statements:
+        if isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING":
+            continue
+        yield statement
+        for name in ("body", "orelse", "finalbody"):
+            if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from at_once(getattr(statement, name, []))
+
+
+def module_of(dotted: str) -> str:
+    """The module of normscope that an imported name is, or lives in: "data.load" for "normscope.data.load.DATA"."""
+    name = dotted.removeprefix("normscope").removeprefix(".")
+    while name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def own_imports_of(file: Path, *, later: bool = True) -> set[str]:
+    """The modules of normscope that a file imports."""
+    found = {module_of(name) for name in imports_of(file, later=later) if name.split(".")[0] == "normscope"}
+    return found - {""}
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@cache
+def loaded_with(module: str) -> frozenset[str]:
+    """All modules of normscope that importing one imports."""
+    found, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        waiting.extend(own_imports_of(MODULES[name], later=False))
+        if "." in name:
+            waiting.append(name.rpartition(".")[0])
+    return frozenset(found)
 
 
 def public_functions(file: Path) -> dict[str, ast.FunctionDef]:
     return {n.name: n for n in tree(file).body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")}
 
 
+def test_every_room_has_its_height_and_nothing_lies_loose() -> None:
+    folders = {path.name for path in SOURCE.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    assert folders <= set(ROOMS), f"give {sorted(folders - set(ROOMS))} its place in ROOMS"
+    loose = {path.name for path in SOURCE.iterdir() if path.is_file()}
+    assert loose <= LOOSE, f"put {sorted(loose - LOOSE)} into a room"
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
-def test_imports_follow_the_data(file: Path) -> None:
-    part = part_of(file)
-    assert part in HEIGHT or not (SOURCE / part).is_dir(), f"give the folder {part} its place in HEIGHT"
-    above = {name for name in own_imports_of(file) if HEIGHT.get(name, 0) > HEIGHT.get(part, 0)}
-    assert part == "__init__" or not above, f"imports from above itself: {sorted(above)}"
+def test_a_room_imports_only_rooms_above_it(file: Path) -> None:
+    room = room_of(name_of(file))
+    if not room:
+        assert not own_imports_of(file), "the package itself finds its names on first use"
+        return
+    below = {name for name in own_imports_of(file) if ROOMS.index(room_of(name)) > ROOMS.index(room)}
+    assert not below, f"imports from below itself: {sorted(below)}"
 
 
-@pytest.mark.parametrize("part", ["figures", "verdict"])
-def test_what_draws_or_judges_reads_datasets_only(part: str) -> None:
-    for file in FILES:
-        if part_of(file) == part:
-            assert own_imports_of(file) <= READS_DATASETS_ONLY | {part}, file.name
-            assert "torch" not in {name.split(".")[0] for name in imports_of(file)}, file.name
+def test_no_room_bears_the_name_of_something_public() -> None:
+    assert not set(ROOMS) & set(normscope.__all__), "importing the room would take the function's place"
 
 
-def test_figures_verdicts_results_and_commands_load_without_torch() -> None:
-    names = [
-        "results",
-        "verdict",
-        "errors",
-        "outcome",
-        *(f"figures.{name}" for name in modules_of("figures")),
-    ]
+def test_what_draws_reads_datasets_only() -> None:
+    for name, file in MODULES.items():
+        if room_of(name) == "figures":
+            known = {one if one in FIGURES_READ else room_of(one) for one in own_imports_of(file)}
+            assert known <= FIGURES_READ, name
+
+
+def test_what_draws_judges_and_keeps_results_loads_without_torch() -> None:
+    names = [name for name in MODULES if name in WITHOUT_TORCH or room_of(name) in WITHOUT_TORCH]
+    for name in names:
+        if room_of(name) in WITHOUT_TORCH_IN_ANY_FUNCTION:
+            assert "torch" not in {one.split(".")[0] for one in imports_of(MODULES[name])}, name
     imports = "".join(f"import normscope.{name}\n" for name in names)
-    code = f"import sys\nimport normscope\n{imports}assert 'torch' not in sys.modules\n"
+    run(f"import sys\nimport normscope\n{imports}assert 'torch' not in sys.modules\n")
+
+
+def run(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in MODULES if name.startswith(("paper.exhibits.", "cli.commands."))], ids=str
+)
+def test_an_exhibit_or_a_command_does_not_load_the_whole_house(name: str) -> None:
+    rooms = {room_of(one) for one in loaded_with(name)}
+    assert not {"checkup", "sweeps", "per_example"} <= rooms, sorted(rooms)
+
+
+ANY_ORDER = """
+import importlib, inspect, pickle, pkgutil, random, sys
+import normscope as ns
+
+names = [m.name for m in pkgutil.walk_packages(ns.__path__, "normscope.")]
+random.Random({seed}).shuffle(names)
+for name in names:
+    if name.rpartition(".")[2] != "__main__":
+        importlib.import_module(name)
+for name in ns.__all__:
+    value = getattr(ns, name)
+    if name == "__version__":
+        assert isinstance(value, str)
+        continue
+    assert not inspect.ismodule(value), name
+    assert inspect.getdoc(value), f"{{name}} has no docstring"
+    if not (inspect.isclass(value) and issubclass(value, Exception)):
+        inspect.signature(value)
+    assert pickle.loads(pickle.dumps(value)) is value, name
+
+from torch import nn
+model = nn.Linear(2, 3)
+before = model.weight.detach().clone()
+with ns.untouched(model):
+    nn.init.zeros_(model.weight)
+assert (model.weight == before).all()
+"""
+"""Import every module, in an order drawn at random, and then ask for every public name."""
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_public_names_stay_what_they_are_in_whatever_order_modules_are_imported(seed: int) -> None:
+    run(ANY_ORDER.format(seed=seed))
 
 
 @pytest.mark.parametrize("name", modules_of("probes"))
@@ -152,10 +290,11 @@ def test_a_figure_file_holds_the_plot_of_its_name(name: str) -> None:
 
 
 def test_every_exhibit_is_found_under_the_name_of_its_file() -> None:
-    from normscope.exhibits.exhibit import exhibits
+    from normscope.paper.exhibit import exhibits
 
-    files = [name for name in modules_of("exhibits") if "EXHIBIT" in names_assigned(SOURCE / f"exhibits/{name}.py")]
+    files = [name for name in modules_of("paper/exhibits")]
     assert files and sorted(exhibits()) == files
+    assert all("EXHIBIT" in names_assigned(SOURCE / f"paper/exhibits/{name}.py") for name in files)
     places = [exhibit.place for exhibit in exhibits().values()]
     assert len(set(places)) == len(places), "two exhibits in one place of the report"
 
@@ -166,7 +305,7 @@ def names_assigned(file: Path) -> set[str]:
 
 
 def test_the_published_numbers_are_plain_json() -> None:
-    assert json.loads((SOURCE / "exhibits" / "published.json").read_text(encoding="utf-8"))
+    assert json.loads((SOURCE / "paper" / "published.json").read_text(encoding="utf-8"))
 
 
 def test_public_names_are_the_pinned_ones() -> None:
@@ -174,17 +313,16 @@ def test_public_names_are_the_pinned_ones() -> None:
 
 
 def test_public_names_are_listed_once_and_there() -> None:
-    """The lazy table, `__all__` and what type checkers see agree, and every name is where the table says."""
-    checked = [node for node in tree(SOURCE / "__init__.py").body if isinstance(node, ast.If)]
-    seen_by_type_checkers = {
-        alias.name: node.module
-        for node in ast.walk(checked[0])
+    """Each stands once in the stub, which is all there is of them, with its own name for type checkers to see."""
+    listed = [
+        (alias.name, alias.asname)
+        for node in ast.parse((SOURCE / "__init__.pyi").read_text(encoding="utf-8")).body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-    }
-    assert seen_by_type_checkers == {name: f"normscope.{home}" for name, home in normscope._HOME.items()}
-    assert normscope.__all__ == sorted({"__version__", *normscope._HOME})
-    for name in normscope.__all__:
+    ]
+    assert sorted(name for name, _ in listed) == PUBLIC_NAMES
+    assert all(name == again for name, again in listed)
+    for name in PUBLIC_NAMES:
         assert getattr(normscope, name) is not None
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from normscope.errors import InvalidConfig, InvalidModel
-from normscope.inits import INITS, init_, weighted_layers
+from normscope.nets.inits import INITS, init_, weighted_layers
 
 DRAWN = ("xavier_uniform", "xavier_normal", "kaiming_normal", "orthogonal")
 

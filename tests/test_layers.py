@@ -9,9 +9,9 @@ from torch import nn
 from zoo import ZOO, by_name, no_trace
 
 from normscope.errors import InvalidModel
-from normscope.layers import channel_dim, depths, first_tensor, owns_weight, watch, watched_modules
+from normscope.model.layers import channel_dim, depths, first_tensor, owns_weight, record_calls, watched_modules
+from normscope.model.loss import default_loss
 from normscope.nets import build_net
-from normscope.objective import default_loss
 
 WATCHED = {
     "mlp": "0 2 4",
@@ -35,7 +35,7 @@ WATCHED = {
 def called(model, run, layers=None):
     """Names and outputs of the watched calls, in order."""
     seen = []
-    with watch(model, lambda name, module, output: seen.append((name, module, output)), layers):
+    with record_calls(model, lambda name, module, output: seen.append((name, module, output)), layers):
         run(model)
     return seen
 
@@ -110,7 +110,7 @@ def test_hooks_are_gone_afterwards_even_when_the_model_fails():
 def test_outputs_are_seen_before_they_change_in_place():
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(inplace=True))
     lowest = []
-    with watch(model, lambda name, module, output: lowest.append(float(output.detach().min()))):
+    with record_calls(model, lambda name, module, output: lowest.append(float(output.detach().min()))):
         model(torch.randn(50, 3))
     assert lowest[0] < 0
 

@@ -13,8 +13,8 @@ from zoo import CLASSES, ZOO, by_name, disturb, in_float64, no_trace, scaled
 
 import normscope as ns
 from normscope.errors import InvalidConfig, InvalidModel
-from normscope.layers import channel_dim, first_tensor, owns_weight
-from normscope.objective import default_loss
+from normscope.model.layers import channel_dim, first_tensor, owns_weight
+from normscope.model.loss import default_loss
 
 matplotlib.use("Agg")
 FRACTIONS = (0.0, 0.3, 1.0)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from normscope.descend import descend
+from normscope.descent.loop import descend
+from normscope.descent.outcome import Outcome, has_diverged, outcome
 from normscope.errors import InvalidBatch
-from normscope.objective import constant_loss, output_spread
-from normscope.outcome import Outcome, has_diverged, outcome
+from normscope.model.loss import constant_loss, output_spread
 
 L_C = math.log(2)
 

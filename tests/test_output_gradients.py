@@ -13,7 +13,7 @@ from zoo import CLASSES, EXAMPLES, ZOO, by_name, disturb, in_float64, no_trace, 
 
 import normscope as ns
 from normscope.errors import InvalidConfig, InvalidModel
-from normscope.objective import default_loss
+from normscope.model.loss import default_loss
 from normscope.probes.output_gradients import common_part, commonest_share, mean_pairwise_cosine, predictions
 
 matplotlib.use("Agg")

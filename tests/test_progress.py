@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-import normscope.progress as module
-from normscope.progress import progress
+import normscope.runtime.progress as module
+from normscope.runtime.progress import progress
 
 
 @pytest.fixture

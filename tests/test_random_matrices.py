@@ -9,12 +9,10 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import kstest
 
+from normscope.curvature.singular_values import RESOLUTION, conditioning, effective_rank
 from normscope.errors import InvalidConfig
 from normscope.figures.singular_values import plot_effective_rank, plot_singular_values
-from normscope.random_matrices import (
-    RESOLUTION,
-    conditioning,
-    effective_rank,
+from normscope.paper.random_matrices import (
     fuss_catalan_cdf,
     fuss_catalan_density,
     fuss_catalan_edge,

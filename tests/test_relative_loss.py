@@ -13,7 +13,7 @@ from torch import nn
 from zoo import ZOO, by_name, disturb, in_float64, no_trace, scaled
 
 from normscope.errors import InvalidBatch, InvalidConfig, InvalidModel, NormscopeError
-from normscope.objective import default_loss
+from normscope.model.loss import default_loss
 from normscope.probes.relative_loss import DEFAULT_STEP_SIZES, crossing, lowest_step_size, relative_loss
 
 STEP_SIZES = [1e-3, 1e-2, 0.1, 1.0]

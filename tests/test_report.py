@@ -14,14 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from normscope.errors import ResultError
-from normscope.exhibits.exhibit import Setting, exhibits
-from normscope.exhibits.reproduce import reproduce
-from normscope.report.manifest import notes_of, write_manifest
-from normscope.report.page import Page, Paragraph, Section, as_svg, render
-from normscope.report.plain_powers import as_plain, plain_powers
-from normscope.report.reproduction import measured_on, report_reproduction
+from normscope.html.page import Page, Paragraph, Section, as_svg, render
+from normscope.html.plain_powers import as_plain, plain_powers
+from normscope.paper.exhibit import Setting, exhibits
+from normscope.paper.manifest import notes_of, write_manifest
+from normscope.paper.measurement import reproduce
+from normscope.paper.reproduction import measured_on, report_reproduction
 from normscope.results import save
-from normscope.verdict import judge
+from normscope.statistics.verdict import judge
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 

@@ -10,10 +10,10 @@ from torch import nn
 from zoo import ZOO, by_name, disturb, in_float64, no_trace, scaled
 
 import normscope as ns
+from normscope.curvature.hessian import hessian
+from normscope.curvature.lanczos import lanczos
 from normscope.errors import InvalidConfig, InvalidModel
-from normscope.hessian import hessian
-from normscope.lanczos import lanczos
-from normscope.objective import default_loss
+from normscope.model.loss import default_loss
 
 matplotlib.use("Agg")
 

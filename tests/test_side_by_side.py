@@ -15,8 +15,8 @@ from conftest import threads
 
 import normscope as ns
 from normscope.errors import DeviceError, InvalidConfig, InvalidModel
-from normscope.progress import Bar, progress
-from normscope.side_by_side import MOST_WORKERS, side_by_side, usable_workers
+from normscope.runtime.jobs import MOST_WORKERS, side_by_side, usable_workers
+from normscope.runtime.progress import Bar, progress
 
 if sys.platform != "linux":
     pytest.skip("forks processes", allow_module_level=True)
@@ -145,7 +145,7 @@ def test_nobody_outlives_an_exception_in_the_middle() -> None:
 
 KILLED_PARENT = """
 import os, sys, time
-from normscope.side_by_side import side_by_side
+from normscope.runtime.jobs import side_by_side
 
 def work(bar):
     for _ in range(600):

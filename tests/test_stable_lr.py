@@ -15,18 +15,12 @@ import xarray as xr
 from torch import Tensor, nn
 
 import normscope as ns
-from normscope.check.mini_batches import mini_batches
-from normscope.check.search import lr_of
-from normscope.check.starts import Starts
-from normscope.check.tries import OPTIMIZERS, Recipe, preparation
-from normscope.errors import (
-    DataError,
-    DeviceError,
-    InvalidBatch,
-    InvalidConfig,
-    InvalidModel,
-    NormscopeError,
-)
+from normscope.descent.optimizers import OPTIMIZERS
+from normscope.descent.recipe import Recipe, preparation
+from normscope.errors import DataError, DeviceError, InvalidBatch, InvalidConfig, InvalidModel, NormscopeError
+from normscope.model.mini_batches import mini_batches
+from normscope.rates.search import lr_of
+from normscope.rates.starting_point import Starts
 from normscope.results import attribute
 
 matplotlib.use("agg")
@@ -411,7 +405,7 @@ def test_a_function_of_the_seed_is_called_anew_and_again_when_it_ends() -> None:
 
 
 def test_big_batches_are_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("normscope.check.mini_batches.KEPT_BYTES", 3 * 40)
+    monkeypatch.setattr("normscope.model.mini_batches.KEPT_BYTES", 3 * 40)
     _, number = mini_batches((torch.zeros(10) for _ in range(50)), 50)
     assert number == 4
     _, number = mini_batches(({"x": torch.zeros(1000)} for _ in range(50)), 50)

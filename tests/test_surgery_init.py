@@ -11,11 +11,11 @@ from zoo import ZOO, by_name, disturb, no_trace
 
 import normscope as ns
 from normscope.errors import InvalidConfig, InvalidModel
-from normscope.inits import INITS
 from normscope.nets import build_net
-from normscope.residual_tails import declared_tails
-from normscope.surgery.existing import existing_norms
-from normscope.surgery.found_tails import found_tails
+from normscope.nets.inits import INITS
+from normscope.nets.residual_tails import declared_tails
+from normscope.surgery.places import existing_norms
+from normscope.surgery.tail_search import found_tails
 
 RESIDUAL = ("functional_relu", "attention")
 """The models of the zoo with residual sums."""

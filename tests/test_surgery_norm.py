@@ -13,13 +13,13 @@ from zoo import ZOO, by_name, disturb, no_trace
 
 import normscope as ns
 from normscope.errors import InvalidConfig
-from normscope.layers import watch
+from normscope.model.layers import record_calls
+from normscope.model.loss import default_loss
+from normscope.model.state import untouched
 from normscope.nets import build_net
-from normscope.norms import NORMS
-from normscope.objective import default_loss
-from normscope.surgery.existing import existing_norms
-from normscope.surgery.placed import ChannelBatchNorm, ChannelInstanceNorm
-from normscope.untouched import untouched
+from normscope.nets.norms import NORMS
+from normscope.surgery.channel_norms import ChannelBatchNorm, ChannelInstanceNorm
+from normscope.surgery.places import existing_norms
 
 KINDS = tuple(kind for kind in NORMS if kind != "none")
 SIZE = 8
@@ -267,7 +267,7 @@ def test_what_is_watched_is_the_layers_own_output() -> None:
     changed, written = ns.with_norm(net("resnet8", "none"), "batch"), net("resnet8", "batch")
     seen: list[list[tuple[str, Tensor]]] = [[], []]
     for model, into in zip((changed, written), seen, strict=True):
-        with watch(model, lambda name, _module, output, into=into: into.append((name, output.clone()))):
+        with record_calls(model, lambda name, _module, output, into=into: into.append((name, output.clone()))):
             model(images())
     assert [name for name, _ in seen[0]] == [name for name, _ in seen[1]]
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(*seen, strict=True))

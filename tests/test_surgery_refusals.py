@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, prune
 
 import normscope as ns
 from normscope.errors import InvalidBatch, InvalidConfig, InvalidModel
-from normscope.surgery.existing import existing_norms
+from normscope.surgery.places import existing_norms
 
 
 def mlp() -> nn.Sequential:

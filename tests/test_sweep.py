@@ -12,13 +12,13 @@ import xarray as xr
 
 import normscope as ns
 from normscope.errors import DataError, DeviceError, OutputError, ResultError, RunFailed
-from normscope.progress import Bar
 from normscope.results import attribute
-from normscope.sweep.engine import Advanced, Engine, Failed, Finished
-from normscope.sweep.listing import listing
-from normscope.sweep.record import dataset_of, read_record
-from normscope.sweep.run import run
-from normscope.train.config import PROTOCOL, RunConfig, key
+from normscope.runtime.progress import Bar
+from normscope.sweeps.engines.engine import Advanced, Engine, Failed, Finished
+from normscope.sweeps.listing import listing
+from normscope.sweeps.record import dataset_of, read_record
+from normscope.sweeps.run import run
+from normscope.training.config import PROTOCOL, RunConfig, key
 
 QUICK = RunConfig(net="mlp2", data="digits", train_size=100, batch_size=50, epochs=2, precision="fp32", device="cpu")
 SPEC = {"base": QUICK.to_mapping(), "axes": {"norm": ["batch", "none"], "lr": [0.1, 1e4], "seed": [0, 1]}}
@@ -110,7 +110,7 @@ def test_a_config_alone_is_a_sweep_of_one_run(tmp_path):
 def test_runs_by_another_protocol_are_left_out_and_counted(tmp_path, monkeypatch):
     with monkeypatch.context() as earlier:
         for module in ("config", "result"):
-            earlier.setattr(f"normscope.train.{module}.PROTOCOL", PROTOCOL - 1)
+            earlier.setattr(f"normscope.training.{module}.PROTOCOL", PROTOCOL - 1)
         ns.sweep([replace(QUICK, lr=lr) for lr in (0.1, 0.3)], tmp_path, engine=here())
     assert listing(tmp_path).summary == "0 finished, 2 by another version's protocol"
     with pytest.raises(ResultError, match="no finished runs"):
@@ -125,8 +125,8 @@ def test_runs_by_another_protocol_are_left_out_and_counted(tmp_path, monkeypatch
 
 def test_a_finished_sweep_asks_for_no_device_and_writes_nothing(tmp_path, monkeypatch):
     ns.sweep([QUICK], tmp_path, engine=here())
-    monkeypatch.setattr("normscope.sweep.sweep.usable_device", None)
-    monkeypatch.setattr("normscope.sweep.store.Store.prepare", None)
+    monkeypatch.setattr("normscope.sweeps.sweep.usable_device", None)
+    monkeypatch.setattr("normscope.sweeps.store.Store.prepare", None)
     xr.testing.assert_identical(ns.sweep([QUICK], tmp_path), ns.load_runs(tmp_path))
 
 
@@ -214,7 +214,7 @@ def test_progress_counts_epochs_over_the_whole_and_diverged_runs_apart(tmp_path,
         told.append((name, total))
         yield Noted()
 
-    monkeypatch.setattr("normscope.sweep.sweep.progress", noted)
+    monkeypatch.setattr("normscope.sweeps.sweep.progress", noted)
     ns.sweep([QUICK], tmp_path, engine=here())
     told.clear()
 
@@ -243,8 +243,8 @@ def test_progress_counts_epochs_over_the_whole_and_diverged_runs_apart(tmp_path,
 
 
 def test_progress_moves_by_whole_runs_where_an_engine_tells_no_epochs(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("normscope.progress.PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr("normscope.progress.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("normscope.runtime.progress.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("normscope.runtime.progress.LINE_SECONDS", 0.0)
 
     def silent(configs):
         for config in configs:

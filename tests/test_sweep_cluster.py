@@ -17,11 +17,11 @@ import xarray as xr
 
 import normscope as ns
 from normscope.errors import ClusterError, InvalidConfig
-from normscope.sweep.cluster import ray_engine
-from normscope.sweep.node import NodeWorker, scratch
-from normscope.sweep.record import dataset_of, read_record
-from normscope.sweep.store import RunFiles
-from normscope.train.config import PROTOCOL, RunConfig, key
+from normscope.sweeps.engines.cluster import ray_engine
+from normscope.sweeps.engines.node import NodeWorker, scratch
+from normscope.sweeps.record import dataset_of, read_record
+from normscope.sweeps.store import RunFiles
+from normscope.training.config import PROTOCOL, RunConfig, key
 from normscope.version import __version__
 
 QUICK = RunConfig(net="mlp2", data="digits", train_size=200, batch_size=50, epochs=2, precision="fp32", device="cpu")
@@ -75,9 +75,9 @@ def sweeping(folder: Path, configs: list[RunConfig], address: str) -> subprocess
 import json, sys
 from unittest import mock
 from normscope.cli import main
-from normscope.train.config import RunConfig
+from normscope.training.config import RunConfig
 configs = [RunConfig.from_mapping(each) for each in json.loads(sys.argv.pop(1))]
-with mock.patch("normscope.sweep.sweep.configs_of", lambda spec: configs):
+with mock.patch("normscope.sweeps.sweep.configs_of", lambda spec: configs):
     main()
 """
     values = json.dumps([config.to_mapping() for config in configs])

@@ -15,11 +15,11 @@ import xarray as xr
 
 import normscope as ns
 from normscope.errors import OutputError, RunFailed
-from normscope.sweep.engine import Advanced, Finished
-from normscope.sweep.local import MAX_DEATHS, local_engine
-from normscope.sweep.record import dataset_of, encoded_record, read_record
-from normscope.sweep.store import Store
-from normscope.train.config import RunConfig, key
+from normscope.sweeps.engines.engine import Advanced, Finished
+from normscope.sweeps.engines.local import MAX_DEATHS, local_engine
+from normscope.sweeps.record import dataset_of, encoded_record, read_record
+from normscope.sweeps.store import Store
+from normscope.training.config import RunConfig, key
 
 if not sys.platform.startswith("linux"):
     pytest.skip("finds processes in /proc", allow_module_level=True)
@@ -34,10 +34,10 @@ from functools import partial
 from pathlib import Path
 import torch
 import normscope as ns
-from normscope.sweep.engine import Advanced, Finished
-from normscope.sweep.run import run
-from normscope.sweep.store import Store
-from normscope.train.config import RunConfig, key
+from normscope.sweeps.engines.engine import Advanced, Finished
+from normscope.sweeps.run import run
+from normscope.sweeps.store import Store
+from normscope.training.config import RunConfig, key
 
 torch.set_num_threads(1)
 ns.load_data("digits")  # what it imports is then there after a fork

@@ -10,10 +10,10 @@ import xarray as xr
 
 import normscope as ns
 from normscope.errors import ResultError
-from normscope.sweep.listing import listing
-from normscope.sweep.record import RunRecord, dataset_of, encoded_record, read_record
-from normscope.sweep.store import Store
-from normscope.train.config import RunConfig, key
+from normscope.sweeps.listing import listing
+from normscope.sweeps.record import RunRecord, dataset_of, encoded_record, read_record
+from normscope.sweeps.store import Store
+from normscope.training.config import RunConfig, key
 
 QUICK = RunConfig(net="mlp2", data="digits", train_size=100, batch_size=50, epochs=3, precision="fp32", device="cpu")
 CONFIGS = [QUICK, replace(QUICK, seed=1), replace(QUICK, norm="none", lr=1e4), replace(QUICK, epochs=2)]

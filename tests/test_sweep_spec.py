@@ -6,8 +6,8 @@ import pytest
 
 import normscope as ns
 from normscope.errors import InvalidConfig
-from normscope.sweep.spec import configs_of
-from normscope.train.config import RunConfig
+from normscope.sweeps.spec import configs_of
+from normscope.training.config import RunConfig
 
 SPEC = """
 [base]

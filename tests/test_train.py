@@ -18,10 +18,10 @@ from normscope.data import load_data
 from normscope.data.batches import epoch
 from normscope.errors import InvalidConfig, OutputError, ResultError
 from normscope.results import attribute
-from normscope.train.config import DATA_SIZES, RunConfig, key
-from normscope.train.network import fresh_network, trained_network
-from normscope.train.precision import used_precision
-from normscope.train.train import trained
+from normscope.training.config import DATA_SIZES, RunConfig, key
+from normscope.training.network import fresh_network, trained_network
+from normscope.training.precision import used_precision
+from normscope.training.train import trained
 
 QUICK = RunConfig(
     net="mlp3", data="digits", train_size=300, held_out=60, batch_size=50, epochs=3, precision="fp32", device="cpu"
@@ -130,9 +130,9 @@ import torch
 torch.set_num_threads(1)
 from normscope.data import load_data
 from normscope.results import save
-from normscope.train.config import RunConfig
-from normscope.train.network import encoded_weights
-from normscope.train.train import trained
+from normscope.training.config import RunConfig
+from normscope.training.network import encoded_weights
+from normscope.training.train import trained
 
 limit, moments = float(sys.argv[1]), random.Random(0)
 
@@ -196,7 +196,7 @@ def test_seconds_add_up_over_interruptions(tmp_path):
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.0, [False, True, True, True]), (math.inf, [False] * 4)])
 def test_an_epoch_ends_with_a_checkpoint_where_the_last_one_is_old_enough(tmp_path, monkeypatch, seconds, expected):
-    monkeypatch.setattr("normscope.train.descent.EPOCH_SECONDS", seconds)
+    monkeypatch.setattr("normscope.training.epochs.EPOCH_SECONDS", seconds)
     data, there = load_data("digits", train_size=300, held_out=60), []
     trained(QUICK, data, checkpoint=tmp_path / "run", on_epoch=lambda *_: there.append((tmp_path / "run").exists()))
     assert there == expected
@@ -221,7 +221,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path):
 
 def test_weights_that_cannot_be_written_are_told_before_training(tmp_path, monkeypatch):
     (tmp_path / "taken").write_text("")
-    monkeypatch.setattr("normscope.train.train.trained", None)
+    monkeypatch.setattr("normscope.training.train.trained", None)
     with pytest.raises(OutputError, match="cannot write"):
         ns.train(QUICK, weights=tmp_path / "taken" / "weights")
 

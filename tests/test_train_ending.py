@@ -12,10 +12,10 @@ import normscope as ns
 from normscope.data import load_data
 from normscope.data.digits import load_digits
 from normscope.errors import InvalidConfig
-from normscope.objective import cross_entropy
-from normscope.train.config import RunConfig
-from normscope.train.ending import ended_early
-from normscope.train.train import trained
+from normscope.model.loss import cross_entropy
+from normscope.training.config import RunConfig
+from normscope.training.ending import ended_early
+from normscope.training.train import trained
 
 QUICK = RunConfig(
     net="mlp3",

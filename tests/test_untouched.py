@@ -8,10 +8,10 @@ from torch import nn
 from zoo import ZOO, by_name, disturb, fingerprint, no_trace, scaled
 
 from normscope.errors import InvalidModel
-from normscope.objective import default_loss
+from normscope.model.loss import default_loss
+from normscope.model.state import untouched
 from normscope.probes.channel_moments import channel_moments
 from normscope.probes.relative_loss import relative_loss
-from normscope.untouched import untouched
 
 
 def train_a_step(model, entry):

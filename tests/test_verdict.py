@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, judge, judge_band, judge_share
+from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, judge, judge_band, judge_share
 
 FINITE = st.floats(-1e6, 1e6)
 

@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import typer
 
-from normscope.allocator import keep_large_blocks
 from normscope.errors import Interrupted, NormscopeError, one_line
+from normscope.runtime.allocator import keep_large_blocks
 from normscope.version import __version__
 
 FAILURE, INTERRUPTED = 2, 130

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from normscope.cli.console import console
-from normscope.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
+from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
 
 COLORS = {REPRODUCED: "green", NOT_REPRODUCED: "red", NOT_ENOUGH: "yellow"}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from normscope.errors import DataError, one_line
-from normscope.progress import Bar, progress
+from normscope.runtime.progress import Bar, progress
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # as published on https://www.cs.toronto.edu/~kriz/cifar.html

@@ -4,8 +4,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
+from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once
-from normscope.outcome import DIVERGENCE_FACTOR
 
 HIGHEST_SHOWN = 1e7
 """The paper's figure ends here; what lies above or is not finite is drawn on the upper edge, as diverged."""

@@ -21,7 +21,7 @@ def plot_singular_values(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes
     zero.
 
     Args:
-        dataset: what `normscope.random_matrices.product_singular_values` gives; choose a single `factor` for
+        dataset: what `normscope.product_singular_values` gives; choose a single `factor` for
             one panel, as the paper does.
         ax: axes to draw on; new ones if None.
     """

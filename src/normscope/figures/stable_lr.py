@@ -4,8 +4,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
+from normscope.descent.outcome import Outcome
 from normscope.figures.style import axes_or_new, axis_label, legend_once
-from normscope.outcome import Outcome
 
 OUTCOME_COLORS = {
     Outcome.LEARNS: "#2e8b57",

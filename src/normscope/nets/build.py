@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from normscope.errors import InvalidConfig, unknown
-from normscope.inits import INITS, init_
+from normscope.nets.inits import INITS, init_
 from normscope.nets.mlp import MLP
+from normscope.nets.norms import NORMS
 from normscope.nets.plain import PlainCNN
 from normscope.nets.resnet import SHORTCUTS, ResNet
 from normscope.nets.staged import blocks_per_stage
-from normscope.norms import NORMS
 
 NET_FAMILIES: tuple[str, ...] = ("resnet", "plain", "mlp")
 """A network's name is one of these and its depth: resnet110, plain20, mlp4."""
@@ -43,7 +43,7 @@ def build_net(
     - `norm`: see `NET_NORMS`. "final" is a BatchNorm1d on the input of the last layer, which is the pooled
       features in a resnet or plain network and the last hidden units in an MLP. Without norm the norm
       layers are `nn.Identity`.
-    - `init`: see `normscope.inits`; of all layers but the last, whose weights and biases are torch's default.
+    - `init`: see `normscope.nets.inits`; of all layers but the last, whose weights and biases are torch's default.
       `init_scale` multiplies the same layers' weights.
     - `shortcut`: "projection" or "pad", where a resnet's stages change the shape; other networks have none.
     - `image_size`: height and width in pixels, which fix an MLP's first layer; the others take any size.

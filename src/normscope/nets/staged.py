@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscope.errors import InvalidConfig
-from normscope.norms import make_norm
+from normscope.nets.norms import make_norm
 
 Block = Callable[[int, int, int], nn.Module]
 """(channels in, channels out, stride) -> a block of two convolutions."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from normscope.errors import InvalidBatch
-from normscope.objective import IGNORED_LABEL, num_examples
+from normscope.model.loss import IGNORED_LABEL, num_examples
 
 
 def count_examples(batch: Any, *, at_least: int) -> int:

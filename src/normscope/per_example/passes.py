@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.errors import DeviceError, NormscopeError
-from normscope.objective import LossFn, checked_loss, default_loss, readable_errors
+from normscope.model.loss import LossFn, checked_loss, default_loss, readable_errors
 from normscope.per_example.examples import WithoutDropout, count_examples, take, two_examples
 from normscope.per_example.layout import Layout, layout_of
 from normscope.per_example.norms import Gradient, norm_of_each, wide
@@ -55,7 +55,7 @@ def per_example(model: nn.Module, batch: Any, loss_fn: LossFn | None, *, seed: i
 
     Raises:
         InvalidBatch: fewer than two examples, or a batch whose examples cannot be told apart.
-        InvalidModel, InvalidBatch, DeviceError: see `objective.checked_loss`.
+        InvalidModel, InvalidBatch, DeviceError: see `loss.checked_loss`.
     """
     passes = _Passes(model, batch, loss_fn, seed)
     if not passes.take_two_alone():

@@ -7,8 +7,7 @@ For every watched call with output y (examples b, positions p, channels c)
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,163 +15,14 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from normscope.batch_norm_moments import BatchNormMoments
 from normscope.errors import InvalidModel
-from normscope.layers import channel_dim, depths, watch
-from normscope.objective import LossFn, checked_loss
+from normscope.model.layers import channel_dim, depths, record_calls
+from normscope.model.loss import LossFn, checked_loss
+from normscope.model.state import untouched
+from normscope.probes.moments.exact import exact_moments
+from normscope.probes.moments.fast import SMALL, ShortSums, short_sums, trusted
+from normscope.probes.moments.from_batch_norm import BatchNormMoments
 from normscope.results import labelled, provenance
-from normscope.untouched import untouched
-
-COLUMNS = 4096
-"""Positions are folded into the columns up to this width: there the kernel is fastest, its float32 sums are short."""
-
-ROWS = 512
-"""The longest float32 sum, in rows. Over 20,001 rows, a mean of three deviations was off by 2e-6, the variance by 9e-5;
-in sums of 512 rows by 6e-8 and 2e-6."""
-
-LARGEST_SHIFT = 10.0
-"""With a |mean| above this many standard deviations, E x² − mean² has lost digits that float32 cannot give back."""
-
-SMALLEST_VARIANCE = 1e-30
-"""Below this, squares start to fall under what float32 can hold."""
-
-SMALL = 2**14
-"""Outputs of no more elements are taken in float64 at once: nothing is gained by doing less."""
-
-_LAYER_NORM_BACKWARD = torch.ops.aten.native_layer_norm_backward.default
-
-CHUNK = 2**17
-"""Elements taken at a time in float64: a mebibyte, so that what is read twice is read from the cache."""
-
-
-@dataclass(frozen=True)
-class ShortSums:
-    """Float32 sums of x and x² over the rows of a table, not pooled yet: small operations are slow between two layers
-    that have swept the caches."""
-
-    sums: Tensor
-    squares: Tensor
-    shape: tuple[int, int, int]
-    """Of the columns: (outer, channels, inner)."""
-    count: int
-    """Elements of a channel."""
-
-    def pooled(self) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance of each channel: two (channels,) float64 tensors, right where `trusted`."""
-        mean, square = (
-            t.view(self.shape).sum((0, 2), dtype=torch.float64) / self.count for t in (self.sums, self.squares)
-        )
-        return mean, square - mean.square()
-
-
-def trusted(mean: Tensor, variance: Tensor) -> Tensor:
-    """Channel by channel, whether E x² − mean² in float32 is finite and has kept its digits."""
-    return variance.isfinite() & (variance > SMALLEST_VARIANCE) & (mean.square() < LARGEST_SHIFT**2 * variance)
-
-
-def moments(output: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel along `dim`, over everything else: two (channels,) float64 tensors.
-
-    They are finite wherever the activations are. On the CPU one pass takes short float32 sums of x and x², pooled in
-    float64; where that overflows (activations of 1e19 have squares that do) or loses digits, the output is taken again
-    in float64 throughout.
-    """
-    short = short_sums(output, dim)
-    if short is not None:
-        mean, variance = short.pooled()
-        if trusted(mean, variance).all():
-            return mean, variance
-    return exact_moments(output, dim)
-
-
-def short_sums(output: Tensor, dim: int) -> ShortSums | None:
-    """One pass over an output on the CPU; None for one that is small, in float64, or elsewhere."""
-    if output.device.type != "cpu" or output.dtype == torch.float64 or output.numel() <= SMALL:
-        return None
-    table, shape = _as_table(output.detach(), dim)
-    rows, columns = table.shape
-    if table.dtype != torch.float32:
-        table = table.float()
-    if rows <= ROWS:
-        sums, squares = _column_sums(table)
-    else:
-        parts = [_column_sums(some) for some in table.split(ROWS)]
-        sums, squares = (torch.stack(some).sum(0, dtype=torch.float64) for some in zip(*parts, strict=True))
-    count = output.numel() // shape[1]
-    if columns > COLUMNS:  # too many to hold for every layer of a deep network
-        sums, squares = (t.view(shape).sum((0, 2), dtype=torch.float64) for t in (sums, squares))
-        shape = (1, shape[1], 1)
-    return ShortSums(sums, squares, shape, count)
-
-
-def _column_sums(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Float32 sums of x and x² down the columns of a table (rows, columns).
-
-    Layer norm's backward pass with input and output gradient x, mean 0 and scale 1: its weight gets Σ x·x, its bias
-    Σ x, column by column. It is the one kernel of torch that reads x once for both.
-    """
-    rows, columns = table.shape
-    zeros, ones, weight = _constants(rows, columns)
-    _, squares, sums = _LAYER_NORM_BACKWARD(table, table, [columns], zeros, ones, weight, weight, [False, True, True])
-    return sums, squares
-
-
-def exact_moments(output: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """As `moments`, in float64 throughout. On the CPU those of every column j of a table over a chunk of rows, pooled
-    as mean = E mean_j and variance = E [variance_j + (mean_j − mean)²]."""
-    output = output.detach()
-    if output.device.type != "cpu":
-        rows = output.movedim(dim, -1).reshape(-1, output.shape[dim])
-        variance, mean = torch.var_mean(rows.double(), dim=0, correction=0)
-        return mean, variance
-    table, shape = _as_table(output, dim)
-    chunks = table.split(max(16, CHUNK // table.shape[1]))
-    # The kernel behind batch norm's training pass, which centres before it squares.
-    pairs = [torch.batch_norm_update_stats(chunk.double(), None, None, 0.0) for chunk in chunks]
-    means, variances = (torch.stack([pair[i] for pair in pairs]).view(-1, *shape) for i in range(2))
-    share = torch.tensor([len(chunk) / (len(table) * shape[0] * shape[2]) for chunk in chunks], dtype=torch.float64)
-    share = share.view(-1, 1, 1, 1)
-    mean = (share * means).sum((0, 1, 3))
-    variance = (share * (variances + (means - mean[:, None]).square())).sum((0, 1, 3))
-    return mean, variance
-
-
-def _as_table(output: Tensor, dim: int) -> tuple[Tensor, tuple[int, int, int]]:
-    """The output as (rows, columns), without a copy where its memory is dense, and the columns' shape."""
-    layout = _layout(output.shape, output.stride(), dim)
-    if layout is None:
-        output = output.movedim(dim, -1).contiguous()
-        layout = _layout(output.shape, output.stride(), output.ndim - 1)
-        assert layout is not None
-    size, shape = layout
-    return output.as_strided(size, (size[1], 1)), shape
-
-
-# Both caches only spare Python work, which is slow between two layers that have just swept the processor's caches.
-@lru_cache(maxsize=256)
-def _layout(size: torch.Size, stride: tuple[int, ...], dim: int) -> tuple[tuple[int, int], tuple[int, int, int]] | None:
-    """(rows, columns) and the columns' shape (outer, channels, inner) of an output that is dense in memory, channels
-    last or in the order of its dimensions; None for any other."""
-    in_order = list(range(len(size)))
-    for order in ([*in_order[:dim], *in_order[dim + 1 :], dim], in_order):
-        expected = 1
-        for d in reversed(order):
-            if size[d] != 1 and stride[d] != expected:
-                break
-            expected *= size[d]
-        else:
-            inner = math.prod(size[d] for d in order[order.index(dim) + 1 :])
-            width = size[dim] * inner
-            rows = math.prod(size) // width
-            outer = math.gcd(rows, 2 ** int(math.log2(max(1, COLUMNS // width))))
-            return (rows // outer, outer * width), (outer, size[dim], inner)
-    return None
-
-
-@lru_cache(maxsize=64)
-def _constants(rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.zeros(rows, 1), torch.ones(rows, 1), torch.ones(columns)
-
 
 Reading = ShortSums | tuple[Tensor, Tensor]
 """What is known of an output: sums still to be pooled, or mean and variance."""
@@ -207,7 +57,7 @@ def _one_pass(
         else:
             take(name, output, dim)
 
-    with untouched(model), torch.no_grad(), watch(model, on_call, layers):
+    with untouched(model), torch.no_grad(), record_calls(model, on_call, layers):
         model.train()
         norms = BatchNormMoments(model, found)
         with norms.listening():
@@ -241,7 +91,7 @@ def channel_moments(
         are real): `mean`, `variance`; and the coordinate `depth(layer)`, its place on the main path (NaN beside it).
 
     Raises:
-        InvalidModel: where no layer matches or is called, and see `objective.checked_loss`.
+        InvalidModel: where no layer matches or is called, and see `loss.checked_loss`.
         InvalidBatch, DeviceError: see there too.
     """
     exact: set[str] = set()

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from normscope.errors import InvalidModel
-from normscope.layers import channel_dim, depths, watched_modules
-from normscope.objective import LossFn, checked_loss, readable_errors
-from normscope.probes.channel_moments import moments
+from normscope.model.layers import channel_dim, depths, watched_modules
+from normscope.model.loss import LossFn, checked_loss, readable_errors
+from normscope.model.state import untouched
+from normscope.probes.moments.fast import moments
 from normscope.results import labelled, provenance
-from normscope.untouched import untouched
 
 SMALLEST_SAFE_SUM = 1e-30
 """Below this float32 products start to lose digits, and the sums are taken again in float64."""
@@ -114,7 +114,7 @@ def gradient_cancellation(
 
     Raises:
         InvalidModel: where no layer matches or none can be measured, or there is no batch norm to freeze; and see
-            `objective.checked_loss`.
+            `loss.checked_loss`.
     """
     watched = watched_modules(model, layers)
     for smallest in (torch.float32, torch.float64):

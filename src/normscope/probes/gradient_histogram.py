@@ -18,10 +18,10 @@ import xarray as xr
 from torch import Tensor, nn
 
 from normscope.errors import InvalidConfig, InvalidModel
-from normscope.layers import depths, own_parameters, watch, watched_modules
-from normscope.objective import LossFn, checked_loss, readable_errors
+from normscope.model.layers import depths, own_parameters, record_calls, watched_modules
+from normscope.model.loss import LossFn, checked_loss, readable_errors
+from normscope.model.state import untouched
 from normscope.results import labelled, provenance
-from normscope.untouched import untouched
 
 TAIL_SHARE = 0.05
 """The tail index is estimated from this share of the entries that are not zero, the largest: for a normal distribution
@@ -114,7 +114,7 @@ def gradient_histogram(
 
     Raises:
         InvalidConfig: fewer than one bin, or limits that are not finite and increasing.
-        InvalidModel: where no layer matches or none has a gradient; and see `objective.checked_loss`.
+        InvalidModel: where no layer matches or none has a gradient; and see `loss.checked_loss`.
     """
     if num_bins < 1:
         raise InvalidConfig(f"num_bins={num_bins}: it must be at least 1")
@@ -162,7 +162,7 @@ def layer_gradients(
             for path, module in watched.items()
         }
         wanted = list({p: None for parameters in owned.values() for p in parameters})
-        with torch.enable_grad(), watch(model, lambda name, *_: called.setdefault(name.split("#")[0]), layers):
+        with torch.enable_grad(), record_calls(model, lambda name, *_: called.setdefault(name.split("#")[0]), layers):
             loss = checked_loss(model, batch, loss_fn)
         with readable_errors():
             found = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()

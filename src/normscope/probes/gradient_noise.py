@@ -21,13 +21,13 @@ import xarray as xr
 from torch import Tensor, nn
 
 from normscope.errors import InvalidBatch, InvalidConfig
-from normscope.layers import depths, owns_weight
-from normscope.objective import LossFn, checked_loss
+from normscope.model.layers import depths, owns_weight
+from normscope.model.loss import LossFn, checked_loss
+from normscope.model.state import untouched
 from normscope.per_example import gradient, per_example, trainable
 from normscope.per_example.examples import count_examples, take
 from normscope.per_example.norms import Gradient, norm_of_each
 from normscope.results import labelled, provenance
-from normscope.untouched import untouched
 
 DEFAULT_MINI_BATCHES = 8
 """How many mini-batches the batch is taken apart into, where nothing else is asked for."""
@@ -120,7 +120,7 @@ def gradient_noise(
     Raises:
         InvalidBatch: fewer than two examples, or two mini-batches where the loss does not decouple.
         InvalidConfig: a batch size below 1, or fewer than two partitions.
-        InvalidModel, InvalidBatch, DeviceError: see `objective.checked_loss`.
+        InvalidModel, InvalidBatch, DeviceError: see `loss.checked_loss`.
     """
     num_examples = count_examples(batch, at_least=2)
     batch_size = max(2, num_examples // DEFAULT_MINI_BATCHES) if batch_size is None else batch_size

@@ -16,11 +16,11 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from normscope.layers import depths, own_parameters, watch, watched_modules
-from normscope.objective import LossFn, checked_loss, readable_errors
+from normscope.model.layers import depths, own_parameters, record_calls, watched_modules
+from normscope.model.loss import LossFn, checked_loss, readable_errors
+from normscope.model.state import untouched
 from normscope.per_example.norms import norm_of_each, norms_of
 from normscope.results import labelled, provenance
-from normscope.untouched import untouched
 
 
 def gradient_norms(
@@ -51,7 +51,7 @@ def gradient_norms(
         all its calls together.
 
     Raises:
-        InvalidModel: where no layer matches, and see `objective.checked_loss`.
+        InvalidModel: where no layer matches, and see `loss.checked_loss`.
     """
     names: list[str] = []
     modules: list[nn.Module] = []
@@ -67,7 +67,7 @@ def gradient_norms(
             output.register_hook(lambda gradient: of_output.update({call: norm(gradient)}))
 
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with untouched(model), torch.enable_grad(), watch(model, on_call, layers):
+    with untouched(model), torch.enable_grad(), record_calls(model, on_call, layers):
         model.train(training)
         for module in watched_modules(model, layers).values():
             module.register_forward_hook(_own_output, prepend=True)

@@ -17,11 +17,11 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from normscope.curvature.singular_values import RESOLUTION, conditioning, effective_rank
 from normscope.errors import InvalidBatch, InvalidConfig, InvalidModel
-from normscope.objective import LossFn, readable_errors
-from normscope.random_matrices import RESOLUTION, conditioning, effective_rank
+from normscope.model.loss import LossFn, readable_errors
+from normscope.model.state import untouched
 from normscope.results import labelled, provenance
-from normscope.untouched import untouched
 
 MAX_OUTPUTS = 4096
 """Every output costs a backward pass; more than this, such as all logits of a text, is hardly meant."""

@@ -14,11 +14,11 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from normscope.descent.gradient_line import gradient_line
 from normscope.errors import InvalidConfig, InvalidModel
-from normscope.gradient_line import gradient_line
-from normscope.layers import channel_dim, depths, watch
-from normscope.objective import LossFn
-from normscope.probes.channel_moments import moments
+from normscope.model.layers import channel_dim, depths, record_calls
+from normscope.model.loss import LossFn
+from normscope.probes.moments.fast import moments
 from normscope.results import labelled, provenance
 
 DEFAULT_FRACTIONS = np.linspace(0, 1, 51)
@@ -45,7 +45,7 @@ def moments_along_gradient(
     losses: list[Tensor] = []
     # Watched once for all points, since finding the layers of a deep network takes as long as several of its calls; a
     # call's number, path#2, then runs on from point to point, and is that of the first.
-    with gradient_line(model, batch, loss_fn) as line, watch(model, on_call, layers):
+    with gradient_line(model, batch, loss_fn) as line, record_calls(model, on_call, layers):
         for step_size in step_sizes:
             seen.clear()
             losses.append(line.loss_at(step_size))
@@ -94,7 +94,7 @@ def moments_along_step(
 
     Raises:
         InvalidConfig: a step size that is not positive, fractions that are not increasing from 0 up.
-        InvalidModel: where no layer matches, and see `objective.checked_loss`.
+        InvalidModel: where no layer matches, and see `loss.checked_loss`.
     """
     points = np.asarray(DEFAULT_FRACTIONS if fractions is None else fractions, dtype=np.float64)
     if not (np.isfinite(step_size) and step_size > 0):

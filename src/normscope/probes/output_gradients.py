@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from normscope.errors import InvalidModel
-from normscope.layers import channel_dim, first_tensor
-from normscope.objective import LossFn, checked_loss, readable_errors
+from normscope.model.layers import channel_dim, first_tensor
+from normscope.model.loss import LossFn, checked_loss, readable_errors
+from normscope.model.state import untouched
 from normscope.results import labelled, provenance
-from normscope.untouched import untouched
 
 
 def mean_pairwise_cosine(rows: Tensor) -> float:
@@ -110,7 +110,7 @@ def output_gradients(model: nn.Module, batch: Any, *, loss_fn: LossFn | None = N
 
     Raises:
         InvalidModel: an output, or a loss, that does not depend on the parameters through the output tensor.
-        InvalidModel, InvalidBatch, DeviceError: see `objective.checked_loss`.
+        InvalidModel, InvalidBatch, DeviceError: see `loss.checked_loss`.
     """
     with untouched(model), torch.enable_grad(), output_caught(model, batch) as caught:
         model.train()

@@ -15,10 +15,10 @@ import torch
 import xarray as xr
 from torch import nn
 
+from normscope.descent.gradient_line import gradient_line
+from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.errors import InvalidConfig
-from normscope.gradient_line import gradient_line
-from normscope.objective import LossFn
-from normscope.outcome import DIVERGENCE_FACTOR
+from normscope.model.loss import LossFn
 from normscope.results import labelled, provenance
 
 DEFAULT_STEP_SIZES = np.geomspace(1e-5, 1e1, 61)
@@ -59,7 +59,7 @@ def relative_loss(
 
     Raises:
         InvalidConfig: step sizes that are not positive and increasing.
-        InvalidModel, InvalidBatch, DeviceError: see `objective.checked_loss`.
+        InvalidModel, InvalidBatch, DeviceError: see `loss.checked_loss`.
     """
     steps = np.asarray(DEFAULT_STEP_SIZES if step_sizes is None else step_sizes, dtype=np.float64)
     if (

@@ -16,10 +16,10 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from normscope.curvature.hessian import Hessian, hessian
+from normscope.curvature.lanczos import Ritz, lanczos, norm, unit
 from normscope.errors import InvalidConfig
-from normscope.hessian import Hessian, hessian
-from normscope.lanczos import Ritz, lanczos, norm, unit
-from normscope.objective import LossFn
+from normscope.model.loss import LossFn
 from normscope.results import labelled, provenance
 
 
@@ -98,8 +98,8 @@ def sharpness(
 
     Raises:
         InvalidConfig: a number that cannot be.
-        InvalidModel: a loss that cannot be differentiated twice; and see `objective.checked_loss`.
-        InvalidBatch, DeviceError: see `objective.checked_loss`.
+        InvalidModel: a loss that cannot be differentiated twice; and see `loss.checked_loss`.
+        InvalidBatch, DeviceError: see `loss.checked_loss`.
     """
     _check(num_eigenvalues, lr, momentum, tolerance, max_products)
     curvature, values, errors, residuals = math.nan, *np.full((3, num_eigenvalues), np.nan)

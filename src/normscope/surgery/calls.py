@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from normscope.layers import watch
-from normscope.objective import LossFn, readable_errors
-from normscope.surgery.existing import is_norm
-from normscope.untouched import untouched
+from normscope.model.layers import record_calls
+from normscope.model.loss import LossFn, readable_errors
+from normscope.model.state import untouched
+from normscope.surgery.places import is_norm
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def calls_of(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Cal
         calls.order.append(module)
         calls.shapes.setdefault(module, []).append(output.shape)
 
-    with untouched(model), torch.no_grad(), watch(model, on_call, "*"), readable_errors():
+    with untouched(model), torch.no_grad(), record_calls(model, on_call, "*"), readable_errors():
         forward(model, batch, loss_fn)
     return calls
 

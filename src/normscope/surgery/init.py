@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from normscope.errors import InvalidConfig, unknown
-from normscope.inits import INITS, init_
-from normscope.objective import LossFn
-from normscope.residual_tails import declared_tails, tail_tensors
+from normscope.model.loss import LossFn
+from normscope.nets.inits import INITS, init_
+from normscope.nets.residual_tails import declared_tails, tail_tensors
 from normscope.surgery.calls import calls_of, output_layer
-from normscope.surgery.found_tails import found_tails
 from normscope.surgery.refusals import changeable_copy
+from normscope.surgery.tail_search import found_tails
 
 
 def with_init(
@@ -27,7 +27,7 @@ def with_init(
     """A copy of `model` with its weights drawn anew; the model itself stays untouched.
 
     Args:
-        kind: a name of `normscope.inits`: default, xavier_uniform, xavier_normal, kaiming_normal, orthogonal,
+        kind: a name of `normscope.nets.inits`: default, xavier_uniform, xavier_normal, kaiming_normal, orthogonal,
             zero_residual. See `inits.init_` for what each sets, and for `scale`.
         seed: fixes every number drawn; torch's generators are not touched.
         keep_output_layer: leave the output layer, and what is tied to it, as it is: the last layer called, where a

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from normscope.attached import OUTPUT_NORM, is_attached
 from normscope.errors import InvalidConfig, InvalidModel, NormscopeError, unknown
-from normscope.norms import NORMS
-from normscope.objective import LossFn
+from normscope.model.loss import LossFn
+from normscope.nets.attachment import OUTPUT_NORM, is_attached
+from normscope.nets.norms import NORMS
 from normscope.surgery.calls import Calls, calls_of, output_layer
-from normscope.surgery.existing import existing_norms
 from normscope.surgery.operation import Operation
+from normscope.surgery.places import existing_norms
 from normscope.surgery.refusals import changeable_copy, is_layer, why_left_out
 
 PLACES: tuple[str, ...] = ("swap", "everywhere", "final")
@@ -30,7 +30,7 @@ def with_norm(
     """A copy of `model` with other norms; the model itself stays untouched.
 
     Args:
-        kind: a name of `normscope.norms`: none, batch, group, layer, rms, instance, tanh.
+        kind: a name of `normscope.nets.norms`: none, batch, group, layer, rms, instance, tanh.
         where:
             - "swap": in the place of each norm that the model has.
             - "everywhere": behind each Conv and Linear layer but the output layer. The model's own norms go.

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from normscope.attached import OUTPUT_NORM, attach_behind, attach_in_front, detach, is_attached
 from normscope.errors import InvalidConfig, InvalidModel
+from normscope.nets.attachment import OUTPUT_NORM, attach_behind, attach_in_front, detach, is_attached
 from normscope.surgery.calls import Calls
-from normscope.surgery.existing import Place, place_of
-from normscope.surgery.placed import norm_at
+from normscope.surgery.channel_norms import norm_at
+from normscope.surgery.places import Place, place_of
 from normscope.surgery.refusals import why_mixed, why_unsafe
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from normscope.attached import INPUT_NORM, OUTPUT_NORM, is_attached
 from normscope.errors import InvalidModel, one_line
+from normscope.nets.attachment import INPUT_NORM, OUTPUT_NORM, is_attached
 from normscope.surgery.calls import Calls
 
 _WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"}

@@ -54,16 +54,16 @@ def command(
     from normscope.cli.target import load_target, refuse_misspelled
 
     refuse_misspelled(target, {"--data": data, "--loss": loss, "--optimizer": optimizer})  # before torch is imported
-    from normscope.check.answer import answer
-    from normscope.check.called import num_outputs
-    from normscope.check.check import check
-    from normscope.check.eager import eager
-    from normscope.check.repairs import DEFAULT_REPAIRS, repairs
+    from normscope.checkup.answer import answer
+    from normscope.checkup.check import check
+    from normscope.checkup.repairs import DEFAULT_REPAIRS, repairs
+    from normscope.checkup.report import report
     from normscope.cli.batches import RANDOM_WARNING, batches_of, loss_of, optimizer_of
-    from normscope.device import usable_device
     from normscope.errors import Interrupted
-    from normscope.report.check import report
+    from normscope.model.summary import num_outputs
+    from normscope.model.wrappers import eager
     from normscope.results import ensure_writable, save
+    from normscope.runtime.device import usable_device
 
     place = usable_device(device)
     names = list(DEFAULT_REPAIRS) if repair is None else [name for name in repair if name != "none"]

@@ -7,7 +7,7 @@ from normscope.cli.console import console
 
 def command() -> None:
     """List the figures, tables and claims of the paper that can be reproduced."""
-    from normscope.exhibits.exhibit import exhibits
+    from normscope.paper.exhibit import exhibits
 
     table = Table("name", "in the paper", "what it shows", box=None, pad_edge=False)
     for exhibit in exhibits().values():

@@ -28,8 +28,8 @@ def command(
     from normscope.cli.target import load_target, refuse_misspelled
 
     refuse_misspelled(target, {"--data": data, "--loss": loss})  # before torch is imported
-    from normscope.check.called import Call, calls, num_outputs, registered
     from normscope.cli.batches import batches_of, loss_of
+    from normscope.model.summary import Call, calls, num_outputs, registered
 
     model = load_target(target)
     if data is None:

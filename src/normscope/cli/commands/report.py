@@ -9,12 +9,12 @@ import typer
 def command(folder: Annotated[Path, typer.Argument(help="A folder of results.")]) -> None:
     """Make the report again from the results in a folder, of `reproduce` or of `check`, without measuring anything."""
     if (folder / "check.nc").is_file():
-        from normscope.report.check import report
+        from normscope.checkup.report import report
 
         print(report(folder / "check.nc", folder / "report.html"))
         return
     from normscope.cli.claims import print_claims
-    from normscope.report.reproduction import report_reproduction
+    from normscope.paper.reproduction import report_reproduction
 
     path, claims = report_reproduction(folder)
     print_claims(claims)

@@ -39,12 +39,12 @@ def command(
     """Reproduce the paper's figures, tables and claims on real data; ends with the claims and the report's path."""
     from normscope.cli.claims import print_claims
     from normscope.data import load_data
-    from normscope.device import usable_device
-    from normscope.exhibits.exhibit import Setting, chosen
-    from normscope.exhibits.reproduce import reproduce
-    from normscope.exhibits.scale import scale_of
-    from normscope.report.manifest import write_manifest
-    from normscope.report.reproduction import report_reproduction
+    from normscope.paper.exhibit import Setting, chosen
+    from normscope.paper.manifest import write_manifest
+    from normscope.paper.measurement import reproduce
+    from normscope.paper.reproduction import report_reproduction
+    from normscope.paper.scale import scale_of
+    from normscope.runtime.device import usable_device
 
     names = list(exhibits or [])
     chosen(names)

@@ -11,7 +11,7 @@ def command(
     folder: Annotated[Path, typer.Argument(help="The folder that `normscope sweep` was given as --out.")],
 ) -> None:
     """List the finished runs of a sweep: in what they differ, what became of them, and their last accuracies."""
-    from normscope.sweep.listing import listing
+    from normscope.sweeps.listing import listing
 
     found = listing(folder)
     columns = ("key", *found.axes, "outcome", "epochs", "train", "test", "seconds")

@@ -27,8 +27,8 @@ def command(
     ] = None,
 ) -> None:
     """Train every run of a spec that the folder does not hold yet. Interrupted or killed, the same command goes on."""
-    from normscope.sweep.load_runs import MISSING
-    from normscope.sweep.sweep import sweep
+    from normscope.sweeps.runs import MISSING
+    from normscope.sweeps.sweep import sweep
 
     runs = sweep(spec, out, workers=workers, threads=threads, data_dir=data_dir, ray=ray)
     outcomes = [word for word in runs["outcome"].values.ravel().tolist() if word != MISSING]  # which nobody asked for

@@ -1,0 +1,132 @@
+"""What could be done about a small rate, by name: norms, initializations, and the rivals of norm."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from normscope.errors import InvalidConfig, unknown
+from normscope.model.build import build_model
+from normscope.model.loss import LossFn
+from normscope.nets.inits import INITS
+from normscope.nets.norms import NORMS
+from normscope.surgery import with_init, with_norm
+from normscope.surgery.places import existing_norms
+
+DEFAULT_REPAIRS: tuple[str, ...] = ("final", "batch", "zero_residual", "both")
+"""What `check` measures where nothing is asked for."""
+
+CLIP_NORM = 1.0
+"""To which the gradient's norm is clipped: what is customary."""
+
+WARMUP_SHARE = 0.2
+"""Share of the steps over which warmup raises the rate."""
+
+NORM_REPAIRS: tuple[str, ...] = tuple(kind for kind in NORMS if kind != "none")
+INIT_REPAIRS: tuple[str, ...] = tuple(kind for kind in INITS if kind != "default")
+RIVALS: tuple[str, ...] = ("warmup", "clipping", "both")
+REPAIRS: tuple[str, ...] = ("final", *NORM_REPAIRS, *INIT_REPAIRS, *RIVALS)
+"""Every repair by name; several at once are joined by `+`, as in `batch+warmup`."""
+
+NORM_TITLES = {
+    "batch": "batch norm",
+    "group": "group norm",
+    "layer": "layer norm",
+    "rms": "RMS norm",
+    "instance": "instance norm",
+    "tanh": "dynamic tanh",
+}
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One change, or several at once."""
+
+    name: str
+    parts: tuple[str, ...]
+    warmup: int = 0
+    """Steps over which the rate rises."""
+    clip_norm: float | None = None
+
+    def title(self, model: nn.Module) -> str:
+        """What it does to this model, in words: "batch norm everywhere, warmup over 20 steps"."""
+        has_norms = bool(existing_norms(model))
+        return ", ".join(self._title(part, has_norms) for part in self.parts)
+
+    @property
+    def changes_model(self) -> bool:
+        """Whether the network is another, and not only how it is trained."""
+        return any(part not in RIVALS for part in self.parts)
+
+    def _title(self, part: str, has_norms: bool) -> str:
+        if part == "final":
+            return "batch norm before the last layer" + (" alone, instead of its norms" if has_norms else "")
+        if part == "warmup":
+            return f"warmup over {self.warmup} steps"
+        if part == "clipping":
+            return f"clipping at norm {self.clip_norm:g}"
+        if part in NORM_TITLES:
+            return f"{NORM_TITLES[part]} {'instead of its norms' if has_norms else 'everywhere'}"
+        return f"{part} init"
+
+    def apply(self, model: nn.Module, *, seed: int, batch: Any, loss_fn: LossFn | None) -> nn.Module:
+        """A changed copy of the model; the model itself where only its training is changed.
+
+        Raises:
+            InvalidConfig, InvalidModel: where a part cannot be applied to this model; see `with_norm`, `with_init`.
+        """
+        for part in self.parts:
+            if part == "final":
+                model = with_norm(model, "batch", "final", batch=batch, loss_fn=loss_fn)
+            elif part in NORM_REPAIRS:
+                model = with_norm(model, part, batch=batch, loss_fn=loss_fn)
+            elif part in INIT_REPAIRS:
+                model = with_init(model, part, seed=seed, batch=batch, loss_fn=loss_fn)
+        return model
+
+    def applied_to(self, model_or_build: Any, *, batch: Any, loss_fn: LossFn | None) -> Any:
+        """The same for what `check` was given: a changed instance, or a build of changed models."""
+        if not self.changes_model:
+            return model_or_build
+        if isinstance(model_or_build, nn.Module):
+            return self.apply(model_or_build, seed=0, batch=batch, loss_fn=loss_fn)
+        build: Callable[..., Any] = model_or_build
+
+        def repaired(seed: int) -> nn.Module:
+            return self.apply(build_model(build, seed), seed=seed, batch=batch, loss_fn=loss_fn)
+
+        return repaired
+
+
+def repairs(
+    names: Sequence[str], *, steps: int, clip_norm: float = CLIP_NORM, warmup: int | None = None
+) -> list[Repair]:
+    """Repairs by name, each once; `both` is warmup and clipping.
+
+    Args:
+        steps: length of a try; warmup takes a fifth of it where it is not given.
+
+    Raises:
+        InvalidConfig: an unknown name; a norm, an initialization or a rival named twice in one repair.
+    """
+    steps_up = max(1, round(WARMUP_SHARE * steps)) if warmup is None else warmup
+    found: dict[str, Repair] = {}
+    for name in names:
+        parts: list[str] = []
+        for part in name.split("+"):
+            if part not in REPAIRS:
+                raise unknown("repair", part, REPAIRS)
+            parts += ("warmup", "clipping") if part == "both" else (part,)
+        groups = [("final", *NORM_REPAIRS), INIT_REPAIRS, ("warmup",), ("clipping",)]
+        if any(sum(part in group for part in parts) > 1 for group in groups):
+            raise InvalidConfig(f"repair {name!r} asks twice for the same: give one norm, one initialization at most")
+        # Initializations first: a norm is put behind weights that are there to stay.
+        parts.sort(key=lambda part: [part in group for group in (INIT_REPAIRS, groups[0], RIVALS)].index(True))
+        found[name] = Repair(
+            name,
+            tuple(parts),
+            steps_up if "warmup" in parts else 0,
+            clip_norm if "clipping" in parts else None,
+        )
+    return list(found.values())

@@ -1,0 +1,135 @@
+"""The report of a check, from its tree alone."""
+
+import re
+from pathlib import Path
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from normscope.checkup.answer import AS_IT_IS, MEASURED, Row, conclusion, headline, notes, rows, table_title
+from normscope.diagnosis.finding import as_findings
+from normscope.errors import ResultError
+from normscope.figures.first_step import plot_first_step
+from normscope.figures.output_gradients import plot_output_gradients
+from normscope.figures.repairs import plot_repairs
+from normscope.figures.size_along_step import plot_size_along_step
+from normscope.figures.stable_lr import plot_stable_lr
+from normscope.figures.style import figure_of
+from normscope.html.page import Page, Paragraph, Section, as_svg, render
+from normscope.results import load_tree, write_text
+from normscope.statistics.numbers import number
+
+PICTURES = (
+    "Top left: the loss at the end of every short descent, against its rate. Top right: the loss after one step over "
+    "the loss before; the dotted line is a thousandfold. Bottom left: the size of the activations layer by layer, at "
+    "fractions of the step that diverges. Bottom right: the gradient at the output, one row an example; a column of "
+    "one colour is a class that all examples push the same way."
+)
+
+
+def report(tree: xr.DataTree | str | Path, path: str | Path) -> Path:
+    """Write the page of a check: the answer, what was found with its evidence, and the figures of the model as it is
+    and of each repair. One HTML file that loads nothing.
+
+    Args:
+        tree: what `normscope.check` gives, or the path of a file that it was saved in.
+        path: of the page.
+
+    Raises:
+        ResultError: a file that is missing or damaged, a tree that is not of a check.
+        OutputError: where the page cannot be written.
+    """
+    whole = tree if isinstance(tree, xr.DataTree) else load_tree(tree)
+    if "as_it_is" not in whole.children or "findings" not in whole.children:
+        raise ResultError("this tree is not of a check: give what normscope.check returned, or its file")
+    return write_text(path, render(page_of(whole)))
+
+
+def page_of(tree: xr.DataTree) -> Page:
+    """The page's content."""
+    attrs = tree.attrs
+    facts = [(name, attrs.get(name, "")) for name in ("model", "data", "parameters", "optimizer", "steps", "seeds")]
+    facts += [(name, attrs[name]) for name in ("device", "dtype")]
+    return Page(
+        title=f"The learning rate of {attrs['model']}",
+        question="How large a learning rate does this network take, what stops it, and what would help?",
+        facts=[(name, str(value)) for name, value in facts if str(value)],
+        lead=[headline(tree), *notes(tree)],
+        sections=[
+            _answer(tree),
+            _findings(tree),
+            *(_variant(tree, row) for row in rows(tree) if row.status == MEASURED),
+        ],
+    )
+
+
+def _answer(tree: xr.DataTree) -> Section:
+    every = rows(tree)
+    figure, axes = figure_of(1, 1, panel=(9.0, 1.6 + 0.4 * len(every)))
+    plot_repairs(tree.to_dataset(), ax=axes[0, 0])
+    heads = ("", "stable up to", "learns up to", "best rates", "lowest loss")
+    return Section(
+        anchor="answer",
+        title=table_title(tree),
+        paragraphs=[Paragraph("In short", conclusion(tree))] if len(every) > 1 else [],
+        pictures=[as_svg(figure, "repairs")],
+        caption=f"Loss: mean over the last tenth of {tree.attrs['steps']} steps, and over seeds. "
+        "Best rates: not told apart from the lowest loss.",
+        table=[heads, *(_cells(row) for row in every)],
+    )
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    if row.status != MEASURED:
+        return row.title, f"{row.status}: {row.reason}"
+    return row.title, row.stable, row.usable, row.best, number(row.horizon_loss)
+
+
+def _findings(tree: xr.DataTree) -> Section:
+    found = as_findings(tree["findings"].to_dataset())
+    faults = [finding for finding in found if finding.fault]
+    evidence = tree["as_it_is/evidence"].to_dataset()
+    scalars = [
+        (str(array.attrs["long_name"]), _plain(array)) for array in evidence.data_vars.values() if not array.dims
+    ]
+    return Section(
+        anchor="findings",
+        title="What limits it" if faults else "Nothing is wrong",
+        paragraphs=[Paragraph(f.title, f"{f.sentence} {f.advice}".strip()) for f in faults or found],
+        setup=[*((f"what decided: {f.name}", _decided(f.numbers)) for f in found), *scalars],
+    )
+
+
+def _decided(numbers: dict[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in numbers.items())
+
+
+def _variant(tree: xr.DataTree, row: Row) -> Section:
+    node = "as_it_is" if row.variant == AS_IT_IS else f"repairs/{row.variant}"
+    rates = tree[f"{node}/rates"].to_dataset()
+    anchor = re.sub(r"[^a-z0-9]+", "-", node)
+    return Section(
+        anchor=anchor,
+        title=row.title[0].upper() + row.title[1:],
+        pictures=[as_svg(_picture(tree, node), anchor)],
+        caption=PICTURES,
+        setup=[
+            ("training steps of all tries", str(int(rates["train_steps"]))),
+            *((str(key).replace("_", " "), str(value)) for key, value in rates.attrs.items()),
+        ],
+    )
+
+
+def _picture(tree: xr.DataTree, node: str) -> Figure:
+    evidence = tree[f"{node}/evidence"].to_dataset()
+    figure, axes = figure_of(2, 2, panel=(5.4, 3.6))
+    plot_stable_lr(tree[f"{node}/rates"].to_dataset(), ax=axes[0, 0])
+    plot_first_step(evidence, ax=axes[0, 1])
+    plot_size_along_step(evidence, ax=axes[1, 0])
+    plot_output_gradients(tree[f"{node}/output_gradients"].to_dataset(), ax=axes[1, 1])
+    return figure
+
+
+def _plain(array: xr.DataArray) -> str:
+    value = array.values.item()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

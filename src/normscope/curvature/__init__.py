@@ -1,0 +1,1 @@
+"""Second derivatives and singular values: Hessian products, Lanczos, conditioning."""

@@ -1,0 +1,1 @@
+"""What is wrong with a model: the evidence, and the rules that read it."""

@@ -1,0 +1,149 @@
+"""What a loss and a model do with a batch, tested by number: is the loss a sum, do examples see each other, what would
+scaled inputs change? Batches are nests of tuples, lists and mappings; what cannot be taken apart gives None."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from normscope.model.layers import first_tensor
+from normscope.model.loss import LossFn, default_loss, num_examples, readable_errors
+from normscope.model.state import untouched
+
+TARGET_NAMES = ("labels", "label", "targets", "target", "y")
+"""A mapping's entries that are no inputs."""
+
+
+def joined(batches: Sequence[Any]) -> Any:
+    """One batch of all examples, in order; None where the parts do not fit."""
+    first = batches[0]
+    if isinstance(first, Tensor):
+        shapes = {batch.shape[1:] for batch in batches}
+        return torch.cat(list(batches)) if first.ndim and len(shapes) == 1 else None
+    if isinstance(first, Mapping):
+        parts = {key: joined([batch[key] for batch in batches]) for key in first}
+        return None if any(part is None for part in parts.values()) else parts
+    if type(first) in (tuple, list):
+        items = [joined([batch[i] for batch in batches]) for i in range(len(first))]
+        return None if any(item is None for item in items) else type(first)(items)
+    return None
+
+
+def extensivity(model: nn.Module, batch: Any, loss_fn: LossFn | None = None, *, seed: int = 0) -> float:
+    """ℓ(B and B again) / ℓ(B): 1 for a loss that is a mean over examples, 2 for one that is their sum; also under batch
+    norm, whose statistics are the same on both. NaN where the batch cannot be doubled."""
+    twice = joined([batch, batch])
+    if twice is None:
+        return float("nan")
+    with untouched(model), torch.no_grad(), readable_errors():
+        model.train()
+        losses = []
+        for each in (batch, twice):
+            torch.manual_seed(seed)
+            losses.append(float((loss_fn or default_loss)(model, each).double()))
+    return losses[1] / losses[0] if losses[0] else float("nan")
+
+
+def coupling(model: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None = None, *, seed: int = 0) -> float:
+    """How much an example's output depends on which others share its batch: the root mean square difference between
+    its output in its own mini-batch and in all mini-batches joined, over the spread of the outputs.
+
+    0 where examples do not see each other; what random numbers (dropout) change is taken off. NaN where the batches
+    cannot be joined or the output does not run over examples.
+    """
+    together = joined(batches)
+    if together is None or len(batches) < 2:
+        return float("nan")
+    with untouched(model), torch.no_grad(), readable_errors():
+        model.train()
+        apart = [_outputs(model, batch, loss_fn, seed) for batch in batches]
+        pooled, again = _outputs(model, together, loss_fn, seed), _outputs(model, together, loss_fn, seed + 1)
+    if pooled is None or again is None or any(each is None for each in apart):
+        return float("nan")
+    separate = torch.cat([each for each in apart if each is not None])
+    if separate.shape != pooled.shape:
+        return float("nan")
+    spread = pooled.var(0, correction=0).mean()
+    random = (pooled - again).square().mean() / 2
+    change = (separate - pooled).square().mean() - 2 * random
+    return float((change.clamp(min=0) / spread).sqrt()) if spread > 0 else float("nan")
+
+
+def input_scale(batch: Any) -> float:
+    """The largest root mean square of any input feature in the batch; NaN where no input is floating-point."""
+    sizes: list[float] = []
+    _map_inputs(batch, lambda x: sizes.append(float(_per_feature(x).square().mean(0).sqrt().max())) or x)
+    return max(sizes, default=float("nan"))
+
+
+def standardized(batch: Any) -> Any:
+    """The batch with every feature of its floating-point inputs at mean 0 and standard deviation 1 (a constant feature
+    at 0), over examples and positions."""
+
+    def standardize(x: Tensor) -> Tensor:
+        rows = _per_feature(x)
+        mean, std = rows.mean(0), rows.std(0, correction=0)
+        shape = [1, -1, *[1] * (x.ndim - 2)] if x.ndim > 3 else [*[1] * (x.ndim - 1), -1]
+        scaled = (x.double() - mean.view(shape)) / torch.where(std > 0, std, torch.ones_like(std)).view(shape)
+        return scaled.to(x.dtype)
+
+    return _map_inputs(batch, standardize)
+
+
+def _per_feature(x: Tensor) -> Tensor:
+    """(examples and positions, features) in float64: dim 1 of images is their channels, else the last dim is."""
+    return (x.movedim(1, -1) if x.ndim > 3 else x).double().flatten(0, -2) if x.ndim > 1 else x.double()[:, None]
+
+
+def _map_inputs(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The batch with every floating-point input changed: all of a pair but its second part, all of a mapping but what
+    is called labels, a lone tensor."""
+    if isinstance(batch, Tensor):
+        return change(batch) if batch.is_floating_point() and batch.ndim else batch
+    if isinstance(batch, Mapping):
+        return {k: v if k in TARGET_NAMES else _map_inputs(v, change) for k, v in batch.items()}
+    if type(batch) in (tuple, list):
+        inputs = batch[:-1] if len(batch) > 1 else batch
+        return type(batch)([*(_map_inputs(part, change) for part in inputs), *batch[len(inputs) :]])
+    return batch
+
+
+def _outputs(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) -> Tensor | None:
+    """The model's outputs on a batch, (examples, outputs) in float64, caught on the way to its loss."""
+    caught: list[Tensor] = []
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        parts = output.values() if isinstance(output, Mapping) else [output]
+        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+        tensor = first_tensor(logits if logits is not None else list(parts))
+        if tensor is not None and tensor.ndim:
+            caught.append(tensor.detach().double().clone())
+
+    handle = model.register_forward_hook(hook)
+    try:
+        torch.manual_seed(seed)
+        (loss_fn or default_loss)(model, batch)
+    finally:
+        handle.remove()
+    examples = num_examples(batch)
+    if len(caught) != 1 or examples is None or len(caught[0]) != examples:
+        return None
+    values = caught[0].flatten(1) if caught[0].ndim > 1 else caught[0][:, None]
+    return values if bool(torch.isfinite(values).all()) else None
+
+
+def feature_imbalance(batch: Any) -> float:
+    """The largest root mean square of a floating-point input's features over the median one; NaN without such."""
+    ratios: list[float] = []
+
+    def measure(x: Tensor) -> Tensor:
+        sizes = _per_feature(x).square().mean(0).sqrt().cpu().numpy()
+        sizes = sizes[sizes > 0]
+        if len(sizes):
+            ratios.append(float(sizes.max() / np.median(sizes)))
+        return x
+
+    _map_inputs(batch, measure)
+    return max(ratios, default=float("nan"))

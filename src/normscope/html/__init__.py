@@ -1,0 +1,1 @@
+"""Self-contained pages: the template, its style, and figures as SVG."""

@@ -1,0 +1,148 @@
+"""Which calls of a model are watched, in execution order, and where their channels are.
+
+A *layer* here is one call of a module that owns a weight of two dimensions or more: a convolution, a linear map, an
+embedding, attention's input map, or anything of that kind somebody wrote themselves; but not a call that contains other
+layers, such as that of a whole network with a table of positions of its own. It is named by its `named_modules` path; a
+module's second call is `path#2`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from normscope.errors import InvalidModel
+
+SHORTCUT_NAMES = ("shortcut", "downsample", "skip")
+"""A path with one of these parts lies beside the main path: such layers have no depth."""
+
+OnCall = Callable[[str, nn.Module, Tensor], None]
+
+
+def watched_modules(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[str, nn.Module]:
+    """The modules to watch by path, in the order of registration.
+
+    Args:
+        layers: None for all that own a weight of two dimensions or more; else one or several shell patterns
+            (`"layer1.*.conv2"`), matched against the path of every module.
+
+    Raises:
+        InvalidModel: where nothing matches; the message says what there is.
+    """
+    named = {path: module for path, module in model.named_modules() if path or module is model}
+    parametrized = [module for module in named.values() if is_parametrized(module)]
+    inner = {part for module in parametrized for part in module.get_submodule("parametrizations").modules()}
+    weighted = {path: module for path, module in named.items() if owns_weight(module) and module not in inner}
+    if layers is None:
+        if not weighted:
+            raise InvalidModel(
+                f"{type(model).__name__} has no layer with a weight of two dimensions: name layers by pattern"
+            )
+        return weighted
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in named):
+            some = ", ".join(list(weighted)[:3])
+            raise InvalidModel(
+                f"no layer matches {pattern!r}; this model has {some}, ... ({len(weighted)} in all): "
+                "see `normscope layers MODEL`"
+            )
+    return {path: module for path, module in named.items() if any(fnmatchcase(path, p) for p in patterns)}
+
+
+def owns_weight(module: nn.Module) -> bool:
+    """Whether a module itself holds a weight of two dimensions or more."""
+    return any(p.ndim >= 2 for p in own_parameters(module))
+
+
+def own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a module itself holds, with those that its parametrized weights are computed from."""
+    computed_from = module.get_submodule("parametrizations").parameters() if is_parametrized(module) else ()
+    return [*module.parameters(recurse=False), *computed_from]
+
+
+@contextmanager
+def record_calls(model: nn.Module, on_call: OnCall, layers: str | Sequence[str] | None = None) -> Iterator[None]:
+    """Call `on_call(layer, module, output)` for every watched call, in execution order, before anything after the
+    module can change its output in place. Outputs that are tuples or mappings are seen by their first tensor; single
+    numbers and integers have no channels and are passed over. A call that contains other layers is watched only where
+    a pattern names it."""
+    calls: dict[nn.Module, int] = {}
+    open_calls: list[int] = []
+
+    def before(_module: nn.Module, _inputs: Any) -> None:
+        open_calls.append(sum(calls.values()))
+
+    def hook_for(path: str, container: bool) -> Callable[..., None]:
+        def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+            contains_layers = container and sum(calls.values()) > open_calls.pop()
+            tensor = first_tensor(output)
+            if tensor is not None and tensor.ndim and tensor.is_floating_point() and not contains_layers:
+                calls[module] = calls.get(module, 0) + 1
+                on_call(path if calls[module] == 1 else f"{path}#{calls[module]}", module, tensor)
+
+        return hook
+
+    # In front of the hooks that a model has already: what is watched is the module's own output, as a convolution's in
+    # front of the norm that `with_norm` hung behind it.
+    watched = watched_modules(model, layers)
+    handles = []
+    for path, module in watched.items():
+        inner = {part for part in module.modules() if part is not module} if layers is None else set()
+        container = not inner.isdisjoint(watched.values())
+        if container:
+            handles.append(module.register_forward_pre_hook(before))
+        handles.append(module.register_forward_hook(hook_for(path, container), prepend=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The first tensor in a module's output: itself, or inside a tuple, list or mapping."""
+    if isinstance(output, Tensor):
+        return output
+    parts = output.values() if hasattr(output, "values") else output if isinstance(output, tuple | list) else ()
+    return next((tensor for part in parts if (tensor := first_tensor(part)) is not None), None)
+
+
+def channel_dim(module: nn.Module, output: Tensor) -> int:
+    """The dimension of `output` that runs over channels.
+
+    A kernel (a weight of three dimensions or more, its first as long as the output's) has its channels in front of its
+    spatial dimensions, as have the norms that count channels, and layer norm over images; linear maps, embeddings,
+    attention and other layer norms have them last. What owns no weight
+    follows the shape: last for (batch, channels) and (batch, tokens, features), else dimension 1. A module that says so
+    itself, by an attribute `channel_dim` as those of `normscope.nets.norms` have, is believed.
+    """
+    declared = getattr(module, "channel_dim", None)
+    if isinstance(declared, int):
+        return declared % output.ndim
+    normalized = getattr(module, "normalized_shape", None)
+    if normalized is not None:
+        return output.ndim - (len(normalized) if len(normalized) > 2 else 1)
+    kernel = next((p for p in own_parameters(module) if p.ndim >= 3), None)
+    if kernel is not None and output.ndim >= kernel.ndim - 1:
+        dim = output.ndim - (kernel.ndim - 1)
+        if output.shape[dim] in (kernel.shape[0], getattr(module, "out_channels", None)):
+            return dim
+    if hasattr(module, "num_features") or hasattr(module, "num_channels"):
+        return 1
+    if owns_weight(module) or output.ndim <= 3:
+        return output.ndim - 1
+    return 1
+
+
+def depths(names: Sequence[str]) -> list[float]:
+    """The place of each call on the main path, counted from 1 in execution order; NaN for calls on a shortcut."""
+    place, result = 0, []
+    for name in names:
+        beside = any(part in SHORTCUT_NAMES for part in name.split("#")[0].split("."))
+        place += not beside
+        result.append(float("nan") if beside else float(place))
+    return result

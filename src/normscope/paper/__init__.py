@@ -1,0 +1,1 @@
+"""The paper: its exhibits, its published numbers, and the page of a reproduction."""

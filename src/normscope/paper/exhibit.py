@@ -1,0 +1,217 @@
+"""What an exhibit of the paper is: a set-up, a measurement, a picture and verdicts, in one file each.
+
+Every module of `paper.exhibits` that defines `EXHIBIT` is one: there is no list to keep.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from normscope.errors import InvalidConfig, unknown
+from normscope.results import attribute, provenance, with_attributes
+from normscope.runtime.progress import progress
+from normscope.statistics.verdict import Verdict
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+    from torch import nn
+
+    from normscope.data import ImageData
+    from normscope.training.config import RunConfig
+
+NORM_TITLES = {
+    "batch": "with batch norm",
+    "frozen": "batch norm, statistics as constants",
+    "none": "without",
+    "final": "batch norm before the last layer only",
+}
+"""How the networks are called in pictures and text, by their `norm`."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an exhibit is measured on. Networks and batches are fixed by the seed and paired: the same seed gives the
+    same shared weights and the same batches whatever the norm."""
+
+    data: "ImageData"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    device: str = "cpu"
+    net: str = "resnet110"
+    batch_size: int = 128
+    """The paper's mini-batch."""
+    scale: str = "quick"
+    """How large the exhibits are that train networks to the end: see `paper.scale`. They have data, network and
+    mini-batch of their own, and say so by `training_config`."""
+    runs: Path | None = None
+    """The folder that keeps their runs and searches; needed to train any."""
+    data_dir: Path | None = None
+    """Where CIFAR-10 lies, for those that train on it whatever `data` is."""
+
+    def build(self, norm: str, seed: int, **options: Any) -> "nn.Module":
+        """A fresh network on the device, in the memory format that is fastest there; `options` as in `build_net`."""
+        from normscope.training.network import network_for
+
+        return network_for(self.data, options.pop("net", self.net), norm=norm, seed=seed, **options)
+
+    def batches(self, seed: int, batch_size: int | None = None) -> "Iterator[tuple[Any, Any]]":
+        """Augmented training mini-batches without end, in the order that the seed fixes."""
+        import torch
+
+        from normscope.data import batches
+
+        for images, labels in batches(self.data, batch_size or self.batch_size, seed=seed):
+            yield images.contiguous(memory_format=torch.channels_last), labels
+
+    def first_batch(self, seed: int) -> tuple[Any, Any]:
+        """The first mini-batch of training."""
+        return next(self.batches(seed))
+
+    def train(self, configs: "Sequence[RunConfig]") -> "xr.Dataset":
+        """Carry out the runs that are not kept yet, on all processors, and give all of them as one Dataset."""
+        from normscope.sweeps.sweep import sweep
+
+        return sweep(configs, self.folder_of_runs(), data_dir=self.data_dir)
+
+    def folder_of_runs(self) -> Path:
+        """`runs`; InvalidConfig where the setting has none."""
+        if self.runs is None:
+            raise InvalidConfig("nowhere to keep the runs: give the setting a folder `runs`")
+        return self.runs
+
+    def training_data(self) -> "ImageData":
+        """What the exhibits that train do it on, by the setting's scale."""
+        from normscope.data import load_data
+        from normscope.paper.scale import scale_of
+
+        scale = scale_of(self.scale)
+        return load_data(
+            scale.data,
+            data_dir=self.data_dir,
+            device=self.device,
+            train_size=scale.train_size,
+            held_out=scale.held_out,
+        )
+
+    def config(self) -> dict[str, Any]:
+        """What fixes the result, in plain values: it goes into the results and decides whether they can be kept."""
+        return {
+            "net": self.net,
+            "data": self.data.describe(),
+            "seeds": list(self.seeds),
+            "batch_size": self.batch_size,
+        }
+
+    @cached_property
+    def training_config(self) -> dict[str, Any]:
+        """`config` of the exhibits that train: what their scale says, and the data that they train on."""
+        from normscope.paper.scale import scale_of
+
+        fields = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(scale_of(self.scale)).items()
+        }
+        del fields["reduced"]
+        return {**fields, "scale": self.scale, "data": self.training_data().describe(), "seeds": list(self.seeds)}
+
+    def provenance(self, **more: Any) -> dict[str, Any]:
+        """The attributes of a result measured on this setting."""
+        return provenance(device=self.device, config=self.config(), **more)
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One figure, table or claim of the paper."""
+
+    name: str
+    """As on the command line: "figure3"."""
+    title: str
+    where: str
+    """Where the paper has it: "Figure 3"."""
+    place: float
+    """Its place in the report, by the argument's order; figures of the paper have their number."""
+    paper_saw: str
+    """What the paper did and saw, in a few sentences."""
+    measure: "Callable[[Setting], xr.Dataset]"
+    draw: "Callable[[xr.Dataset], Figure]"
+    verdicts: "Callable[[xr.Dataset], list[Verdict]]"
+    we_saw: "Callable[[xr.Dataset], str]" = lambda dataset: ""
+    """What came out, in a sentence or two with numbers; empty to let the verdicts speak."""
+    trains: bool = False
+    """Whether it trains networks to the end, at the setting's scale."""
+    applies: "Callable[[Setting], bool]" = lambda setting: True
+    """Whether there is anything to measure on a setting: not every scale trains everything."""
+    protocol: int = 1
+    """Raised whenever `measure` changes what it measures: older results are then measured again."""
+
+    def config(self, setting: Setting) -> dict[str, Any]:
+        """What decides whether a result can be kept."""
+        return setting.training_config if self.trains else setting.config()
+
+
+def over_networks(
+    setting: Setting,
+    name: str,
+    measure_one: "Callable[[str, int], xr.Dataset]",
+    *,
+    norms: tuple[str, ...] = ("batch", "none"),
+    **attrs: Any,
+) -> "xr.Dataset":
+    """Measure every norm with every seed, `measure_one(norm, seed)`, into one Dataset with the dims `norm`, `seed` in
+    front; a scalar or a coordinate that is the same in all stays as it is. Shows progress under `name`."""
+    rows = []
+    with progress(name, len(norms) * len(setting.seeds)) as bar:
+        for norm in norms:
+            seeds = []
+            for seed in setting.seeds:
+                bar.advance(f"{NORM_TITLES[norm]}, seed {seed}", by=0)
+                seeds.append(measure_one(norm, seed))
+                bar.advance(f"{NORM_TITLES[norm]}, seed {seed}")
+            rows.append(joined(seeds, "seed", setting.seeds))
+    dataset = joined(rows, "norm", norms, long_name="normalization")
+    return with_attributes(dataset, **setting.provenance(**attrs))
+
+
+def joined(parts: "list[xr.Dataset]", dim: str, values: Any, long_name: str | None = None) -> "xr.Dataset":
+    """Datasets side by side along a new dimension with its coordinate."""
+    import xarray as xr
+
+    along = xr.DataArray(list(values), dims=dim, attrs={"long_name": long_name or dim.replace("_", " "), "units": "1"})
+    return xr.concat(
+        parts,
+        along.rename(dim),
+        data_vars="all",
+        coords="minimal",
+        compat="equals",
+        join="exact",
+        combine_attrs="override",
+    )
+
+
+def on_paper_setting(dataset: "xr.Dataset") -> bool:
+    """Whether a result was measured on what the paper used, so that its published numbers can be compared."""
+    config = attribute(dataset, "config")
+    return config["data"]["name"] == "cifar10" and config["net"] == "resnet110"
+
+
+@cache
+def exhibits() -> dict[str, Exhibit]:
+    """Every exhibit by name, in the report's order."""
+    import normscope.paper.exhibits as package
+
+    modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    found = [module.EXHIBIT for module in modules if hasattr(module, "EXHIBIT")]
+    return {exhibit.name: exhibit for exhibit in sorted(found, key=lambda exhibit: exhibit.place)}
+
+
+def chosen(names: list[str]) -> list[Exhibit]:
+    """The exhibits of these names in the report's order, all where none is named; InvalidConfig for an unknown one."""
+    known = exhibits()
+    for name in names:
+        if name not in known:
+            raise unknown("exhibit", name, known)
+    return [exhibit for exhibit in known.values() if not names or exhibit.name in names]

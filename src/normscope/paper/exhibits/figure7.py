@@ -1,0 +1,242 @@
+"""Figure 7: singular values of products of random matrices, and the same of networks of growing depth."""
+
+from itertools import product
+
+import numpy as np
+import torch
+import xarray as xr
+from matplotlib.figure import Figure
+from torch import nn
+
+from normscope.figures.singular_values import plot_effective_rank, plot_singular_values
+from normscope.figures.style import figure_of
+from normscope.paper.exhibit import NORM_TITLES, Exhibit, Setting
+from normscope.paper.published import PUBLISHED
+from normscope.paper.random_matrices import product_singular_values
+from normscope.probes.input_jacobian import input_jacobian
+from normscope.results import Variable, labelled, with_attributes
+from normscope.runtime.progress import progress
+from normscope.statistics.verdict import Verdict, judge
+
+FACTORS = tuple(PUBLISHED["figure7"]["factors"])
+SIZE = 1000
+DRAWS = 10
+"""The networks' seeds may be three; an edge is judged over ten products at least."""
+
+FAMILIES = ("plain", "resnet")
+NORMS = ("none", "batch")
+DEPTHS = (8, 32, 110)
+BATCH_SIZE = 16
+"""What batch norm normalizes over here; each of a Jacobian's 64 rows is a backward pass of them all."""
+
+
+def measure(setting: Setting) -> xr.Dataset:
+    """Draw the products; then take the Jacobians of networks of growing depth at initialization."""
+    networks = list(product(FAMILIES, NORMS, DEPTHS, setting.seeds))
+    draws, spectra = [], []
+    with progress("figure7", DRAWS + len(networks)) as bar:
+        for draw in range(DRAWS):
+            seed = setting.seeds[draw % len(setting.seeds)]
+            draws.append(product_singular_values(FACTORS, SIZE, draws=1, seed=(seed, draw)))
+            bar.advance(f"random matrices, draw {draw}")
+        for family, norm, depth, seed in networks:
+            spectra.append(jacobian_of_features(setting, f"{family}{depth}", norm, seed).isel(example=0))
+            bar.advance(f"{family}{depth} {NORM_TITLES[norm]}, seed {seed}")
+    drawn = [name for name in draws[0].data_vars if "draw" in draws[0][name].dims]
+    products = xr.concat(draws, "draw", data_vars=drawn, combine_attrs="override")
+    products = products.assign_coords(draw=("draw", np.arange(DRAWS), products["draw"].attrs))
+    result = xr.merge([products, jacobians(setting, spectra)], combine_attrs="drop_conflicts")
+    return with_attributes(result, **setting.provenance(size=SIZE, networks_batch_size=BATCH_SIZE))
+
+
+def jacobians(setting: Setting, spectra: list[xr.Dataset]) -> xr.Dataset:
+    """The networks' spectra over (family, norm, depth, seed); beside them, products of as many matrices."""
+    features = spectra[0].sizes["index"]
+    chains = product_singular_values(DEPTHS, features, draws=DRAWS, seed=setting.seeds)
+    dims, shape = ("family", "norm", "depth", "seed"), (len(FAMILIES), len(NORMS), len(DEPTHS), -1)
+    variables: dict[str, Variable] = {
+        f"network_{name}": (
+            dims,
+            np.reshape([s[name].values for s in spectra], shape),
+            f"{what} of the Jacobian",
+            "1",
+        )
+        for name, what in {
+            "effective_rank": "effective rank",
+            "condition_number": "condition number",
+            "condition_is_bound": "whether only a lower bound is known: condition number",
+            "outside_share": "share in other examples' inputs",
+        }.items()
+    }
+    values = np.reshape([s["singular_value"].values for s in spectra], (*shape, features))
+    variables["network_singular_value"] = ((*dims, "feature"), values, "singular value of the Jacobian", "1")
+    ranks = chains["effective_rank"].values
+    variables["product_effective_rank"] = (
+        ("depth", "draw"),
+        ranks,
+        "effective rank of a product of matrices",
+        "1",
+    )
+    return labelled(
+        variables,
+        {
+            "family": (list(FAMILIES), "kind of network", "1"),
+            "norm": (list(NORMS), "normalization", "1"),
+            "depth": (list(DEPTHS), "depth of the network", "1"),
+            "seed": (list(setting.seeds), "seed", "1"),
+            "draw": (np.arange(DRAWS), "draw", "1"),
+            "feature": (np.arange(features), "place, the largest first", "1"),
+        },
+    )
+
+
+def jacobian_of_features(setting: Setting, name: str, norm: str, seed: int) -> xr.Dataset:
+    """The Jacobian of the pooled features, which the last layer reads, by the first image of the first batch.
+
+    Images are averaged down to 8 x 8 pixels, so that even 110 layers take seconds; the networks take any
+    size. Without batch norm the other images do not matter and are left out.
+    """
+    net = setting.build(norm, seed, net=name)
+    net.fc = nn.Identity()
+    images, _ = next(setting.batches(seed, BATCH_SIZE))
+    side = min(8, *images.shape[2:])
+    images = nn.functional.adaptive_avg_pool2d(images, side).contiguous(memory_format=torch.channels_last)
+    return input_jacobian(net, images if norm == "batch" else images[:1], num_examples=1)
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    """The paper's three histograms with theory and published edge; a fourth panel for the networks."""
+    figure, axes = figure_of(2, 2)
+    published = dict(zip(FACTORS, PUBLISHED["figure7"]["largest_singular_value"], strict=True))
+    for ax, factor in zip(axes.flat, dataset["factor"].values.tolist(), strict=False):
+        plot_singular_values(dataset.sel(factor=[factor]), ax=ax)
+        ax.plot(published[factor], 0, "o", mfc="none", mec="0.2", ms=8, clip_on=False, label="published edge")
+        ax.legend()
+        ax.set_title(f"M = {factor}, N = {dataset.attrs['size']}")
+    plot_effective_rank(dataset, ax=axes.flat[-1]).set_title("image to features, at initialization")
+    return figure
+
+
+def verdicts(dataset: xr.Dataset) -> list[Verdict]:
+    """The law's edge, shape and conditioning, over draws; then whether networks of growing depth follow."""
+    products = "Figure 7"
+    paper = dict(zip(FACTORS, PUBLISHED["figure7"]["largest_singular_value"], strict=True))
+    result = []
+    for factor in dataset["factor"].values.tolist():
+        of = dataset.sel(factor=factor)
+        edge = float(of["edge"])
+        result.append(
+            judge(
+                f"M = {factor}: the largest singular value is the theory's {edge:.3g} within 3 %",
+                products,
+                of["largest"].values,
+                equals=edge,
+                margin=0.03 * edge,
+                paper=paper[factor],
+                note="over draws",
+            )
+        )
+    for factor in dataset["factor"].values.tolist():
+        result.append(
+            judge(
+                f"M = {factor}: the spectrum follows the Fuss–Catalan law, Kolmogorov–Smirnov at most 0.01",
+                products,
+                dataset["ks_distance"].sel(factor=factor).values,
+                below=0.01,
+                note="over draws",
+            )
+        )
+    few, many = int(dataset["factor"].min()), int(dataset["factor"].max())
+    near_zero = (dataset["singular_value"] < 0.1 * dataset["edge"]).mean("index")
+    is_bound = dataset["condition_is_bound"]
+    condition = dataset["condition_number"]
+    known = condition.where(~is_bound)  # with a bound below the line, nothing is known of a ratio
+    result += [
+        judge(
+            f"Mass piles up at zero: with M = {many} more than half lies below a tenth of the edge",
+            products,
+            near_zero.sel(factor=many).values,
+            above=0.5,
+            paper="piles up at 0",
+            note=f"over draws; with M = {few} the share is {float(near_zero.sel(factor=few).mean()):.2g}",
+        ),
+        judge(
+            f"The condition number with M = {many} is at least 1000 times that with M = {few}",
+            products,
+            (condition.sel(factor=many) / known.sel(factor=few)).values,
+            above=1000,
+            lower_bound=is_bound.sel(factor=many).values,
+            scale="log",
+            unit=" times",
+            note="paired by draw",
+        ),
+    ]
+    return result + network_verdicts(dataset)
+
+
+def network_verdicts(dataset: xr.Dataset) -> list[Verdict]:
+    """What becomes of the effective rank, between 1 and 64, of networks' Jacobians."""
+    rank = dataset["network_effective_rank"]
+    shallow, deep = int(rank["depth"].min()), int(rank["depth"].max())
+    section = "argument about initialization, beside Figure 7"
+    result = []
+    for family in rank["family"].values.tolist():
+        for norm in rank["norm"].values.tolist():
+            of = rank.sel(family=family, norm=norm)
+            result.append(
+                judge(
+                    f"{family} {NORM_TITLES[norm]}: {deep} layers have at most half the rank of {shallow}",
+                    section,
+                    (of.sel(depth=deep) / of.sel(depth=shallow)).values,
+                    below=0.5,
+                    scale="log",
+                    unit=" times",
+                    note="paired by seed; effective rank of d features / d image",
+                )
+            )
+        deepest = rank.sel(family=family, depth=deep)
+        result.append(
+            judge(
+                f"{family}{deep}: batch norm gives a Jacobian of higher effective rank",
+                section,
+                (deepest.sel(norm="batch") / deepest.sel(norm="none")).values,
+                above=1,
+                scale="log",
+                unit=" times",
+                note="paired by seed; effective rank of d features / d image",
+            )
+        )
+    return result
+
+
+def we_saw(dataset: xr.Dataset) -> str:
+    """The effective ranks of the deepest networks, in one sentence."""
+    rank = dataset["network_effective_rank"].isel(depth=-1).median("seed")
+    deep = int(rank["depth"])
+    parts = [
+        f"{family}{deep} {float(rank.sel(family=family, norm='none')):.2g} without batch norm and "
+        f"{float(rank.sel(family=family, norm='batch')):.2g} with it"
+        for family in rank["family"].values.tolist()
+    ]
+    return (
+        f"Of {dataset.sizes['feature']} directions in which the features could move, so many carry the "
+        "Jacobian (effective rank, median over seeds): "
+        f"{'; '.join(parts)}."
+    )
+
+
+EXHIBIT = Exhibit(
+    name="figure7",
+    title="Products of random matrices are ill-conditioned",
+    where="Figure 7",
+    place=7,
+    paper_saw=(
+        "A network at initialization is a product of random matrices. Multiply M random N × N matrices of "
+        "variance 1/N: from M = 1 to 5 the largest singular value grows from 2.0 to 3.86, and the mass piles "
+        "up at zero. So a deep network hears few directions of its input far too loudly, the rest hardly."
+    ),
+    measure=measure,
+    draw=draw,
+    verdicts=verdicts,
+    we_saw=we_saw,
+)

@@ -1,0 +1,40 @@
+"""Reproduce the paper: measure exhibit by exhibit into a folder, keep what is already there, judge and report."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from normscope.errors import InvalidConfig
+from normscope.paper.exhibit import Setting, chosen
+from normscope.results import ensure_writable, keep, load_if_kept
+
+RUNS = "training"
+"""The folder, among the results, of the runs and searches of those exhibits that train."""
+
+
+def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
+    """Measure the exhibits of these names (all where none is named) and save each as `out/NAME.nc` as soon as it is
+    done. An exhibit whose result is there already, measured on the same setting by the same protocol, is kept; so are
+    the single runs and searches of those that train.
+
+    Raises:
+        InvalidConfig: for an unknown exhibit, or one that the scale does not have, and for a network or a mini-batch
+            that cannot be, before anything is measured.
+        OutputError: for a folder that cannot be written, before anything is measured; for a full disk, when it is.
+    """
+    wanted = [exhibit for exhibit in chosen(list(names)) if exhibit.applies(setting)]
+    if left_out := set(names) - {exhibit.name for exhibit in wanted}:
+        raise InvalidConfig(f"{min(left_out)} is not measured at scale {setting.scale}: choose another --scale")
+    if not setting.seeds:
+        raise InvalidConfig("no seeds: give one or more (three for a verdict)")
+    if not all(exhibit.trains for exhibit in wanted):
+        setting.build("none", 0)
+        setting.first_batch(0)
+    folder = ensure_writable(out)
+    setting = replace(setting, runs=folder / RUNS)
+    for exhibit in wanted:
+        path = folder / f"{exhibit.name}.nc"
+        known = {"config": exhibit.config(setting), "protocol": exhibit.protocol, "device": str(setting.device)}
+        if load_if_kept(path, known) is None:
+            dataset = exhibit.measure(setting)
+            keep(dataset, path, known)

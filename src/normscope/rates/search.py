@@ -1,0 +1,252 @@
+"""Which tries are run: first for the stable boundary, then for the usable one, then for the lowest loss; no torch here.
+
+Every try is kept and serves all three questions.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from normscope.descent.outcome import Outcome
+from normscope.rates.bracket import Edge, Known, confirmed, edge, monotone, next_hunt, next_try, weakest_first
+from normscope.rates.trial import Trial
+from normscope.statistics.ties import indistinguishable
+
+CELLS_A_DECADE = 10
+"""The lattice: neighbouring rates differ by a factor 10^0.1."""
+
+MOST_HUNTS = 8
+"""How many rates are tried, at most, until one learns."""
+
+STABLE_STRIDE = 8
+"""The first jump up while nothing diverges, in cells: tries beyond the boundary stop early and cost little."""
+
+CHEAP_SHARE, CHEAP_DESCENT = 0.2, 3
+"""Below a divergence within this share of the steps the stable boundary is come upon from above, by so many cells."""
+
+SHARP_SHARE = 0.1
+"""Where all tries of the upper cell diverged within this share of the steps, the boundary is taken for sharp: of 39 on
+small networks none had a divergence two cells below, on the seed that failed."""
+
+USABLE_STRIDE = 4
+"""The first jump towards the usable boundary, in cells: where to start is known less well than for the stable one."""
+
+BEST_STRIDE = 5
+"""The lowest loss is looked for below the usable boundary in steps of half a decade."""
+
+LOWEST_LOSS_SHARE = 0.95
+"""Of the steps allowed, those that tries may use which only look for a lower loss: the last are kept for boundaries."""
+
+
+class Found(StrEnum):
+    """How the search for a boundary ended."""
+
+    BRACKETED = "bracketed"
+    """Passes on all seeds at the lower end, fails at the upper."""
+    ABOVE_RANGE = "above the range"
+    """Nothing failed up to the end of the range: the boundary is a bound."""
+    BELOW_RANGE = "below the range"
+    """Fails even at the lowest rate of the range."""
+    NOWHERE = "nowhere"
+    """No rate was found that passes on all seeds."""
+    UNFINISHED = "unfinished"
+    """Time or steps were used up; the bracket is as narrow as it got, and perhaps not confirmed on all seeds."""
+
+
+class Boundary(NamedTuple):
+    """A boundary as far as it was found."""
+
+    found: Found
+    edge: Edge
+
+
+@dataclass
+class Search:
+    """The tries so far, and how to make another."""
+
+    run: Callable[[int, int], Trial]
+    """(cell, seed) -> the try of the rate 10^(cell/10) on that seed."""
+    seeds: Sequence[int]
+    lowest: int
+    highest: int
+    steps: int
+    """Of a try that does not diverge."""
+    most_steps: float = math.inf
+    """No try is begun that could take the training steps of all tries above this."""
+    deadline: float = math.inf
+    """... or until `time.monotonic()` is past this."""
+    tries: dict[tuple[int, int], Trial] = field(default_factory=dict)
+    """By (cell, seed), in the order of trying."""
+
+    @property
+    def train_steps(self) -> int:
+        """Training steps of all tries together."""
+        return sum(len(t.losses) for t in self.tries.values())
+
+    def passed(self, passes: Callable[[Trial], bool]) -> dict[tuple[int, int], bool]:
+        """What is known of the boundary between the tries that pass and those that do not."""
+        return {key: passes(t) for key, t in self.tries.items()}
+
+    def worst_losses(self) -> dict[int, float]:
+        """The loss at the horizon by cell, of the seed where it is highest; NaN where one diverged."""
+        cells = {cell for cell, _ in self.tries}
+        return {c: float(np.max([t.horizon_loss for (k, _), t in self.tries.items() if k == c])) for c in cells}
+
+    def loss(self, cell: int) -> float:
+        """The loss at the horizon in this cell, over its seeds."""
+        return float(np.mean([t.horizon_loss for (k, _), t in self.tries.items() if k == cell]))
+
+    def learning(self) -> list[int]:
+        """The cells in which every seed tried learns, those of the lowest loss first."""
+        known = self.passed(learns)
+        cells = {cell for cell, _ in known} - {cell for (cell, _), passed in known.items() if not passed}
+        return sorted(cells, key=self.loss)
+
+    def best(self) -> set[int]:
+        """The cells that cannot be told apart from the lowest loss at the horizon, below the first above it in which a
+        seed does not learn."""
+        learning = self.learning()
+        seeds = {c: sum(cell == c for cell, _ in self.tries) for c in learning}
+        lowest = next((c for c in learning if seeds[c] == max(seeds.values())), self.highest)
+        failing = {cell for cell, _ in self.tries if cell > lowest and cell not in learning}
+        below = [c for c in learning if c < min(failing, default=math.inf)]
+        return indistinguishable({c: {s: t.horizon for (k, s), t in self.tries.items() if k == c} for c in below})
+
+    def diverges_early(self) -> bool:
+        """Whether the last try that diverged cost little beside one that does not."""
+        diverged = [len(t.losses) for t in self.tries.values() if not stays_finite(t)]
+        return bool(diverged) and diverged[-1] <= CHEAP_SHARE * self.steps
+
+    def is_sharp(self, high: int | None) -> bool:
+        """Whether every try that diverged in this cell did so early."""
+        taken = [len(t.losses) for (cell, _), t in self.tries.items() if cell == high and not stays_finite(t)]
+        return max(taken, default=self.steps) <= SHARP_SHARE * self.steps
+
+    def next_try(self, known: Known, start: int, **how: Any) -> tuple[int, int] | None:
+        """`bracket.next_try` over the seeds and within the range of this search; `how` is its other arguments."""
+        return next_try(known, seeds=self.seeds, start=start, lowest=self.lowest, highest=self.highest, **how)
+
+    def go(self, cell: int, seed: int, share: float = 1.0) -> bool:
+        """Make this try; False where time, or this share of the steps, is used up."""
+        if self.train_steps + self.steps > share * self.most_steps or time.monotonic() >= self.deadline:
+            return False
+        self.tries[cell, seed] = self.run(cell, seed)
+        return True
+
+
+def lr_of(cell: int) -> float:
+    """The rate of a cell of the lattice: 10^(cell/10)."""
+    return float(10.0 ** (cell / CELLS_A_DECADE))
+
+
+def cell_of(lr: float, otherwise: int) -> int:
+    """The cell nearest to a rate; `otherwise` where the rate is not a positive number."""
+    return round(math.log10(lr) * CELLS_A_DECADE) if 0 < lr < math.inf else otherwise
+
+
+def stays_finite(t: Trial) -> bool:
+    """Passes for the stable boundary."""
+    return t.outcome is not Outcome.DIVERGED
+
+
+def learns(t: Trial) -> bool:
+    """Passes for the usable boundary."""
+    return t.outcome is Outcome.LEARNS
+
+
+def usable_monotone(search: Search) -> bool:
+    """Whether no seed learns above a rate at which it does not, from the rate of the lowest loss up."""
+    learning = search.learning()
+    known = search.passed(learns)
+    return not learning or monotone({key: passed for key, passed in known.items() if key[0] >= learning[0]})
+
+
+def find_both(search: Search, *, stable: int, usable: int) -> tuple[Boundary, Boundary]:
+    """The stable and the usable boundary, searched from these cells; then the lowest loss is confirmed.
+
+    The usable boundary is searched from no higher than the stable one, which is searched again where a try meanwhile
+    diverged below it.
+    """
+    below = find_stable(search, stable).edge.low
+    learning = find_usable(search, usable if below is None else min(usable, below))
+    confirm_lowest_loss(search)
+    return find_stable(search, stable), learning
+
+
+def find_stable(search: Search, start: int) -> Boundary:
+    """The first divergence going up, searched from the cell `start`."""
+    start = min(max(start, search.lowest), search.highest)
+    while True:
+        known = search.passed(stays_finite)
+        step = search.next_try(
+            known,
+            start,
+            first_stride=STABLE_STRIDE,
+            descent=CHEAP_DESCENT if search.diverges_early() else None,
+            check_below=not search.is_sharp(edge(known).high),
+        )
+        if step is None or not search.go(*step):
+            break
+    found = edge(known)
+    below_range = step is None and found.low is None
+    return Boundary(Found.BELOW_RANGE if below_range else how_found(search, known, found), found)
+
+
+def find_usable(search: Search, start: int) -> Boundary:
+    """The first rate that does not learn, going up from the one of the lowest loss; searched from the cell `start`.
+
+    Where no rate learns yet, one is hunted down the valley of the loss; once the boundary is found, rates below the
+    best one are tried as long as their loss is lower, and the boundary is searched again from there.
+    """
+    start = min(max(start, search.lowest), search.highest)
+    hunts = 0
+    while True:
+        learning = search.learning()
+        known = search.passed(learns)
+        share = 1.0
+        if not learning:
+            hunts += 1
+            cell = next_hunt(search.worst_losses(), start=start, lowest=search.lowest, highest=search.highest)
+            failing = min((c for (c, _), passed in known.items() if not passed), default=None)
+            seed = weakest_first(known, search.seeds, failing)[0]
+            step = None if cell is None or hunts > MOST_HUNTS else (cell, seed)
+        else:
+            step = search.next_try(known, start, anchor=learning[0], first_stride=USABLE_STRIDE, check_below=False)
+            if step is None and (lower := next_lower(search, learning[0])) is not None:
+                step, share = (lower, search.seeds[0]), LOWEST_LOSS_SHARE
+        if step is None or not search.go(*step, share):
+            break
+    if not learning:
+        return Boundary(Found.NOWHERE if step is None else Found.UNFINISHED, Edge(None, None))
+    found = edge(known, learning[0])
+    return Boundary(how_found(search, known, found), found)
+
+
+def how_found(search: Search, known: dict[tuple[int, int], bool], found: Edge) -> Found:
+    """Bracketed or above the range where the lower end is confirmed on every seed; unfinished else."""
+    if not confirmed(known, found, seeds=search.seeds, highest=search.highest):
+        return Found.UNFINISHED
+    return Found.ABOVE_RANGE if found.high is None else Found.BRACKETED
+
+
+def next_lower(search: Search, best: int) -> int | None:
+    """The cell below the best one where the loss may be lower still; None where a cell as near was tried."""
+    nearest = max((cell for cell, _ in search.tries if cell < best), default=-math.inf)
+    return best - BEST_STRIDE if best - nearest > BEST_STRIDE and best - BEST_STRIDE >= search.lowest else None
+
+
+def confirm_lowest_loss(search: Search) -> None:
+    """Try the rate of the lowest loss on all seeds, so that others can be compared with it seed by seed."""
+    while learning := search.learning():
+        lower = next_lower(search, learning[0])
+        untried = [seed for seed in search.seeds if (learning[0], seed) not in search.tries]
+        if lower is None and not untried:
+            return
+        cell, seed = (lower, search.seeds[0]) if lower is not None else (learning[0], untried[0])
+        if not search.go(cell, seed, LOWEST_LOSS_SHARE):
+            return

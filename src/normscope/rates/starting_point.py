@@ -1,0 +1,100 @@
+"""Where every descent of a seed starts: its model, what it is compared with, and what a trained model's loss was."""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from normscope.descent.outcome import LEARNING_FACTOR
+from normscope.descent.recipe import Recipe
+from normscope.errors import InvalidModel
+from normscope.model.build import build_model
+from normscope.model.loss import LossFn, constant_loss, default_loss, labels_tell_constant_loss, readable_errors
+from normscope.model.mini_batches import mini_batches, on_device
+from normscope.model.state import untouched
+from normscope.rates.trial import Trial, run_trial
+
+BATCHES_FOR_CONSTANT = 10
+"""Mini-batches over which the loss of the best constant output is taken. Over N labels of K classes it comes out
+too low by about (K - 1)/2N nats: many classes ask for large mini-batches."""
+
+
+class Starts:
+    """What the tries of each seed start from: the model (one instance serves all, a build is called once a seed), the
+    mini-batches, and the losses that outcomes are judged by."""
+
+    def __init__(
+        self, model_or_build: Any, batches: Any, steps: int, *, loss_fn: LossFn | None, fine_tuning: bool | None
+    ) -> None:
+        self.from_instance = isinstance(model_or_build, nn.Module)
+        if not self.from_instance and not callable(model_or_build):
+            what = type(model_or_build).__name__
+            raise InvalidModel(f"model_or_build is a {what}: give an nn.Module or a function build(seed) -> nn.Module")
+        self._source = model_or_build
+        self.model: Callable[[int], nn.Module] = cache(self._model)
+        self.batches, self.num_batches = mini_batches(batches, steps)
+        self.constant_loss: Callable[[int], float] = cache(self._constant_loss)
+        self._loss_at_horizon: Callable[[int], float] = cache(self._loss_at_horizon_of)
+        self._steps, self._loss_fn, self._fine_tuning = steps, loss_fn, fine_tuning
+        self.forward_passes = 0
+
+    @property
+    def fine_tuning(self) -> bool:
+        """Whether to learn means not to end above the start: as the caller said, or else if the model given has learned
+        already, its loss lying 3 % below that of the best constant output."""
+        if self._fine_tuning is not None or not self.from_instance:
+            return bool(self._fine_tuning)
+        constant = self.constant_loss(0)
+        return math.isnan(constant) or self._loss_at_horizon(0) < LEARNING_FACTOR * constant
+
+    def trained_loss(self, seed: int) -> float | None:
+        """The loss that fine-tuning must not end above; None where this is no fine-tuning."""
+        return self._loss_at_horizon(seed) if self.fine_tuning else None
+
+    def try_at(self, lr: float, seed: int, recipe: Recipe) -> Trial:
+        """One try of a rate from where this seed starts."""
+        return run_trial(
+            self.model(seed),
+            self.batches(seed),
+            lr,
+            seed=seed,
+            recipe=recipe,
+            constant_loss=self.constant_loss(seed),
+            start=self.trained_loss(seed),
+        )
+
+    def first_batches(self, seed: int, stop: int, start: int = 0) -> list[Any]:
+        """Mini-batches of this seed, from `start` to before `stop`, on the model's device."""
+        parameter = next(self.model(seed).parameters(), None)
+        device = torch.device("cpu") if parameter is None else parameter.device
+        return [on_device(batch, device) for batch in islice(self.batches(seed), start, stop)]
+
+    def _model(self, seed: int) -> nn.Module:
+        return self._source if isinstance(self._source, nn.Module) else build_model(self._source, seed)
+
+    def _constant_loss(self, seed: int) -> float:
+        """L_c over the first mini-batches."""
+        taken = self.first_batches(seed, min(BATCHES_FOR_CONSTANT, self._steps))
+        model = self.model(seed)
+        if not labels_tell_constant_loss(taken, self._loss_fn):
+            self.forward_passes += len(taken)
+        with untouched(model):
+            model.train()
+            torch.manual_seed(seed)
+            return constant_loss(model, taken, self._loss_fn)
+
+    def _loss_at_horizon_of(self, seed: int) -> float:
+        """The mean loss before any step over the mini-batches of the last tenth of the steps: the same batches that a
+        trained model's loss is taken on after fine-tuning."""
+        taken = self.first_batches(seed, self._steps, self._steps - max(1, self._steps // 10))
+        model = self.model(seed)
+        self.forward_passes += len(taken)
+        with untouched(model), torch.no_grad(), readable_errors():
+            model.train()
+            torch.manual_seed(seed)
+            losses = [(self._loss_fn or default_loss)(model, batch).double() for batch in taken]
+        return float(torch.stack(losses).mean())

@@ -1,0 +1,1 @@
+"""This machine: progress, forked jobs, the allocator, the device."""

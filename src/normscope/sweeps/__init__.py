@@ -1,0 +1,1 @@
+"""Many runs: the grid, the store, and the locks on it."""

@@ -1,0 +1,1 @@
+"""One run: its config, its checkpoint, its result."""

@@ -1,0 +1,55 @@
+"""The network of a run: fresh, or with the weights that a finished run left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from normscope.data import ImageData
+from normscope.errors import ResultError, one_line
+from normscope.nets import build_net
+from normscope.training.config import RunConfig
+
+
+def fresh_network(config: RunConfig, data: ImageData) -> nn.Module:
+    """The network before its first step, on the data's device, channels_last, in training mode."""
+    return network_for(data, config.net, norm=config.norm, init=config.init, seed=config.seed)
+
+
+def network_for(data: ImageData, name: str, **options: Any) -> nn.Module:
+    """A fresh network of the paper for these images, on their device, channels_last; `options` as in `build_net`."""
+    net = build_net(name, **data.net_shape(), **options)
+    return net.to(device=data.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def trained_network(config: RunConfig, data: ImageData, weights: str | Path) -> nn.Module:
+    """The network as a finished run left it, in evaluation mode; `weights` is the run's safetensors file.
+
+    Raises:
+        ResultError: where there is no such file, it is damaged, or it is from another network.
+    """
+    path = Path(weights)
+    if not path.is_file():
+        raise ResultError(f"no weights {path}: train first")
+    net = fresh_network(config, data)
+    try:
+        net.load_state_dict(load_tensors(path.read_bytes()))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise ResultError(f"{path} does not hold the weights of {config.net} ({one_line(error)[:120]})") from error
+    return net.eval()
+
+
+def encoded_weights(net: nn.Module) -> bytes:
+    """All parameters and buffers of a network, as a safetensors file holds them."""
+    return save_tensors(plain_tensors(net.state_dict()))
+
+
+def plain_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same numbers on the CPU, in the order of their dims, as safetensors wants them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
