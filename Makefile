@@ -12,7 +12,7 @@ NEEDS := $(BIN)/python pyproject.toml constraints.txt
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lint bench clean
+.PHONY: help reproduce test lint docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,11 +29,15 @@ lint: $(VENV)/.dev ## check style and types: ruff and pyright
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
+docs: $(VENV)/.docs ## build the site into docs/_build: pages, API, and a gallery of examples that run
+	@$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs docs/_build $(ARGS)
+	@echo docs/_build/index.html
+
 bench: $(VENV)/.bench ## compare speed and quality with the floors and with other libraries
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove .venv and all caches; results stay
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/api docs/gallery .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The stamps below say when .venv was last brought up to date, and for what.
@@ -52,6 +56,10 @@ $(VENV)/.runtime: $(NEEDS)
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@$(INSTALL) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime
+	@$(INSTALL) --no-build-isolation -e '.[docs]'
 	@touch $@
 
 # A rival that does not install is left out, and tried again the next time. BackPACK requires torchvision but imports it

@@ -42,11 +42,10 @@ class RawImages:
 class ImageData:
     """Images float32 (N, C, H, W), standardized, and labels int64 (N,), all on one device.
 
-    mean, std: per channel, over all images and positions of the training split as used here (biased
-        variance), in the units of the stored pixels: image = (pixel - mean) / std, in every split.
-    held_out_images, held_out_labels: training images set aside for choosing learning rates; empty unless
-        asked for.
-    fingerprint: sha256, in hex, over all pixels and labels, as stored or averaged, whatever part of them is used.
+    `mean` and `std` are per channel, over all images and positions of the training split as used here (biased
+    variance), in the units of the stored pixels: image = (pixel - mean) / std, in every split. `held_out_images` and
+    `held_out_labels` are training images set aside for choosing learning rates; empty unless asked for. `fingerprint`
+    is the sha256, in hex, over all pixels and labels, as stored or averaged, whatever part of them is used.
     """
 
     name: str

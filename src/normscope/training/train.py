@@ -57,6 +57,7 @@ def train(
     Returns:
         A Dataset over `epoch` (1 to config.epochs), of which `steps` says how many mini-batches were trained on:
         fewer in the epoch in which the loss diverged, and 0 after it, where all else but `lr` and `evaluated` is NaN.
+
         - `train_loss` (nats), `train_accuracy`: means over the epoch's mini-batches as they were met: augmented, in
           training mode, each before its step.
         - `test_loss`, `test_accuracy`, and with held-out images `held_out_loss`, `held_out_accuracy`: at the epoch's
@@ -66,6 +67,7 @@ def train(
           themselves; with `sharpness_at` also `sharpness` and `weight_norm`, see `training.ending`; NaN in between.
         - `gradient_norm`: mean over the epoch's steps of the norm of the mini-batch's gradient, without weight decay.
         - `lr`, and `seconds`, evaluation and interrupted attempts included up to their last checkpoint.
+
         Attributes: `outcome` (see `normscope.descent.outcome`), `ended_early` (why, or empty: see `training.ending`),
         config, key, precision and threads used, data.
 
