@@ -101,6 +101,22 @@ def test_a_shared_module_is_seen_at_each_call():
     assert (dataset["mean"].sel(layer="twice") != dataset["mean"].sel(layer="twice#2")).all()
 
 
+def test_along_an_optimizers_update_ends_where_its_own_step_does():
+    entry = by_name("cnn_inplace")
+    model, batch = entry.build(0), entry.batch(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    for _ in range(2):
+        default_loss(model, batch).backward()
+        optimizer.step()
+    along = ns.moments_along_step(model, batch, step_size=0.1, fractions=[0, 1], optimizer=optimizer)
+    optimizer.zero_grad()
+    default_loss(model, batch).backward()
+    optimizer.step()
+    there = ns.channel_moments(model, batch)
+    for moment in ("mean", "variance"):  # every parameter is rounded twice on the way
+        np.testing.assert_allclose(along[moment].sel(fraction=1), there[moment], rtol=1e-4, atol=1e-6)
+
+
 def test_a_linear_layer_moves_linearly():
     """The first layer sees the same input all along: its mean is linear in the fraction, its variance quadratic."""
     entry = by_name("mlp")

@@ -6,15 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from memory import peak_bytes
 from torch import nn
 from zoo import ZOO, by_name, disturb, in_float64, no_trace, scaled
 
 from normscope.errors import InvalidBatch, InvalidConfig, InvalidModel, NormscopeError
 from normscope.model.loss import default_loss
-from normscope.probes.relative_loss import DEFAULT_STEP_SIZES, crossing, lowest_step_size, relative_loss
+from normscope.probes.relative_loss import DEFAULT_STEP_SIZES, relative_loss
 
 STEP_SIZES = [1e-3, 1e-2, 0.1, 1.0]
 
@@ -121,32 +119,6 @@ def test_it_is_labelled():
     assert {"normscope", "torch", "device", "dtype", "threads"} <= set(dataset.attrs)
 
 
-@given(st.lists(st.one_of(st.floats(1e-6, 1e9), st.just(math.inf), st.just(math.nan)), min_size=1, max_size=12))
-def test_the_crossing_is_the_first_and_lies_between_its_neighbours(values):
-    relative = np.array(values)
-    steps = np.geomspace(1e-3, 1, len(relative))
-    found = crossing(steps, relative)
-    passed = ~(relative <= 1e3)
-    if not passed.any():
-        assert found == math.inf
-        return
-    first = int(passed.argmax())
-    # a rounding error on either side
-    assert steps[max(first - 1, 0)] * (1 - 1e-12) <= found <= steps[first] * (1 + 1e-12)
-
-
-def test_the_crossing_is_interpolated_in_logarithms():
-    assert crossing(np.array([1e-3, 1e-1]), np.array([1e1, 1e5])) == pytest.approx(1e-2)
-    assert crossing(np.array([1e-3, 1e-1]), np.array([1e1, math.inf])) == 1e-1
-    assert crossing(np.array([1e-3, 1e-1]), np.array([1e1, math.nan])) == 1e-1
-    assert crossing(np.array([1e-3, 1e-1]), np.array([1e4, 1e5])) == 1e-3
-
-
-def test_the_lowest_point_is_a_finite_one():
-    assert lowest_step_size(np.array([1.0, 2.0, 3.0]), np.array([np.nan, 0.5, 0.7])) == 2.0
-    assert math.isnan(lowest_step_size(np.array([1.0, 2.0]), np.array([np.nan, np.inf])))
-
-
 def test_a_loss_of_exactly_zero_has_no_relative_loss():
     dataset = relative_loss(Parabola(), 0.0, loss_fn=parabola_loss, step_sizes=[0.1])
     assert np.isnan(dataset["relative_loss"]).all()
@@ -242,3 +214,18 @@ def test_labels_may_be_any_integers(dtype):
     model = by_name("mlp").build(0)
     found = relative_loss(model, (FEATURES, LABELS.to(dtype)), step_sizes=STEP_SIZES)
     assert found.identical(relative_loss(model, (FEATURES, LABELS), step_sizes=STEP_SIZES))
+
+
+def test_an_optimizer_with_momentum_takes_a_step_of_its_own():
+    """With the buffer b of the steps before, θ − α (μ b + ∇ℓ) on the parabola ℓ = k θ² / 2."""
+    curvature, momentum = 8.0, 0.9
+    model = Parabola()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=momentum)
+    parabola_loss(model, curvature).backward()
+    optimizer.step()  # θ = 3 − 0.01 · 24, b = 24
+    theta, buffer = 2.76, 24.0
+    steps = np.geomspace(1e-3, 1, 7)
+    dataset = relative_loss(model, curvature, loss_fn=parabola_loss, step_sizes=steps, optimizer=optimizer)
+    moved = theta - steps * (momentum * buffer + curvature * theta)
+    np.testing.assert_allclose(dataset["relative_loss"], (moved / theta) ** 2, rtol=1e-9)
+    assert float(dataset["gradient_norm"]) == pytest.approx(curvature * theta)

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from normscope.descent.first_update import first_update_line
 from normscope.descent.recipe import Recipe
-from normscope.descent.update_line import update_line
 from normscope.diagnosis.batch_tests import standardized
 from normscope.diagnosis.profile import CURVE_LRS, diverging_lr
 from normscope.diagnosis.signal import Signal
@@ -23,7 +23,7 @@ gain are suspected."""
 def diverging_with_scaled_inputs(model: nn.Module, batch: Any, recipe: Recipe, diverging: float, seed: int) -> float:
     """The rate at which one step diverges with every input feature standardized, over that with them as they are."""
     try:
-        with update_line(model, standardized(batch), recipe, seed=seed) as line:
+        with first_update_line(model, standardized(batch), recipe, seed=seed) as (line, _):
             return diverging_lr(line) / min(diverging, float(CURVE_LRS[-1]))
     except NormscopeError:
         return float("nan")
@@ -48,7 +48,7 @@ def diverging_without_outsized_layer(
             if parameter.ndim >= 2:
                 parameter.div_(ratio)
         try:
-            with update_line(model, batch, recipe, seed=seed) as line:
+            with first_update_line(model, batch, recipe, seed=seed) as (line, _):
                 return name, diverging_lr(line) / diverging
         except NormscopeError:
             return name, float("nan")

@@ -58,7 +58,7 @@ def measure_evidence(
         out there.
 
     Raises:
-        InvalidModel, InvalidBatch, InvalidConfig, DeviceError: see `update_line.update_line`.
+        InvalidModel, InvalidBatch, InvalidConfig, DeviceError: see `first_update.first_update_line`.
     """
     loss_fn, first = recipe.loss_fn, batches[0]
     drawn = profile(model, first, recipe=recipe, seed=seed)

@@ -7,19 +7,16 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from normscope.descent.first_update import first_update_line
 from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.descent.recipe import Recipe
-from normscope.descent.update_line import UpdateLine, update_line
+from normscope.descent.step_line import StepLine, crossing, lowest_step_size
 from normscope.model.layers import depths, record_calls
 from normscope.probes.output_gradients import output_gradients
-from normscope.probes.relative_loss import lowest_step_size
 from normscope.results import labelled, provenance
 
 CURVE_LRS = np.geomspace(1e-8, 1e3, 34)
 """Rates of the one step that is walked along: three a decade; where the loss passes a level is refined."""
-
-REFINEMENTS = 6
-"""Halvings of a bracket of the curve: a factor 10^(1/3) becomes 1 %."""
 
 STEEP_FROM, STEEP_TO = 10.0, 1e6
 """How steeply the loss rises is read between these two relative losses, or up to that of divergence where it does not
@@ -37,11 +34,11 @@ def profile(model: nn.Module, batch: Any, *, recipe: Recipe, seed: int = 0) -> x
         `fraction` (of the step that diverges), and `output_gradients`, as the probe of that name.
 
     Raises:
-        InvalidModel, InvalidBatch, InvalidConfig, DeviceError: see `update_line.update_line`.
+        InvalidModel, InvalidBatch, InvalidConfig, DeviceError: see `first_update.first_update_line`.
     """
-    with update_line(model, batch, recipe, seed=seed) as line:
+    with first_update_line(model, batch, recipe, seed=seed) as (line, growth):
         curve = line.relative_loss(CURVE_LRS.tolist())
-        diverging = refined_crossing(line, curve, DIVERGENCE_FACTOR)
+        diverging = rate_of(line, curve, DIVERGENCE_FACTOR)
         power = steepness(line, curve)
         overflows = bool(np.isfinite(diverging) and not np.isfinite(line.relative_loss([diverging])[0]))
         walked = diverging if np.isfinite(diverging) else float(CURVE_LRS[-1])
@@ -57,7 +54,7 @@ def profile(model: nn.Module, batch: Any, *, recipe: Recipe, seed: int = 0) -> x
                 "root mean square of the output",
                 "1",
             ),
-            "start_loss": ((), line.loss, "loss before any step", "nat"),
+            "start_loss": ((), float(line.loss), "loss before any step", "nat"),
             "lowest_lr": ((), lowest_step_size(CURVE_LRS, curve), "rate of the lowest loss after one step", "1"),
             "diverging_lr": ((), diverging, "rate at which one step passes 10³", "1"),
             "steepness": (
@@ -68,7 +65,7 @@ def profile(model: nn.Module, batch: Any, *, recipe: Recipe, seed: int = 0) -> x
             ),
             "overflows": ((), overflows, "the step that diverges overflows", "1"),
             "walked_lr": ((), walked, "rate of the step along which sizes are taken", "1"),
-            "amplification": ((), line.amplification, "settled update over the first", "1"),
+            "amplification": ((), growth.amplification, "settled update over the first", "1"),
         },
         {
             "layer": (names, "layer", "1"),
@@ -88,36 +85,23 @@ def with_depth(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.assign_coords(depth=("layer", depth, {"long_name": "layer on the main path", "units": "1"}))
 
 
-def refined_crossing(line: UpdateLine, curve: np.ndarray, level: float) -> float:
+def rate_of(line: StepLine, curve: np.ndarray, level: float) -> float:
     """The rate at which the relative loss first passes `level`, to about 1 %; inf where it does not."""
-    above = np.flatnonzero(~(curve <= level))
-    if not len(above):
-        return float("inf")
-    high = float(CURVE_LRS[above[0]])
-    if above[0] == 0:
-        return high
-    low = float(CURVE_LRS[above[0] - 1])
-    for _ in range(REFINEMENTS):
-        middle = float(np.sqrt(low * high))
-        if line.relative_loss([middle])[0] <= level:
-            low = middle
-        else:
-            high = middle
-    return high
+    return crossing(CURVE_LRS, curve, level, measure=lambda lr: float(line.relative_loss([lr])[0]))
 
 
-def steepness(line: UpdateLine, curve: np.ndarray) -> float:
+def steepness(line: StepLine, curve: np.ndarray) -> float:
     """d log(loss) / d log(lr) where the loss explodes: about the number of layers whose changes multiply. 0 where it
     does not diverge, or overflows at once."""
-    start = refined_crossing(line, curve, STEEP_FROM)
+    start = rate_of(line, curve, STEEP_FROM)
     for level in (STEEP_TO, DIVERGENCE_FACTOR):
-        end = refined_crossing(line, curve, level)
+        end = rate_of(line, curve, level)
         if np.isfinite(end) and np.isfinite(line.relative_loss([end])[0]):
             return float(np.log(level / STEEP_FROM) / max(np.log(end / start), 1e-2))
     return 0.0
 
 
-def sizes_at(line: UpdateLine, model: nn.Module, lr: float) -> dict[str, float]:
+def sizes_at(line: StepLine, model: nn.Module, lr: float) -> dict[str, float]:
     """The root mean square of every watched call's output at θ + lr · u."""
     sizes: dict[str, float] = {}
 
@@ -130,6 +114,7 @@ def sizes_at(line: UpdateLine, model: nn.Module, lr: float) -> dict[str, float]:
     return sizes
 
 
-def diverging_lr(line: UpdateLine) -> float:
+def diverging_lr(line: StepLine) -> float:
     """The rate at which one step passes 10³; the end of the curve's range where none does."""
-    return min(refined_crossing(line, line.relative_loss(CURVE_LRS.tolist()), DIVERGENCE_FACTOR), float(CURVE_LRS[-1]))
+    curve = line.relative_loss(CURVE_LRS.tolist())
+    return min(rate_of(line, curve, DIVERGENCE_FACTOR), float(CURVE_LRS[-1]))

@@ -3,7 +3,9 @@
 For a mini-batch B, a step size α and a fraction f of the step, the moments of every watched call's output y
 (examples b, positions p, channels c) in the network with the parameters
 
-    θ − f α ∇ℓ_B(θ):    mean_c = E_{b,p} y_{bpc},    variance_c = E_{b,p} (y_{bpc} − mean_c)²    (biased).
+    θ − f α ∇ℓ_B(θ):    mean_c = E_{b,p} y_{bpc},    variance_c = E_{b,p} (y_{bpc} − mean_c)²    (biased),
+
+or θ + f α u with an optimizer's own update u.
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,9 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from normscope.descent.gradient_line import gradient_line
+from normscope.descent.optimizers import OptimizerFactory
+from normscope.descent.step_line import StepLine, step_line
+from normscope.descent.update import update_of
 from normscope.errors import InvalidConfig, InvalidModel
 from normscope.model.layers import channel_dim, depths, record_calls
 from normscope.model.loss import LossFn
@@ -25,14 +29,10 @@ DEFAULT_FRACTIONS = np.linspace(0, 1, 51)
 """Every second percent of the step."""
 
 
-def moments_along_gradient(
-    model: nn.Module,
-    batch: Any,
-    loss_fn: LossFn | None,
-    step_sizes: Sequence[float],
-    layers: str | Sequence[str] | None,
+def moments_along(
+    line: StepLine, model: nn.Module, step_sizes: Sequence[float], layers: str | Sequence[str] | None
 ) -> tuple[list[str], list[int], Tensor, Tensor]:
-    """Names and widths of the watched calls, their moments at θ − α∇ℓ_B(θ) for every α, one call's channels
+    """Names and widths of the watched calls, their moments at every step size on the line, one call's channels
     behind the other's, (2, step_size, channels of all calls), and the losses there, (step_size,); in float64.
     """
     seen: list[tuple[str, Tensor, Tensor]] = []
@@ -45,7 +45,7 @@ def moments_along_gradient(
     losses: list[Tensor] = []
     # Watched once for all points, since finding the layers of a deep network takes as long as several of its calls; a
     # call's number, path#2, then runs on from point to point, and is that of the first.
-    with gradient_line(model, batch, loss_fn) as line, record_calls(model, on_call, layers):
+    with record_calls(model, on_call, layers):
         for step_size in step_sizes:
             seen.clear()
             losses.append(line.loss_at(step_size))
@@ -75,8 +75,10 @@ def moments_along_step(
     fractions: Sequence[float] | np.ndarray | None = None,
     layers: str | Sequence[str] | None = None,
     loss_fn: LossFn | None = None,
+    optimizer: str | OptimizerFactory | torch.optim.Optimizer | None = None,
 ) -> xr.Dataset:
-    """Mean and biased variance of every channel of chosen layers at fractions of one gradient step (figure 4).
+    """Mean and biased variance of every channel of chosen layers at fractions of one step along the gradient, or of an
+    optimizer (figure 4).
 
     One gradient, and one forward pass a fraction, in training mode; the model comes back untouched. The moments
     are finite wherever the activations are; an activation that overflows is kept as inf or NaN.
@@ -86,6 +88,7 @@ def moments_along_step(
         step_size: α of the whole step, positive.
         fractions: (fraction,) from 0 up, increasing; by default 0, 0.02, ... 1.
         layers: None for every layer that owns a weight; else shell patterns on module paths ("layer1.*.conv1").
+        optimizer: whose update to go along, fresh or as it stands, as for `relative_loss`; None for the gradient.
 
     Returns:
         Dataset over `fraction`, `layer` and `channel` (padded with NaN up to the widest layer; `num_channels(layer)`
@@ -106,7 +109,9 @@ def moments_along_step(
     if not (np.diff(points) > 0).all():
         raise InvalidConfig("fractions must be increasing, for example np.linspace(0, 1, 50)")
     steps = (points * step_size).tolist()
-    names, widths, measured, losses = moments_along_gradient(model, batch, loss_fn, steps, layers)
+    direction = None if optimizer is None else update_of(optimizer, model)
+    with step_line(model, batch, loss_fn, direction=direction) as line:
+        names, widths, measured, losses = moments_along(line, model, steps, layers)
     table = np.full((2, len(points), len(names), max(widths)), np.nan)
     for row, (stop, width) in enumerate(zip(np.cumsum(widths), widths, strict=True)):
         table[:, :, row, :width] = measured[:, :, stop - width : stop].numpy()

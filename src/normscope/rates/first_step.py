@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from normscope.descent.first_update import Growth, first_update_line
 from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.descent.recipe import Recipe
-from normscope.descent.update_line import update_line
-from normscope.probes.relative_loss import crossing, lowest_step_size
+from normscope.descent.step_line import crossing, lowest_step_size
 
 DOUBLED = 2.0
 """The relative loss of one step above which several diverge. Measured on small networks: where one step doubles the
@@ -33,11 +33,7 @@ class FirstStep:
     lrs: np.ndarray
     relative_loss: np.ndarray
     """(lr,): as the probe of the same name, along the optimizer's update."""
-    grows_with_gradient: bool
-    """Whether a larger gradient makes a larger update: for SGD, but not for Adam, nor where gradients are clipped."""
-    amplification: float
-    """Length of the optimizer's update once it has settled on a constant gradient, over that of its first: about
-    1/(1 − momentum) for SGD, 1 for Adam."""
+    growth: Growth
 
     @property
     def diverging_lr(self) -> float:
@@ -46,8 +42,8 @@ class FirstStep:
         Updates that grow with the gradient feed on themselves: when one step already doubles the loss, the following
         ones blow it up. Those that do not have to pass the threshold of divergence in a single step.
         """
-        level = DOUBLED if self.grows_with_gradient else DIVERGENCE_FACTOR
-        return crossing(self.lrs, self.relative_loss, level) / self.amplification
+        level = DOUBLED if self.growth.with_gradient else DIVERGENCE_FACTOR
+        return crossing(self.lrs, self.relative_loss, level) / self.growth.amplification
 
     @property
     def useful_lr(self) -> float:
@@ -56,11 +52,11 @@ class FirstStep:
         lowest = lowest_step_size(self.lrs, self.relative_loss)
         useless = crossing(self.lrs, self.relative_loss, 1.0)
         middle = math.sqrt(lowest * useless if math.isfinite(useless) else lowest**2)
-        return middle / self.amplification / HALF_A_DECADE
+        return middle / self.growth.amplification / HALF_A_DECADE
 
 
 def first_step(model: nn.Module, batch: Any, recipe: Recipe, lrs: Sequence[float], *, seed: int) -> FirstStep:
     """Relative loss at θ + lr · u for every rate, in training mode; the model comes back untouched. Raises as
-    `update_line` does."""
-    with update_line(model, batch, recipe, seed=seed) as line:
-        return FirstStep(np.asarray(lrs), line.relative_loss(lrs), line.grows_with_gradient, line.amplification)
+    `first_update_line` does."""
+    with first_update_line(model, batch, recipe, seed=seed) as (line, growth):
+        return FirstStep(np.asarray(lrs), line.relative_loss(lrs), growth)

@@ -6,11 +6,12 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from normscope.descent.loop import descend
+from normscope.descent.step_line import crossing
 from normscope.figures.relative_loss import plot_relative_loss
 from normscope.figures.style import COLORS, figure_of, legend_once
 from normscope.paper.exhibit import Exhibit, Setting, joined, on_paper_setting, over_networks
 from normscope.paper.published import PUBLISHED
-from normscope.probes.relative_loss import crossing, relative_loss
+from normscope.probes.relative_loss import relative_loss
 from normscope.statistics.verdict import Verdict, judge
 
 LEARNING_RATE = {"batch": 0.1, "none": 1e-4}

@@ -5,15 +5,14 @@ import xarray as xr
 from matplotlib.figure import Figure
 from torch import nn
 
-from normscope.descent.gradient_line import gradient_line
 from normscope.descent.outcome import DIVERGENCE_FACTOR
+from normscope.descent.step_line import crossing, step_line
 from normscope.figures.moments_along_step import plot_moments_along_step
 from normscope.figures.style import COLORS, NAMES, figure_of
 from normscope.paper.exhibit import Exhibit, Setting, on_paper_setting, over_networks
 from normscope.paper.published import PUBLISHED
 from normscope.probes.channel_moments import channel_moments
 from normscope.probes.moments_along_step import moments_along_step
-from normscope.probes.relative_loss import crossing
 from normscope.statistics.verdict import Verdict, judge, judge_band
 
 STEP_WITH_BN = 0.2
@@ -60,7 +59,7 @@ def measure(setting: Setting) -> xr.Dataset:
 
 def divergence_step_size(net: nn.Module, batch: object) -> float:
     """The step size at which the relative loss first passes 10³; infinite where none of those tried does."""
-    with gradient_line(net, batch) as line:
+    with step_line(net, batch) as line:
 
         def stays(step_size: float) -> bool:
             return float(line.loss_at(step_size) / line.loss) <= DIVERGENCE_FACTOR

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from normscope.descent.gradient_line import gradient_line
 from normscope.descent.outcome import DIVERGENCE_FACTOR
+from normscope.descent.step_line import step_line
 from normscope.figures.style import COLORS, axis_label, figure_of, legend_once
 from normscope.model.loss import output_spread
 from normscope.model.state import untouched
@@ -95,7 +95,7 @@ def measure_one(net: nn.Module, batch: tuple[Tensor, Tensor]) -> xr.Dataset:
     images, labels = batch
     log_std = curves(channel_moments(net, batch))["log_std"].isel(depth=slice(0, -1))
     log_std = log_std.sel(depth=log_std["depth"] % 2 == 0)  # each block's first convolution: it reads the stream itself
-    with gradient_line(net, batch) as line:
+    with step_line(net, batch) as line:
         loss, gradient_norm = float(line.loss), float(line.gradient_norm)
         step = divergence_step_size(loss, gradient_norm, line.loss_at)
     few = images[:EXAMPLES], labels[:EXAMPLES]

@@ -1,0 +1,165 @@
+"""One step as a line: θ + α · u for one mini-batch B, u = −∇ℓ_B(θ) or an optimizer's own update (`descent.update`).
+
+Everything that asks how far one step can go walks along it: the relative loss of figure 3, the moments of figure 4, the
+rate at which a search starts, the step that a diagnosis looks at.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from normscope.descent.outcome import DIVERGENCE_FACTOR
+from normscope.errors import InvalidModel
+from normscope.model.loss import LossFn, checked_loss, default_loss, readable_errors
+from normscope.model.state import is_writable, untouched
+
+Direction = Callable[[list[nn.Parameter], list[Tensor], list[Tensor]], list[Tensor]]
+"""`direction(parameters, starts, gradients)` gives u, part by part. It may move the parameters, which start at
+`starts`, and writes to no tensor of the two lists; it empties `gradients` once it needs them no longer."""
+
+HALVINGS = 6
+"""Of a bracket, in logarithms, where a crossing is measured more closely: a factor 10^(1/3) becomes 1 %."""
+
+
+@dataclass(frozen=True)
+class StepLine:
+    """A mini-batch's loss along one step, while the model stands in the context that made it."""
+
+    loss: Tensor
+    """ℓ_B(θ): a float64 scalar on the device."""
+    gradient_norm: Tensor
+    """‖∇ℓ_B(θ)‖, Euclidean, of all parameters: a float64 scalar on the device."""
+    loss_at: Callable[[float], Tensor]
+    """Moves the model to θ + α · u, leaves it there and gives the loss: a float64 scalar on the device."""
+
+    def losses(self, step_sizes: Sequence[float]) -> np.ndarray:
+        """ℓ_B(θ + α · u) at every step size: (step_size,) float64."""
+        return torch.stack([self.loss_at(float(step_size)) for step_size in step_sizes]).cpu().numpy()
+
+    def relative_loss(self, step_sizes: Sequence[float]) -> np.ndarray:
+        """ℓ_B(θ + α · u) / ℓ_B(θ) at every step size: (step_size,) float64. A loss that starts at zero or below has no
+        ratio: then only overflow tells, as inf."""
+        losses, before = self.losses(step_sizes), float(self.loss)
+        return losses / before if before > 0 else np.where(np.isfinite(losses), 1.0, np.inf)
+
+
+@contextmanager
+def step_line(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFn | None = None,
+    *,
+    direction: Direction | None = None,
+    seed: int | None = None,
+) -> Iterator[StepLine]:
+    """The loss and its gradient in training mode, and a way to walk along a step; leaves the model untouched.
+
+    Every point is reached from θ itself, so that no rounding adds up, and every forward pass sees the same
+    buffers and random numbers, so that dropout does not pass for an effect of the step. One copy of the model
+    and one of the step are held.
+
+    Args:
+        direction: what u is; None for −∇ℓ_B(θ). For an optimizer's update, `update.update_of`.
+        seed: of the random numbers; None for those that torch's generators stand at.
+
+    Raises:
+        InvalidModel, InvalidBatch, DeviceError: see `loss.checked_loss`.
+    """
+    slots = [(module._buffers, dict(module._buffers)) for module in model.modules() if module._buffers]
+    with untouched(model) as origin:
+        model.train()
+        gpus = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+
+        @contextmanager
+        def same_random_numbers() -> Iterator[None]:
+            with torch.random.fork_rng(devices=gpus):
+                if seed is not None:
+                    torch.manual_seed(seed)
+                yield
+
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        buffers = list(dict.fromkeys(b for _, slot in slots for b in slot.values() if b is not None and is_writable(b)))
+        with torch.enable_grad(), same_random_numbers():
+            loss = checked_loss(model, batch, loss_fn)
+        with readable_errors():
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        used = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+        if not used:
+            raise InvalidModel(f"the loss of {type(model).__name__} depends on no trainable parameter")
+        moved, slopes = [p for p, _ in used], [g for _, g in used]
+        starts, buffer_starts = [origin[p] for p in moved], [origin[b] for b in buffers]
+        before = loss.detach().double()
+        norm = _length(slopes)
+        del loss, gradients, used
+        with torch.no_grad(), same_random_numbers():
+            step, sign = (slopes, -1.0) if direction is None else (direction(moved, starts, slopes), 1.0)
+        if direction is not None:
+            for parameter in moved:
+                parameter.grad = None
+        del slopes
+
+        def loss_at(step_size: float) -> Tensor:
+            with torch.no_grad(), same_random_numbers(), readable_errors():
+                torch._foreach_copy_(moved, starts)  # pyright: ignore
+                torch._foreach_add_(moved, step, alpha=sign * float(step_size))  # pyright: ignore
+                for slot, as_found in slots:
+                    slot.update(as_found)
+                if buffers:
+                    torch._foreach_copy_(buffers, buffer_starts)  # pyright: ignore
+                return (loss_fn or default_loss)(model, batch).double().reshape(())
+
+        yield StepLine(before, norm, loss_at)
+
+
+def _length(parts: Sequence[Tensor]) -> Tensor:
+    """Euclidean length over all parts, a piece at a time: in float64 the largest weight of a network would be the
+    largest thing in memory."""
+    dense = (part.coalesce().values() if part.is_sparse else part for part in parts)
+    pieces = (piece for part in dense for piece in part.reshape(-1).split(2**16))
+    return torch.stack([piece.double().square().sum() for piece in pieces]).sum().sqrt()
+
+
+def lowest_step_size(step_sizes: np.ndarray, relative: np.ndarray) -> float:
+    """The step size with the lowest finite relative loss; NaN where none is finite."""
+    finite = np.isfinite(relative)
+    return float(step_sizes[np.where(finite, relative, np.inf).argmin()]) if finite.any() else float("nan")
+
+
+def crossing(
+    step_sizes: np.ndarray,
+    relative: np.ndarray,
+    level: float = DIVERGENCE_FACTOR,
+    *,
+    measure: Callable[[float], float] | None = None,
+) -> float:
+    """The first step size at which the relative loss passes `level`; inf where that is not within the range. A loss
+    that is not finite has passed every level.
+
+    Args:
+        step_sizes: (step_size,) increasing.
+        relative: (step_size,) the relative losses there.
+        measure: gives the relative loss at one more step size. Then the bracket is halved `HALVINGS` times and its
+            upper end returned, at which the level *is* passed; without it the crossing is interpolated linearly in
+            log-log.
+    """
+    above = np.flatnonzero(~(relative <= level))
+    if not len(above):
+        return float("inf")
+    i = int(above[0])
+    if i == 0:
+        return float(step_sizes[0])
+    low, high = float(step_sizes[i - 1]), float(step_sizes[i])
+    if measure is not None:
+        for _ in range(HALVINGS):
+            middle = float(np.sqrt(low * high))
+            low, high = (middle, high) if measure(middle) <= level else (low, middle)
+        return high
+    if not np.isfinite(relative[i]) or relative[i - 1] <= 0:
+        return high
+    share = np.log(level / relative[i - 1]) / np.log(relative[i] / relative[i - 1])
+    return float(np.exp(np.log(low) + share * np.log(high / low)))
