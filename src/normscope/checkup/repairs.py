@@ -9,6 +9,7 @@ from torch import nn
 from normscope.errors import InvalidConfig, unknown
 from normscope.model.build import build_model
 from normscope.model.loss import LossFn
+from normscope.nets.batch_norm_parts import PARTS
 from normscope.nets.inits import INITS
 from normscope.nets.norms import NORMS
 from normscope.surgery import with_init, with_norm
@@ -23,7 +24,7 @@ CLIP_NORM = 1.0
 WARMUP_SHARE = 0.2
 """Share of the steps over which warmup raises the rate."""
 
-NORM_REPAIRS: tuple[str, ...] = tuple(kind for kind in NORMS if kind != "none")
+NORM_REPAIRS: tuple[str, ...] = tuple(kind for kind in (*NORMS, *PARTS) if kind != "none")
 INIT_REPAIRS: tuple[str, ...] = tuple(kind for kind in INITS if kind != "default")
 RIVALS: tuple[str, ...] = ("warmup", "clipping", "both")
 REPAIRS: tuple[str, ...] = ("final", *NORM_REPAIRS, *INIT_REPAIRS, *RIVALS)
@@ -36,6 +37,12 @@ NORM_TITLES = {
     "rms": "RMS norm",
     "instance": "instance norm",
     "tanh": "dynamic tanh",
+    "batch_mean": "mean-only batch norm",
+    "batch_std": "batch norm without centring",
+    "batch_detached": "batch norm with constant statistics",
+    "batch_first": "batch norm frozen at the first batch",
+    "batch_running": "batch norm by running averages",
+    "batch_ghost": "batch norm over ghost batches",
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from normscope.errors import InvalidConfig, unknown
+from normscope.nets.batch_norm_parts import PARTS
 from normscope.nets.inits import INITS, init_
 from normscope.nets.mlp import MLP
 from normscope.nets.norms import NORMS
@@ -19,8 +20,8 @@ from normscope.nets.staged import blocks_per_stage
 NET_FAMILIES: tuple[str, ...] = ("resnet", "plain", "mlp")
 """A network's name is one of these and its depth: resnet110, plain20, mlp4."""
 
-NET_NORMS: tuple[str, ...] = (*NORMS, "final")
-"""What a network's norm may be: a name of `NORMS`, or "final", one BatchNorm in front of the last layer."""
+NET_NORMS: tuple[str, ...] = (*NORMS, *PARTS, "final")
+"""What a network's norm may be: a name of `NORMS` or `PARTS`, or "final", one BatchNorm in front of the last layer."""
 
 
 def build_net(

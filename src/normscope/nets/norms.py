@@ -14,6 +14,9 @@ one channel c of example b:
 | instance | the positions of b                      | the tokens of b                        |
 | tanh     | nothing: weight · tanh(alpha · x) + bias| the same                               |
 
+Batch norm with one part of it changed (`batch_mean`, `batch_std`, `batch_detached`, `batch_first`, `batch_running`,
+`batch_ghost`) is in `batch_norm_parts`; it takes both layouts.
+
 All have a learned weight per channel that starts at 1 and, but for rms, a bias that starts at 0. Making one
 draws no random numbers.
 """
@@ -24,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.errors import InvalidConfig, InvalidModel, unknown
+from normscope.nets.batch_norm_parts import PARTS, PartialBatchNorm
 
 NORMS: tuple[str, ...] = ("none", "batch", "group", "layer", "rms", "instance", "tanh")
 
@@ -42,8 +46,7 @@ def make_norm(kind: str, num_channels: int, *, channel_dim: int = 1, spatial_dim
     normalized value says nothing about the input: instance without positions; group, layer and rms with one
     channel and no positions.
     """
-    if kind not in NORMS:
-        raise unknown("norm", kind, NORMS)
+    check_norm_name(kind)
     if channel_dim not in (1, -1):
         raise InvalidConfig(f"channel_dim must be 1 or -1, not {channel_dim}")
     if spatial_dims not in (0, 1, 2, 3):
@@ -55,9 +58,17 @@ def make_norm(kind: str, num_channels: int, *, channel_dim: int = 1, spatial_dim
         return nn.Identity()
     if kind == "tanh":
         return DynamicTanh(num_channels, channel_dim=channel_dim)
+    if kind in PARTS:
+        return PartialBatchNorm(num_channels, PARTS[kind], channel_dim=channel_dim, eps=EPS)
     if channel_dim == -1:
         return _over_features(kind, num_channels)
     return _over_images(kind, num_channels, spatial_dims)
+
+
+def check_norm_name(kind: str) -> None:
+    """Raise `InvalidConfig` for a name that `make_norm` does not take."""
+    if kind not in NORMS and kind not in PARTS:
+        raise unknown("norm", kind, (*NORMS, *PARTS))
 
 
 def num_groups(num_channels: int) -> int:

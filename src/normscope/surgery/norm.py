@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from normscope.errors import InvalidConfig, InvalidModel, NormscopeError, unknown
+from normscope.errors import InvalidConfig, InvalidModel, NormscopeError
 from normscope.model.loss import LossFn
 from normscope.nets.attachment import OUTPUT_NORM, is_attached
-from normscope.nets.norms import NORMS
+from normscope.nets.norms import check_norm_name
 from normscope.surgery.calls import Calls, calls_of, output_layer
 from normscope.surgery.operation import Operation
 from normscope.surgery.places import existing_norms
@@ -30,7 +30,9 @@ def with_norm(
     """A copy of `model` with other norms; the model itself stays untouched.
 
     Args:
-        kind: a name of `normscope.nets.norms`: none, batch, group, layer, rms, instance, tanh.
+        kind: a name of `normscope.nets.norms`: none, batch, group, layer, rms, instance, tanh; or of a part of batch
+            norm (`normscope.nets.batch_norm_parts`): batch_mean, batch_std, batch_detached, batch_first, batch_running,
+            batch_ghost.
         where:
             - "swap": in the place of each norm that the model has.
             - "everywhere": behind each Conv and Linear layer but the output layer. The model's own norms go.
@@ -58,8 +60,7 @@ def with_norm(
             weights; one batch norm for several calls; weights computed from others.
         InvalidBatch: a batch that the model does not take.
     """
-    if kind not in NORMS:
-        raise unknown("norm", kind, NORMS)
+    check_norm_name(kind)
     changed = changeable_copy(model)
     calls = None if batch is None else calls_of(changed, batch, loss_fn)
     norms = existing_norms(changed)

@@ -87,7 +87,7 @@ class Operation:
     def _fresh(self, path: str, at: nn.Module, place: Place, shape: torch.Size | None) -> nn.Module:
         """A norm with the device, dtype and mode of what it is put at, for tensors of `shape`, where that is known."""
         times = None if self.calls is None else len(self.calls.shapes.get(at, ()))
-        reason = why_mixed(times, self._paths[at]) if self.kind == "batch" else None
+        reason = why_mixed(times, self._paths[at]) if self.kind.startswith("batch") else None
         if reason is not None:
             raise InvalidModel(f"{path!r} {reason}")
         try:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from normscope.nets.batch_norm_parts import PartialBatchNorm
 from normscope.nets.norms import ChannelRMSNorm, DynamicTanh
 
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, ChannelRMSNorm, DynamicTanh)
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, ChannelRMSNorm, DynamicTanh, PartialBatchNorm)
 
 _CHANNELS_FIRST = (_BatchNorm.forward, _InstanceNorm.forward, nn.GroupNorm.forward, nn.SyncBatchNorm.forward)
 """A subclass with a forward of its own may have its channels anywhere."""
