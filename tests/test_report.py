@@ -197,7 +197,15 @@ def test_the_manifest_has_every_result_with_its_checksum(tmp_path):
     }
 
 
-@pytest.mark.parametrize("damaged", ["", "[]", "{}", '{"commands": ', '{"commands": ["a"]}'])
+@pytest.mark.parametrize("damaged", ["", "[]", '{"commands": ', '{"notes": ["a"], "sha256": "0"}'])
+def test_a_damaged_manifest_is_refused_and_kept(tmp_path, damaged):
+    (tmp_path / "manifest.json").write_text(damaged)
+    with pytest.raises(ResultError, match=r"manifest.json is damaged"):
+        write_manifest(tmp_path, ["normscope", "reproduce"])
+    assert (tmp_path / "manifest.json").read_text() == damaged
+
+
+@pytest.mark.parametrize("damaged", ["{}", '{"commands": ["a"]}'])
 def test_the_manifest_keeps_each_command_once_in_the_order_of_its_last_use(tmp_path, damaged):
     (tmp_path / "manifest.json").write_text(damaged)
     for exhibit in ("figure3", "figure5", "figure3"):

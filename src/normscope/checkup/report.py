@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from normscope.checkup.answer import AS_IT_IS, MEASURED, Row, conclusion, headline, notes, rows, table_title
 from normscope.diagnosis.finding import as_findings
-from normscope.errors import ResultError
+from normscope.errors import NormscopeError, ResultError, raised
 from normscope.figures.first_step import plot_first_step
 from normscope.figures.output_gradients import plot_output_gradients
 from normscope.figures.repairs import plot_repairs
@@ -42,7 +42,13 @@ def report(tree: xr.DataTree | str | Path, path: str | Path) -> Path:
     whole = tree if isinstance(tree, xr.DataTree) else load_tree(tree)
     if "as_it_is" not in whole.children or "findings" not in whole.children:
         raise ResultError("this tree is not of a check: give what normscope.check returned, or its file")
-    return write_text(path, render(page_of(whole)))
+    try:
+        page = page_of(whole)
+    except NormscopeError:
+        raise
+    except Exception as error:
+        raise ResultError(f"this tree lacks some of what a check measures ({raised(error)}): check again") from error
+    return write_text(path, render(page))
 
 
 def page_of(tree: xr.DataTree) -> Page:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from normscope.data import ImageData
     from normscope.training.config import RunConfig
 
+EXHIBIT = "exhibit"
+"""The attribute of a result that says which exhibit it is of; older results lack it."""
+
 NORM_TITLES = {
     "batch": "with batch norm",
     "frozen": "batch norm, statistics as constants",

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from normscope.errors import InvalidConfig
-from normscope.paper.exhibit import Setting, chosen
-from normscope.results import ensure_writable, keep, load_if_kept
+from normscope.paper.exhibit import EXHIBIT, Exhibit, Setting, chosen
+from normscope.paper.manifest import is_as_listed, notes_of
+from normscope.results import ensure_writable, keep, load_if_kept, read_bytes
+from normscope.results.netcdf_bytes import is_sealed
 
 RUNS = "training"
 """The folder, among the results, of the runs and searches of those exhibits that train."""
@@ -14,12 +17,13 @@ RUNS = "training"
 
 def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
     """Measure the exhibits of these names (all where none is named) and save each as `out/NAME.nc` as soon as it is
-    done. An exhibit whose result is there already, measured on the same setting by the same protocol, is kept; so are
-    the single runs and searches of those that train.
+    done. An exhibit whose result is there already, whole and measured on the same setting by the same protocol, is
+    kept; so are the single runs and searches of those that train.
 
     Raises:
         InvalidConfig: for an unknown exhibit, or one that the scale does not have, and for a network or a mini-batch
             that cannot be, before anything is measured.
+        ResultError: for a folder whose manifest is damaged, before anything is measured.
         OutputError: for a folder that cannot be written, before anything is measured; for a full disk, when it is.
     """
     wanted = [exhibit for exhibit in chosen(list(names)) if exhibit.applies(setting)]
@@ -31,10 +35,19 @@ def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
         setting.build("none", 0)
         setting.first_batch(0)
     folder = ensure_writable(out)
+    notes_of(folder)  # or a damaged manifest would only be found when all is measured
     setting = replace(setting, runs=folder / RUNS)
     for exhibit in wanted:
         path = folder / f"{exhibit.name}.nc"
         known = {"config": exhibit.config(setting), "protocol": exhibit.protocol, "device": str(setting.device)}
-        if load_if_kept(path, known) is None:
+        if not _is_kept(path, exhibit, known):
             dataset = exhibit.measure(setting)
-            keep(dataset, path, known)
+            keep(dataset, path, {**known, EXHIBIT: exhibit.name})
+
+
+def _is_kept(path: Path, exhibit: Exhibit, known: dict[str, Any]) -> bool:
+    dataset = load_if_kept(path, known)
+    if dataset is None or dataset.attrs.get(EXHIBIT, exhibit.name) != exhibit.name:
+        return False
+    # A file from before files had checksums is compared with the manifest's.
+    return is_sealed(read_bytes(path)) or is_as_listed(path)

@@ -9,10 +9,10 @@ from typing import Any
 import matplotlib as mpl
 import xarray as xr
 
-from normscope.errors import ResultError
+from normscope.errors import NormscopeError, ResultError, raised
 from normscope.html.page import Page, Paragraph, Section, as_svg, render
-from normscope.paper.exhibit import Exhibit, exhibits, on_paper_setting
-from normscope.paper.manifest import notes_of
+from normscope.paper.exhibit import EXHIBIT, Exhibit, exhibits, on_paper_setting
+from normscope.paper.manifest import notes_of, refuse_other_files
 from normscope.results import attribute, load, write_text
 from normscope.statistics.verdict import Verdict
 
@@ -23,20 +23,27 @@ def report_reproduction(folder: str | Path) -> tuple[Path, list[Verdict]]:
     """Write `report.html` from every exhibit's result in `folder`, and give its path and all verdicts in its order.
 
     Raises:
-        ResultError: where the folder holds no result, or a damaged one.
+        ResultError: where the folder holds no result, a damaged one, one of another exhibit, or files that are not
+            those of its manifest.
         OutputError: where the page cannot be written.
     """
     folder = Path(folder)
+    refuse_other_files(folder)
     with garbage_kept():
         found = [
-            (exhibit, _result(path))
+            (exhibit, _result(path, exhibit))
             for exhibit in exhibits().values()
             if (path := result_path(folder, exhibit)).is_file()
         ]
         if not found:
             raise ResultError(f"no results in {folder}: make some with `normscope reproduce --out {folder}`")
-        sections = [_section(exhibit, dataset) for exhibit, dataset in found]
-    path = write_text(folder / REPORT_NAME, render(_page(found, sections, notes_of(folder))))
+        sections = []
+        for exhibit, dataset in found:
+            with _named(result_path(folder, exhibit), f"all that {exhibit.name} shows"):
+                sections.append(_section(exhibit, dataset))
+        with _named(folder, "what a reproduction was measured on"):
+            page = _page(found, sections, notes_of(folder))
+    path = write_text(folder / REPORT_NAME, render(page))
     return path, [claim for section in sections for claim in section.claims]
 
 
@@ -45,11 +52,24 @@ def result_path(folder: Path, exhibit: Exhibit) -> Path:
     return folder / f"{exhibit.name}.nc"
 
 
-def _result(path: Path) -> xr.Dataset:
+def _result(path: Path, exhibit: Exhibit) -> xr.Dataset:
     dataset = load(path)
     if "config" not in dataset.attrs:
         raise ResultError(f"{path} is no result of `normscope reproduce`: move it out of this folder")
+    if dataset.attrs.get(EXHIBIT, exhibit.name) != exhibit.name:
+        raise ResultError(f"{path} holds {dataset.attrs[EXHIBIT]}: give it that name, or measure {exhibit.name} again")
     return dataset
+
+
+@contextmanager
+def _named(place: Path, what: str) -> Iterator[None]:
+    """Say in one line that a file lacks something; older results do not say of which exhibit they are."""
+    try:
+        yield
+    except NormscopeError:
+        raise
+    except Exception as error:
+        raise ResultError(f"{place} does not hold {what} ({raised(error)}): measure it again") from error
 
 
 def measured_on(found: Sequence[tuple[Exhibit, xr.Dataset]]) -> xr.Dataset:

@@ -11,6 +11,10 @@ import xarray as xr
 
 from normscope.errors import ResultError, cannot_write, one_line
 from normscope.results.dataset import attribute, with_attributes
+from normscope.results.netcdf_bytes import is_sealed, refuse_out_of_proportion, sealed
+
+MOST_BYTES = 2**32
+"""Of any file that is read whole: far more than a result has."""
 
 
 def save(result: xr.Dataset | xr.DataTree, path: str | Path) -> Path:
@@ -31,11 +35,11 @@ def keep(dataset: xr.Dataset, path: str | Path, known: Mapping[str, Any]) -> xr.
 
 
 def encoded(result: xr.Dataset | xr.DataTree) -> bytes:
-    """The result as a netCDF file holds it.
+    """The result as a netCDF file holds it, with its checksum: see `netcdf_bytes`.
 
     In memory first: a full disk then fails in one plain write, not deep inside the HDF5 library.
     """
-    return bytes(result.to_netcdf(engine="h5netcdf"))
+    return sealed(bytes(result.to_netcdf(engine="h5netcdf")))
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -80,11 +84,22 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     return path
 
 
+def read_bytes(path: str | Path, *, most: int = MOST_BYTES) -> bytes:
+    """A file's content; ValueError for one that is larger than `most` bytes, or no plain file, before it is read."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError("there is no such file" if not path.exists() else "it is no plain file")
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"it is of {size / 2**20:.0f} MiB: {most / 2**20:.0f} MiB are the most that is read")
+    return path.read_bytes()
+
+
 def load(path: str | Path) -> xr.Dataset:
     """Read a Dataset that `save` wrote, wholly into memory.
 
     Raises:
-        ResultError: where there is no such file, or it is damaged.
+        ResultError: where there is no such file, it is damaged (its checksum differs, where it has one), or it would
+            take far more memory than its size.
     """
     return _own(_read(Path(path), xr.open_dataset))
 
@@ -116,6 +131,8 @@ def _read(path: Path, opener: Any) -> Any:
     if not path.is_file():
         raise ResultError(f"no result file {path}: run the measurement first")
     try:
+        is_sealed(read_bytes(path))
+        refuse_out_of_proportion(path)
         # A unit of "seconds" is a unit, and not a request to turn the values into dates.
         with opener(path, engine="h5netcdf", decode_times=False, decode_timedelta=False) as result:
             return result.load()

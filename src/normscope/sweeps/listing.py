@@ -38,7 +38,7 @@ def listing(folder: str | Path) -> Listing:
     others = 0
     for path in store.result_paths():
         try:
-            run = read_record(path)
+            run = read_record(path, ("steps", "train_accuracy", "test_accuracy", "seconds"))
         except ResultError as error:
             damaged.append(error)
             continue

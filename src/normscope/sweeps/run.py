@@ -41,7 +41,7 @@ def run(
             checkpoint_seconds=checkpoint_seconds,
             on_epoch=lambda epochs, _: on_epoch(epochs),
         )
-    return RunFiles(encoded_record(over.result), encoded_weights(over.net), over.result.attrs["outcome"])
+    return RunFiles(encoded_record(over.result), encoded_weights(over.net, config), over.result.attrs["outcome"])
 
 
 def attempt(config: Mapping[str, Any], **options: Any) -> RunFiles | NormscopeError:

@@ -15,10 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from normscope.errors import ResultError, cannot_write
+from normscope.errors import ResultError, cannot_write, one_line
 from normscope.results import write_bytes
 from normscope.sweeps.record import SUFFIXES, RunRecord
 from normscope.training.config import RunConfig, key
+from normscope.training.tensor_files import read_tensors
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,21 @@ class Store:
     def has(self, config: RunConfig) -> bool:
         """Whether the run is finished."""
         return self.result_path(config).is_file()
+
+    def refuse_damaged(self, config: RunConfig) -> None:
+        """Raise ResultError where the weights of a finished run are damaged or another run's; there may be none."""
+        path = self.weights_path(config)
+        if not path.is_file():
+            return
+        try:
+            about = read_tensors(path)[1]
+            if about.get("key", key(config)) != key(config):
+                raise ValueError(f"it is of run {about['key']}")
+        except Exception as error:
+            raise ResultError(
+                f"{path} is damaged ({one_line(error)[:120]}): delete it and {self.result_path(config).name}, "
+                "and run the sweep again"
+            ) from error
 
     def put(self, config: RunConfig, files: RunFiles) -> None:
         """Keep a finished run, and drop its checkpoint; OutputError where the files cannot be written."""

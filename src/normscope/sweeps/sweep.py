@@ -60,7 +60,7 @@ def sweep(
 
     Raises:
         InvalidConfig: for a spec or a number that cannot be, before anything runs.
-        ResultError: where a finished run's file is damaged, before anything runs.
+        ResultError: where a finished run's result or weights are damaged, before anything runs.
         DataError, DeviceError: where data or device are not there.
         ClusterError: where there is no Ray, or no cluster of it at the address.
         OutputError: where the folder cannot be written.
@@ -74,6 +74,8 @@ def sweep(
         raise InvalidConfig("both ray and engine are given: only one can carry out the runs")
     store = Store(Path(out))
     missing = [config for config in configs if not store.has(config)]
+    for config in set(configs).difference(missing):
+        store.refuse_damaged(config)
     if not missing:
         return load_runs(out, configs)
     if engine is None and ray is None:

@@ -5,18 +5,18 @@ A single file that is renamed into place: whenever the process is killed, the la
 
 from __future__ import annotations
 
-import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from normscope.errors import one_line
 from normscope.results import write_bytes
 from normscope.training.network import plain_tensors
+from normscope.training.tensor_files import encoded_tensors, read_tensors
 
 STEP_QUANTITIES: tuple[str, ...] = ("loss", "correct", "gradient_norm")
 """What is recorded of each step: the mini-batch's loss, its images classified right, its gradient's norm."""
@@ -66,7 +66,7 @@ def save_checkpoint(
         "diverged": progress.diverged,
         "ended_early": progress.ended_early,
     }
-    write_bytes(path, save_tensors(tensors, {"run": json.dumps(header)}))
+    write_bytes(path, encoded_tensors(tensors, header))
 
 
 def load_checkpoint(
@@ -74,30 +74,44 @@ def load_checkpoint(
 ) -> Progress | None:
     """Put network and optimizer where the checkpoint left them.
 
-    None, and nothing is changed, where there is no checkpoint, or one that cannot be read or is of another identity:
-    the run then begins anew, since it could not end with the same bits.
+    None, and nothing is changed, where there is no checkpoint, or one that is damaged (which a warning says) or of
+    another identity: the run then begins anew, since it could not end with the same bits.
     """
+    if not path.exists():
+        return None
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["run"])
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError):
+        tensors, header = read_tensors(path)
+        if header["identity"] != identity:
+            return None
+        steps = {name: tensor.tolist() for name, tensor in _under("steps/", tensors).items()}
+        progress = Progress(
+            steps, header["epochs"], header["seconds"], header["diverged"], header.get("ended_early", "")
+        )
+        # laid out in memory as its parameter is, as the optimizer itself would have made it
+        momentum = {
+            parameter: torch.empty_like(parameter).copy_(buffer)
+            for name, buffer in _under("momentum/", tensors).items()
+            for parameter in [net.get_parameter(name)]
+        }
+        weights = _under("net/", tensors)
+        if _shapes(weights) != _shapes(net.state_dict()):
+            raise ValueError("it is of another network")
+        net.load_state_dict(weights)
+    except Exception as error:
+        warnings.warn(f"{path} is damaged ({one_line(error)}): the run begins anew", stacklevel=2)
         return None
-    if header["identity"] != identity:
-        return None
-    net.load_state_dict(_under("net/", tensors))
-    momentum = _under("momentum/", tensors)
-    for name, parameter in net.named_parameters():
-        if name in momentum:
-            # laid out in memory as its parameter is, as the optimizer itself would have made it
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum[name])
-    steps = {name: tensor.tolist() for name, tensor in _under("steps/", tensors).items()}
-    return Progress(steps, header["epochs"], header["seconds"], header["diverged"], header.get("ended_early", ""))
+    for parameter, buffer in momentum.items():
+        optimizer.state[parameter]["momentum_buffer"] = buffer
+    return progress
 
 
 def _momentum(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     buffers = {name: optimizer.state.get(p, {}).get("momentum_buffer") for name, p in net.named_parameters()}
     return {name: buffer for name, buffer in buffers.items() if buffer is not None}
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

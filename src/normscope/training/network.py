@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from normscope.data import ImageData
 from normscope.errors import ResultError, one_line
 from normscope.nets import build_net
-from normscope.training.config import RunConfig
+from normscope.training.config import RunConfig, key
+from normscope.training.tensor_files import encoded_tensors, read_tensors
 
 
 def fresh_network(config: RunConfig, data: ImageData) -> nn.Module:
@@ -32,22 +30,28 @@ def trained_network(config: RunConfig, data: ImageData, weights: str | Path) -> 
     """The network as a finished run left it, in evaluation mode; `weights` is the run's safetensors file.
 
     Raises:
-        ResultError: where there is no such file, it is damaged, or it is from another network.
+        ResultError: where there is no such file, it is damaged, or it is of another run.
     """
     path = Path(weights)
     if not path.is_file():
         raise ResultError(f"no weights {path}: train first")
     net = fresh_network(config, data)
     try:
-        net.load_state_dict(load_tensors(path.read_bytes()))
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise ResultError(f"{path} does not hold the weights of {config.net} ({one_line(error)[:120]})") from error
+        tensors, about = read_tensors(path)
+        if about.get("key", key(config)) != key(config):
+            raise ValueError(f"but those of run {about['key']}")
+        net.load_state_dict(tensors)
+    except Exception as error:
+        raise ResultError(
+            f"{path} does not hold the weights of {config.net} ({one_line(error)[:120]}): delete it and its run's "
+            "result, and train again"
+        ) from error
     return net.eval()
 
 
-def encoded_weights(net: nn.Module) -> bytes:
-    """All parameters and buffers of a network, as a safetensors file holds them."""
-    return save_tensors(plain_tensors(net.state_dict()))
+def encoded_weights(net: nn.Module, config: RunConfig) -> bytes:
+    """All parameters and buffers of a run's network, as a safetensors file holds them."""
+    return encoded_tensors(plain_tensors(net.state_dict()), {"key": key(config)})
 
 
 def plain_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

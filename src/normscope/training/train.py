@@ -102,7 +102,7 @@ def train(
 
         run = trained(config, data, checkpoint=checkpoint, on_epoch=on_epoch)
     if weights is not None:
-        write_bytes(weights, encoded_weights(run.net))
+        write_bytes(weights, encoded_weights(run.net, config))
     return run.result
 
 
