@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timing import Row, report, rows
-from normscope.model.layers import channel_dim, record_calls
+from normscope.model.layers import LayerCall, channel_dim, record_calls
 from normscope.nets import build_net
 from normscope.probes.channel_moments import channel_moments
 
@@ -32,9 +32,9 @@ def plain_moments(model: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor
     """Mean and variance of every layer's output by the two calls that say so."""
     found: list[tuple[Tensor, Tensor]] = []
 
-    def on_call(_name: str, module: nn.Module, output: Tensor) -> None:
-        over = [d for d in range(output.ndim) if d != channel_dim(module, output)]
-        found.append((output.mean(over), output.var(over, correction=0)))
+    def on_call(call: LayerCall) -> None:
+        over = [d for d in range(call.output.ndim) if d != channel_dim(call.module, call.output)]
+        found.append((call.output.mean(over), call.output.var(over, correction=0)))
 
     with torch.no_grad(), record_calls(model, on_call):
         model(images)
@@ -45,9 +45,9 @@ def errors(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
     """Largest error of a mean, in standard deviations, and of a variance, relative."""
     exact: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def on_call(name: str, module: nn.Module, output: Tensor) -> None:
-        over = [d for d in range(output.ndim) if d != channel_dim(module, output)]
-        exact[name] = torch.var_mean(output.double(), over, correction=0)
+    def on_call(call: LayerCall) -> None:
+        over = [d for d in range(call.output.ndim) if d != channel_dim(call.module, call.output)]
+        exact[call.name] = torch.var_mean(call.output.double(), over, correction=0)
 
     with torch.no_grad(), record_calls(model, on_call):
         model(batch[0])

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timing import Row, report, rows
-from normscope.model.layers import record_calls
+from normscope.model.layers import LayerCall, record_calls
 from normscope.nets import build_net
 from normscope.probes.gradient_norms import gradient_norms
 
@@ -28,9 +28,9 @@ def kept(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, tuple[fl
     """{layer: norm of the weight's gradient, norm of the output's gradient}."""
     outputs: dict[str, Tensor] = {}
 
-    def on_call(name: str, _module: nn.Module, output: Tensor) -> None:
-        output.retain_grad()
-        outputs[name] = output
+    def on_call(call: LayerCall) -> None:
+        call.output.retain_grad()
+        outputs[call.name] = call.output
 
     with record_calls(model, on_call):
         loss = F.cross_entropy(model(images), labels)

@@ -53,10 +53,10 @@ def twin(net: nn.Module, images: torch.Tensor) -> dict[str, tuple[torch.Tensor, 
     """Mean and variance of every watched output in float64."""
     found = {}
 
-    def on_call(name, _module, output):
-        over = [d for d in range(output.ndim) if d != 1]
-        variance, mean = torch.var_mean(output.double(), over, correction=0)
-        found[name] = mean, variance
+    def on_call(call):
+        over = [d for d in range(call.output.ndim) if d != 1]
+        variance, mean = torch.var_mean(call.output.double(), over, correction=0)
+        found[call.name] = mean, variance
 
     with torch.no_grad(), record_calls(net.train(), on_call):
         net(images)

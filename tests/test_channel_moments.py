@@ -37,9 +37,9 @@ def naive_twin(entry, model, batch):
     """Means and variances by layer, from the outputs of the model as they are."""
     found = {}
 
-    def on_call(name, module, output):
-        dim = -1 if name in CHANNELS_LAST.get(entry.name, ()) else 1
-        found[name] = naive_moments(output, dim)
+    def on_call(call):
+        dim = -1 if call.name in CHANNELS_LAST.get(entry.name, ()) else 1
+        found[call.name] = naive_moments(call.output, dim)
 
     torch.manual_seed(7)
     with torch.no_grad(), record_calls(model.train(), on_call):

@@ -18,7 +18,7 @@ import normscope as ns
 from normscope.checkup.answer import WIDTH, answer, conclusion, headline, rows
 from normscope.checkup.repairs import DEFAULT_REPAIRS, REPAIRS, repairs
 from normscope.errors import DataError, InvalidBatch, InvalidConfig, InvalidModel, NormscopeError, ResultError
-from normscope.model.wrappers import eager
+from normscope.model.build import eager
 from normscope.nets.inits import init_
 from normscope.rates.best import best
 

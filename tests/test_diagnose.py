@@ -12,11 +12,12 @@ from torch import nn
 from zoo import ZOO, Entry, disturb, no_trace
 
 import normscope as ns
-from normscope.diagnosis.batch_tests import coupling, extensivity, joined, standardized
+from normscope.diagnosis.batch_tests import coupling, extensivity, standardized
 from normscope.diagnosis.finding import Finding, as_findings, findings_dataset
 from normscope.diagnosis.rules import findings
 from normscope.diagnosis.signal import repeated_calls, sequence_growth, signal
 from normscope.errors import InvalidBatch, InvalidModel
+from normscope.model.batch import joined
 from normscope.statistics.numbers import number
 
 

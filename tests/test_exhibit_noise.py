@@ -8,10 +8,10 @@ import torch
 import xarray as xr
 
 from normscope.data import load_data
+from normscope.model.batch import take
 from normscope.model.loss import default_loss
 from normscope.paper.exhibit import Setting
 from normscope.paper.exhibits import noise
-from normscope.per_example.examples import take
 from normscope.results import attribute, load, save
 from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
 

@@ -13,11 +13,11 @@ from zoo import ZOO, by_name, disturb, in_float64, no_trace, scaled, squared_err
 
 import normscope as ns
 from normscope.errors import InvalidBatch, InvalidConfig, InvalidModel
+from normscope.model.batch import take
 from normscope.model.loss import default_loss
 from normscope.model.state import untouched
 from normscope.nets.norms import NORMS, make_norm
 from normscope.per_example import per_example
-from normscope.per_example.examples import take
 
 DECOUPLED = [entry for entry in ZOO if not entry.couples and not entry.random]
 

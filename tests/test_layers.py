@@ -9,8 +9,9 @@ from torch import nn
 from zoo import ZOO, by_name, no_trace
 
 from normscope.errors import InvalidModel
-from normscope.model.layers import channel_dim, depths, first_tensor, owns_weight, record_calls, watched_modules
+from normscope.model.layers import channel_dim, depths, owns_weight, record_calls, watched_modules
 from normscope.model.loss import default_loss
+from normscope.model.output import first_tensor
 from normscope.nets import build_net
 
 WATCHED = {
@@ -35,7 +36,7 @@ WATCHED = {
 def called(model, run, layers=None):
     """Names and outputs of the watched calls, in order."""
     seen = []
-    with record_calls(model, lambda name, module, output: seen.append((name, module, output)), layers):
+    with record_calls(model, lambda call: seen.append((call.name, call.module, call.output)), layers):
         run(model)
     return seen
 
@@ -110,7 +111,7 @@ def test_hooks_are_gone_afterwards_even_when_the_model_fails():
 def test_outputs_are_seen_before_they_change_in_place():
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(inplace=True))
     lowest = []
-    with record_calls(model, lambda name, module, output: lowest.append(float(output.detach().min()))):
+    with record_calls(model, lambda call: lowest.append(float(call.output.detach().min()))):
         model(torch.randn(50, 3))
     assert lowest[0] < 0
 
@@ -218,3 +219,33 @@ def test_a_resnet_of_depth_n_ends_at_depth_n(shortcut):
     seen = called(model, lambda model: model(torch.zeros(2, 3, 8, 8)))
     places = [place for place in depths([name for name, _, _ in seen]) if not math.isnan(place)]
     assert places == list(range(1, 15))
+
+
+def test_what_a_call_was_given_and_gave_is_there_and_can_be_replaced():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x, *, scale):
+            return self.fc(x) * scale
+
+    seen = []
+
+    def double(call):
+        seen.append(call)
+        return 2 * call.result
+
+    model, x = Twice(), torch.ones(2, 3)
+    plain = model(x, scale=3.0)
+    with record_calls(model, double, before=lambda inputs: (inputs[0] + 1,)):
+        changed = model(x, scale=3.0)
+    assert torch.equal(seen[0].inputs[0], x + 1) and seen[0].output is seen[0].result
+    assert torch.equal(changed, 6 * model.fc(x + 1))
+    assert torch.equal(model(x, scale=3.0), plain)
+
+
+def test_modules_that_were_found_before_are_watched_by_their_paths():
+    model = by_name("mlp").build(0)
+    seen = called(model, lambda model: model(torch.ones(2, 7)), {"here": model[0]})
+    assert [(name, module) for name, module, _ in seen] == [("here", model[0])]

@@ -13,8 +13,9 @@ from zoo import CLASSES, ZOO, by_name, disturb, in_float64, no_trace, scaled
 
 import normscope as ns
 from normscope.errors import InvalidConfig, InvalidModel
-from normscope.model.layers import channel_dim, first_tensor, owns_weight
+from normscope.model.layers import channel_dim, owns_weight
 from normscope.model.loss import default_loss
+from normscope.model.output import first_tensor
 
 matplotlib.use("Agg")
 FRACTIONS = (0.0, 0.3, 1.0)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from normscope.errors import InvalidBatch, InvalidModel, NormscopeError
-from normscope.model.loss import checked_loss, constant_loss, cross_entropy, default_loss, num_examples, output_spread
+from normscope.model.batch import num_examples
+from normscope.model.loss import checked_loss, constant_loss, cross_entropy, default_loss, output_spread
 
 LABELS = torch.tensor([0, 1, 2, 0])
 BATCH = (torch.arange(12.0).reshape(4, 3), LABELS)

@@ -267,7 +267,7 @@ def test_what_is_watched_is_the_layers_own_output() -> None:
     changed, written = ns.with_norm(net("resnet8", "none"), "batch"), net("resnet8", "batch")
     seen: list[list[tuple[str, Tensor]]] = [[], []]
     for model, into in zip((changed, written), seen, strict=True):
-        with record_calls(model, lambda name, _module, output, into=into: into.append((name, output.clone()))):
+        with record_calls(model, lambda call, into=into: into.append((call.name, call.output.clone()))):
             model(images())
     assert [name for name, _ in seen[0]] == [name for name, _ in seen[1]]
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(*seen, strict=True))

@@ -17,9 +17,8 @@ from normscope.descent.recipe import Recipe
 from normscope.diagnosis.diagnose import TRIAL_STEPS, diagnosis, refuse_one_batch
 from normscope.diagnosis.profile import profile
 from normscope.errors import InvalidConfig, NormscopeError
-from normscope.model.build import build_model
+from normscope.model.build import eager, instance_of
 from normscope.model.loss import LossFn
-from normscope.model.wrappers import eager
 from normscope.rates.best import best, best_lr
 from normscope.rates.stable_lr import stable_lr
 from normscope.rates.starting_point import Starts
@@ -124,7 +123,7 @@ def check(
             if seconds is not None and seconds < least:
                 return None
             made = one.applied_to(source, batch=batch, loss_fn=loss_fn)
-            instance = made if isinstance(made, nn.Module) else build_model(made, 0)
+            instance = instance_of(made)
             shown = profile(instance, batch, recipe=replace(recipe, clip_norm=one.clip_norm))
             nodes = {f"repairs/{one.name}/rates": rates(made, one, left())}
             return nodes | {f"repairs/{one.name}/{name}": n.to_dataset() for name, n in shown.children.items()}

@@ -16,6 +16,7 @@ from normscope.descent.recipe import Recipe, preparation
 from normscope.descent.step_line import StepLine, step_line
 from normscope.descent.update import readable_step, set_gradients
 from normscope.errors import InvalidModel
+from normscope.model.vector_norm import norm_of_all
 
 REPEATS = 30
 """Steps along one and the same gradient until momentum is taken for settled (0.9^30 = 0.04)."""
@@ -50,13 +51,13 @@ def first_update_line(
         with readable_step():
             several = _updates(model, recipe, parameters, gradients)
             update = next(several)
-            settled = _length(next(islice(several, REPEATS - 2, None)))
+            settled = float(norm_of_all(next(islice(several, REPEATS - 2, None))))
             torch._foreach_copy_(parameters, starts)  # pyright: ignore
-            doubled = _length(next(_updates(model, recipe, parameters, [2 * g for g in gradients])))
+            doubled = norm_of_all(next(_updates(model, recipe, parameters, [2 * g for g in gradients])))
         gradients.clear()
-        first = _length(update)
+        first = float(norm_of_all(update))
         ratio = settled / first if first > 0 else 1.0
-        found.append(Growth(ratio if np.isfinite(ratio) and ratio > 0 else 1.0, doubled > 1.5 * first))
+        found.append(Growth(ratio if np.isfinite(ratio) and ratio > 0 else 1.0, float(doubled) > 1.5 * first))
         return update
 
     with step_line(model, batch, recipe.loss_fn, direction=direction, seed=seed) as line:
@@ -78,8 +79,3 @@ def _updates(
         prepare(0)
         optimizer.step()
         yield [p.detach() - q for p, q in zip(parameters, before, strict=True)]
-
-
-def _length(update: Sequence[Tensor]) -> float:
-    """Euclidean length of an update over all parameters."""
-    return float(torch.stack([part.double().norm() for part in update]).norm())

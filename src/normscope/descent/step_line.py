@@ -17,6 +17,7 @@ from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.errors import InvalidModel
 from normscope.model.loss import LossFn, checked_loss, default_loss, readable_errors
 from normscope.model.state import is_writable, untouched
+from normscope.model.vector_norm import norm_of_all
 
 Direction = Callable[[list[nn.Parameter], list[Tensor], list[Tensor]], list[Tensor]]
 """`direction(parameters, starts, gradients)` gives u, part by part. It may move the parameters, which start at
@@ -94,7 +95,7 @@ def step_line(
         moved, slopes = [p for p, _ in used], [g for _, g in used]
         starts, buffer_starts = [origin[p] for p in moved], [origin[b] for b in buffers]
         before = loss.detach().double()
-        norm = _length(slopes)
+        norm = norm_of_all(slopes)
         del loss, gradients, used
         with torch.no_grad(), same_random_numbers():
             step, sign = (slopes, -1.0) if direction is None else (direction(moved, starts, slopes), 1.0)
@@ -114,14 +115,6 @@ def step_line(
                 return (loss_fn or default_loss)(model, batch).double().reshape(())
 
         yield StepLine(before, norm, loss_at)
-
-
-def _length(parts: Sequence[Tensor]) -> Tensor:
-    """Euclidean length over all parts, a piece at a time: in float64 the largest weight of a network would be the
-    largest thing in memory."""
-    dense = (part.coalesce().values() if part.is_sparse else part for part in parts)
-    pieces = (piece for part in dense for piece in part.reshape(-1).split(2**16))
-    return torch.stack([piece.double().square().sum() for piece in pieces]).sum().sqrt()
 
 
 def lowest_step_size(step_sizes: np.ndarray, relative: np.ndarray) -> float:

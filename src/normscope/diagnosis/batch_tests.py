@@ -1,34 +1,17 @@
 """What a loss and a model do with a batch, tested by number: is the loss a sum, do examples see each other, what would
-scaled inputs change? Batches are nests of tuples, lists and mappings; what cannot be taken apart gives None."""
+scaled inputs change?"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from normscope.model.layers import first_tensor
-from normscope.model.loss import LossFn, default_loss, num_examples, readable_errors
+from normscope.model.batch import joined, map_inputs, num_examples
+from normscope.model.loss import LossFn, default_loss, readable_errors
+from normscope.model.output import output_tensor
 from normscope.model.state import untouched
-
-TARGET_NAMES = ("labels", "label", "targets", "target", "y")
-"""A mapping's entries that are no inputs."""
-
-
-def joined(batches: Sequence[Any]) -> Any:
-    """One batch of all examples, in order; None where the parts do not fit."""
-    first = batches[0]
-    if isinstance(first, Tensor):
-        shapes = {batch.shape[1:] for batch in batches}
-        return torch.cat(list(batches)) if first.ndim and len(shapes) == 1 else None
-    if isinstance(first, Mapping):
-        parts = {key: joined([batch[key] for batch in batches]) for key in first}
-        return None if any(part is None for part in parts.values()) else parts
-    if type(first) in (tuple, list):
-        items = [joined([batch[i] for batch in batches]) for i in range(len(first))]
-        return None if any(item is None for item in items) else type(first)(items)
-    return None
 
 
 def extensivity(model: nn.Module, batch: Any, loss_fn: LossFn | None = None, *, seed: int = 0) -> float:
@@ -74,7 +57,7 @@ def coupling(model: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None = 
 def input_scale(batch: Any) -> float:
     """The largest root mean square of any input feature in the batch; NaN where no input is floating-point."""
     sizes: list[float] = []
-    _map_inputs(batch, lambda x: sizes.append(float(_per_feature(x).square().mean(0).sqrt().max())) or x)
+    map_inputs(batch, lambda x: sizes.append(float(_per_feature(x).square().mean(0).sqrt().max())) or x)
     return max(sizes, default=float("nan"))
 
 
@@ -89,7 +72,7 @@ def standardized(batch: Any) -> Any:
         scaled = (x.double() - mean.view(shape)) / torch.where(std > 0, std, torch.ones_like(std)).view(shape)
         return scaled.to(x.dtype)
 
-    return _map_inputs(batch, standardize)
+    return map_inputs(batch, standardize)
 
 
 def _per_feature(x: Tensor) -> Tensor:
@@ -97,27 +80,12 @@ def _per_feature(x: Tensor) -> Tensor:
     return (x.movedim(1, -1) if x.ndim > 3 else x).double().flatten(0, -2) if x.ndim > 1 else x.double()[:, None]
 
 
-def _map_inputs(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The batch with every floating-point input changed: all of a pair but its second part, all of a mapping but what
-    is called labels, a lone tensor."""
-    if isinstance(batch, Tensor):
-        return change(batch) if batch.is_floating_point() and batch.ndim else batch
-    if isinstance(batch, Mapping):
-        return {k: v if k in TARGET_NAMES else _map_inputs(v, change) for k, v in batch.items()}
-    if type(batch) in (tuple, list):
-        inputs = batch[:-1] if len(batch) > 1 else batch
-        return type(batch)([*(_map_inputs(part, change) for part in inputs), *batch[len(inputs) :]])
-    return batch
-
-
 def _outputs(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) -> Tensor | None:
     """The model's outputs on a batch, (examples, outputs) in float64, caught on the way to its loss."""
     caught: list[Tensor] = []
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        parts = output.values() if isinstance(output, Mapping) else [output]
-        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-        tensor = first_tensor(logits if logits is not None else list(parts))
+        tensor = output_tensor(output)
         if tensor is not None and tensor.ndim:
             caught.append(tensor.detach().double().clone())
 
@@ -145,5 +113,5 @@ def feature_imbalance(batch: Any) -> float:
             ratios.append(float(sizes.max() / np.median(sizes)))
         return x
 
-    _map_inputs(batch, measure)
+    map_inputs(batch, measure)
     return max(ratios, default=float("nan"))

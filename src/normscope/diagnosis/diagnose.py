@@ -10,8 +10,8 @@ from normscope.diagnosis.evidence import measure_evidence
 from normscope.diagnosis.finding import findings_dataset
 from normscope.diagnosis.rules import findings
 from normscope.errors import InvalidBatch
+from normscope.model.build import eager
 from normscope.model.loss import LossFn
-from normscope.model.wrappers import eager
 from normscope.rates.starting_point import Starts
 
 NUM_BATCHES = 40

@@ -3,15 +3,15 @@
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import nn
 
 from normscope.descent.first_update import first_update_line
 from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.descent.recipe import Recipe
 from normscope.descent.step_line import StepLine, crossing, lowest_step_size
-from normscope.model.layers import depths, record_calls
+from normscope.model.layers import LayerCall, depths, record_calls
+from normscope.model.vector_norm import norm
 from normscope.probes.output_gradients import output_gradients
 from normscope.results import labelled, provenance
 
@@ -105,9 +105,8 @@ def sizes_at(line: StepLine, model: nn.Module, lr: float) -> dict[str, float]:
     """The root mean square of every watched call's output at θ + lr · u."""
     sizes: dict[str, float] = {}
 
-    def on_call(name: str, _module: nn.Module, output: Tensor) -> None:
-        norm = torch.linalg.vector_norm(output.detach(), dtype=torch.float64)
-        sizes[name] = float(norm) / max(output.numel(), 1) ** 0.5
+    def on_call(call: LayerCall) -> None:
+        sizes[call.name] = float(norm(call.output)) / max(call.output.numel(), 1) ** 0.5
 
     with record_calls(model, on_call):
         line.loss_at(lr)

@@ -13,9 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from normscope.model.layers import channel_dim, first_tensor, watched_modules
-from normscope.model.loss import LossFn, checked_loss, num_examples, readable_errors
+from normscope.model.batch import num_examples
+from normscope.model.layers import LayerCall, channel_dim, record_calls
+from normscope.model.loss import LossFn, checked_loss, readable_errors
+from normscope.model.output import first_tensor
 from normscope.model.state import untouched
+from normscope.model.vector_norm import norm
 
 SHORTEST_SEQUENCE = 5
 """Growth along a sequence is fitted to this many places or more."""
@@ -88,53 +91,32 @@ def signal(model: nn.Module, batches: Sequence[Any], *, loss_fn: LossFn | None =
         InvalidModel, InvalidBatch, DeviceError: see `loss.checked_loss`.
     """
     found = Signal()
-    watched = watched_modules(model)
+    taps: list[Tensor] = []
+
+    def before(inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        # So that the gradient along a sequence is seen also where the data come straight in.
+        first = inputs[0] if inputs else None
+        if not isinstance(first, Tensor) or first.requires_grad or first.ndim != 3 or not first.is_floating_point():
+            return None
+        taps.append(first.detach().requires_grad_())
+        return (taps[-1], *inputs[1:])
+
     with untouched(model), torch.enable_grad():
         model.train()
         torch.manual_seed(seed)
-        calls_now: dict[str, int] = {}
-        calls_now_order: list[str] = []
-        open_calls: list[int] = []
-        taps: list[Tensor] = []
-
-        def hooks_for(path: str) -> tuple[Any, Any]:
-            def before(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-                open_calls.append(len(calls_now_order))
-                # So that the gradient along a sequence is seen also where the data come straight in.
-                first = inputs[0] if inputs else None
-                if not isinstance(first, Tensor) or first.requires_grad or first.ndim != 3:
-                    return None
-                if not first.is_floating_point():
-                    return None
-                taps.append(first.detach().requires_grad_())
-                return (taps[-1], *inputs[1:])
-
-            def after(module: nn.Module, inputs: Any, output: Any) -> None:
-                inner = len(calls_now_order) > open_calls.pop()
-                y = first_tensor(output)
-                if y is None or not y.ndim or not y.is_floating_point() or inner:
-                    return
-                calls_now_order.append(path)
-                calls_now[path] = calls_now.get(path, 0) + 1
-                name = path if calls_now[path] == 1 else f"{path}#{calls_now[path]}"
-                found.modules[name] = module
-                _observe(found.calls.setdefault(name, CallSignal()), module, inputs, y, examples)
-
-            return before, after
-
-        for path, module in watched.items():
-            before, after = hooks_for(path)
-            module.register_forward_pre_hook(before)
-            module.register_forward_hook(after, prepend=True)
         parameters = [p for p in model.parameters() if p.requires_grad]
         reached: set[nn.Parameter] = set()
         for batch in batches:
-            calls_now.clear()
-            calls_now_order.clear()
-            open_calls.clear()
             taps.clear()
             examples = num_examples(batch)
-            loss = checked_loss(model, batch, loss_fn)
+
+            def on_call(call: LayerCall, examples: int | None = examples) -> None:
+                found.modules[call.name] = call.module
+                seen = found.calls.setdefault(call.name, CallSignal())
+                _observe(seen, call.module, call.inputs, call.output, examples)
+
+            with record_calls(model, on_call, before=before):
+                loss = checked_loss(model, batch, loss_fn)
             with readable_errors():
                 gradients = torch.autograd.grad(loss, [*parameters, *taps], allow_unused=True)
             reached.update(p for p, g in zip(parameters, gradients, strict=False) if g is not None)
@@ -213,5 +195,4 @@ def _sizes_along(tensor: Tensor, dim: int) -> np.ndarray:
 
 
 def _mean_square(tensor: Tensor) -> float:
-    values = tensor.detach()
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64).square()) / max(values.numel(), 1)
+    return float(norm(tensor).square()) / max(tensor.numel(), 1)

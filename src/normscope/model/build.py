@@ -1,4 +1,4 @@
-"""A fresh model from somebody's own function: `build(seed)`, or `build()`."""
+"""The model in what somebody gives: a module, plain, compiled or wrapped, or a function `build(seed)` or `build()`."""
 
 import inspect
 from collections.abc import Callable
@@ -7,7 +7,39 @@ from typing import Any
 import torch
 from torch import nn
 
-from normscope.errors import InvalidModel, NormscopeError, raised
+from normscope.errors import DeviceError, InvalidModel, NormscopeError, one_line, raised
+
+ModelOrBuild = nn.Module | Callable[..., nn.Module]
+"""A model, or a function that builds one: `build(seed)`, or `build()`."""
+
+WRAPPERS = ("DataParallel", "DistributedDataParallel")
+
+
+def eager(model_or_build: ModelOrBuild, *, device: str | None = None) -> ModelOrBuild:
+    """What is measured: the module without `torch.compile` and DataParallel around it, whose layers hooks see and
+    whose parameters are the same, or a build of such modules; moved to the device where one is given.
+
+    Raises:
+        InvalidModel: neither a module nor a function; a TorchScript module, whose layers cannot be watched; one with a
+            part that is compiled.
+        DeviceError: no memory left on the device.
+    """
+    if isinstance(model_or_build, nn.Module):
+        return _inside(model_or_build, device)
+    if not callable(model_or_build):
+        what = type(model_or_build).__name__
+        raise InvalidModel(f"the model is of type {what}: give an nn.Module or a function that builds one")
+
+    def build(seed: int) -> nn.Module:
+        return _inside(build_model(model_or_build, seed), device)
+
+    build.__name__ = getattr(model_or_build, "__name__", type(model_or_build).__name__)
+    return build
+
+
+def instance_of(model_or_build: ModelOrBuild, seed: int = 0) -> nn.Module:
+    """The model itself, or one that is built."""
+    return model_or_build if isinstance(model_or_build, nn.Module) else build_model(model_or_build, seed)
 
 
 def build_model(build: Callable[..., Any], seed: int) -> nn.Module:
@@ -52,3 +84,25 @@ def _parameters(build: Callable[..., Any]) -> Any:
         return inspect.signature(build).parameters
     except (TypeError, ValueError):
         return {}
+
+
+def _inside(model: nn.Module, device: str | None) -> nn.Module:
+    while True:
+        if isinstance(inner := model._modules.get("_orig_mod"), nn.Module) or (
+            type(model).__name__ in WRAPPERS and isinstance(inner := model._modules.get("module"), nn.Module)
+        ):
+            model = inner
+        else:
+            break
+    for path, module in model.named_modules():
+        where = f"module {path!r}" if path else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InvalidModel(f"{where} is TorchScript, whose layers cannot be watched: give what it was made from")
+        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
+            raise InvalidModel(f"{where} is compiled: give the model as it is before that")
+    if device is None:
+        return model
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(f"no memory on {device} for the model: {one_line(error)[:120]}") from error

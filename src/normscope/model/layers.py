@@ -6,20 +6,39 @@ layers, such as that of a whole network with a table of positions of its own. It
 module's second call is `path#2`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from normscope.errors import InvalidModel
+from normscope.model.output import first_tensor
 
 SHORTCUT_NAMES = ("shortcut", "downsample", "skip")
 """A path with one of these parts lies beside the main path: such layers have no depth."""
 
-OnCall = Callable[[str, nn.Module, Tensor], None]
+
+class LayerCall(NamedTuple):
+    """One call of a layer."""
+
+    name: str
+    """The module's path; of its second call `path#2`."""
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    named_inputs: dict[str, Any]
+    result: Any
+    """What the module gave."""
+    output: Tensor
+    """The first tensor in it."""
+
+
+OnCall = Callable[[LayerCall], Any]
+"""What it returns takes the place of the call's result; None leaves it."""
+
+OnInputs = Callable[[tuple[Any, ...]], tuple[Any, ...] | None]
 
 
 def watched_modules(model: nn.Module, layers: str | Sequence[str] | None = None) -> dict[str, nn.Module]:
@@ -65,50 +84,57 @@ def own_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 @contextmanager
-def record_calls(model: nn.Module, on_call: OnCall, layers: str | Sequence[str] | None = None) -> Iterator[None]:
-    """Call `on_call(layer, module, output)` for every watched call, in execution order, before anything after the
-    module can change its output in place. Outputs that are tuples or mappings are seen by their first tensor; single
-    numbers and integers have no channels and are passed over. A call that contains other layers is watched only where
-    a pattern names it."""
+def record_calls(
+    model: nn.Module,
+    on_call: OnCall,
+    layers: str | Sequence[str] | Mapping[str, nn.Module] | None = None,
+    *,
+    before: OnInputs | None = None,
+) -> Iterator[None]:
+    """Call `on_call` for every watched call, in execution order, before anything after the module can change its output
+    in place. Outputs that are tuples or mappings are seen by their first tensor; single numbers and integers have no
+    channels and are passed over. A call that contains other layers is watched only where a pattern names it.
+
+    Args:
+        layers: see `watched_modules`; or what that gave.
+        before: called with the positional inputs of every watched module, also of those that contain others; what it
+            returns takes their place.
+    """
     calls: dict[nn.Module, int] = {}
     open_calls: list[int] = []
 
-    def before(_module: nn.Module, _inputs: Any) -> None:
+    def enter(_module: nn.Module, _inputs: Any) -> None:
         open_calls.append(sum(calls.values()))
 
-    def hook_for(path: str, container: bool) -> Callable[..., None]:
-        def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+    def hook_for(path: str, container: bool) -> Callable[..., Any]:
+        def hook(module: nn.Module, inputs: Any, named: Any, result: Any) -> Any:
             contains_layers = container and sum(calls.values()) > open_calls.pop()
-            tensor = first_tensor(output)
-            if tensor is not None and tensor.ndim and tensor.is_floating_point() and not contains_layers:
-                calls[module] = calls.get(module, 0) + 1
-                on_call(path if calls[module] == 1 else f"{path}#{calls[module]}", module, tensor)
+            output = first_tensor(result)
+            if output is None or not output.ndim or not output.is_floating_point() or contains_layers:
+                return None
+            calls[module] = calls.get(module, 0) + 1
+            name = path if calls[module] == 1 else f"{path}#{calls[module]}"
+            return on_call(LayerCall(name, module, inputs, named, result, output))
 
         return hook
 
     # In front of the hooks that a model has already: what is watched is the module's own output, as a convolution's in
     # front of the norm that `with_norm` hung behind it.
-    watched = watched_modules(model, layers)
+    watched = layers if isinstance(layers, Mapping) else watched_modules(model, layers)
     handles = []
     for path, module in watched.items():
         inner = {part for part in module.modules() if part is not module} if layers is None else set()
         container = not inner.isdisjoint(watched.values())
         if container:
-            handles.append(module.register_forward_pre_hook(before))
-        handles.append(module.register_forward_hook(hook_for(path, container), prepend=True))
+            handles.append(module.register_forward_pre_hook(enter))
+        if before is not None:
+            handles.append(module.register_forward_pre_hook(lambda _, inputs: before(inputs)))
+        handles.append(module.register_forward_hook(hook_for(path, container), prepend=True, with_kwargs=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def first_tensor(output: Any) -> Tensor | None:
-    """The first tensor in a module's output: itself, or inside a tuple, list or mapping."""
-    if isinstance(output, Tensor):
-        return output
-    parts = output.values() if hasattr(output, "values") else output if isinstance(output, tuple | list) else ()
-    return next((tensor for part in parts if (tensor := first_tensor(part)) is not None), None)
 
 
 def channel_dim(module: nn.Module, output: Tensor) -> int:

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normscope.errors import DeviceError, InvalidBatch, InvalidModel, NormscopeError, one_line, raised
+from normscope.model.batch import Batch, labelled_pair, num_examples, targets_permuted
+from normscope.model.output import call, entry
 
-LossFn = Callable[[nn.Module, Any], Tensor]
+LossFn = Callable[[nn.Module, Batch], Tensor]
 """`loss_fn(model, batch)` gives the scalar that is minimised: best a mean over examples, so that
 rates mean the same at any batch size."""
 
@@ -18,21 +19,20 @@ IGNORED_LABEL = -100
 """The label that cross-entropy leaves out (torch's own convention)."""
 
 
-def default_loss(model: nn.Module, batch: Any) -> Tensor:
+def default_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of `model(x)` for a pair `(x, y)` of inputs and labels; for a mapping `model(**batch).loss`.
 
     Logits are (examples, classes), (examples, classes, positions...) or (examples, positions, classes); computed in
     float32 where the logits have fewer bits.
     """
     if isinstance(batch, Mapping):
-        output = model(**batch)
-        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        loss = entry(model(**batch), "loss")
         if loss is None:
             raise InvalidBatch(
                 "the model gives no `.loss` for this mapping: add its labels, or give a loss_fn(model, batch)"
             )
         return loss
-    inputs, labels = _pair(batch)
+    inputs, labels = labelled_pair(batch)
     return cross_entropy(model(inputs), labels)
 
 
@@ -47,7 +47,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits, labels)
 
 
-def checked_loss(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Tensor:
+def checked_loss(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> Tensor:
     """The loss, with all that can be wrong with a model or a batch said in one line.
 
     Raises:
@@ -97,7 +97,7 @@ def readable_errors() -> Iterator[None]:
         raise InvalidBatch(f"the model or its loss does not take this batch: {raised(error)}") from error
 
 
-def constant_loss(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None = None) -> float:
+def constant_loss(model: nn.Module, batches: Iterable[Batch], loss_fn: LossFn | None = None) -> float:
     """L_c, the loss of the best constant output: what can be reached without looking at the input.
 
     With the default cross-entropy the entropy of the labels (nats); otherwise the mean loss with the targets permuted
@@ -106,10 +106,10 @@ def constant_loss(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | No
     """
     batches = list(batches)
     if labels_tell_constant_loss(batches, loss_fn):
-        labels = torch.cat([_pair(batch)[1].flatten() for batch in batches]).long()
+        labels = torch.cat([labelled_pair(batch)[1].flatten() for batch in batches]).long()
         with readable_errors():
             return label_entropy(labels[labels != IGNORED_LABEL])
-    permuted = [_targets_permuted(batch) for batch in batches]
+    permuted = [targets_permuted(batch) for batch in batches]
     if not permuted or any(batch is None for batch in permuted):
         return float("nan")
     with torch.no_grad(), readable_errors():
@@ -117,7 +117,7 @@ def constant_loss(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | No
     return float(torch.stack(losses).mean())
 
 
-def labels_tell_constant_loss(batches: Iterable[Any], loss_fn: LossFn | None) -> bool:
+def labels_tell_constant_loss(batches: Iterable[Batch], loss_fn: LossFn | None) -> bool:
     """Whether L_c follows from the labels alone, so that the model need not be run."""
     return loss_fn is None and all(not isinstance(batch, Mapping) for batch in batches)
 
@@ -129,27 +129,8 @@ def label_entropy(labels: Tensor) -> float:
     return float(-(share * share.log()).sum()) + 0.0 if len(share) else float("nan")
 
 
-def num_examples(batch: Any) -> int | None:
-    """How many examples a batch holds: the length of its first tensor; None where it holds none that can be seen."""
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
-    return next((len(part) for part in parts if isinstance(part, Tensor) and part.ndim), None)
-
-
-def _pair(batch: Any) -> tuple[Any, Tensor]:
-    if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
-        what, advice = type(batch).__name__, "give a loss_fn(model, batch)"
-        if isinstance(batch, tuple | list):
-            what += f" of {', '.join(type(part).__name__ for part in batch[:4])}{', ...' if len(batch) > 4 else ''}"
-            if len(batch) == 2:
-                advice = "make tensors of them, for example with torch.from_numpy"
-        raise InvalidBatch(f"a batch is (inputs, labels) as tensors, or a mapping, not a {what}: {advice}")
-    if batch[1].is_floating_point():
-        raise InvalidBatch(f"labels are {batch[1].dtype}, not integers: for regression give a loss_fn(model, batch)")
-    return batch[0], batch[1]
-
-
-def _checked_cross_entropy(model: nn.Module, batch: Any) -> Tensor:
-    inputs, labels = _pair(batch)
+def _checked_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    inputs, labels = labelled_pair(batch)
     logits = model(inputs)
     if isinstance(logits, Tensor) and logits.ndim > 1:
         along_last = logits.ndim > 2 and labels.shape == logits.shape[:-1]
@@ -165,36 +146,14 @@ def _checked_cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     return cross_entropy(logits, labels)
 
 
-def _targets_permuted(batch: Any) -> Any:
-    """The batch with every target at another example; None where there are no targets, or only one."""
-    if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
-        labels = _moved(batch["labels"])
-        return None if labels is None else {**batch, "labels": labels}
-    if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
-        targets = _moved(batch[1])
-        return None if targets is None else (batch[0], targets)
-    return None
-
-
-def _moved(targets: Tensor) -> Tensor | None:
-    """One cycle through all examples in an order that is always the same, and random: a batch may come sorted."""
-    if not targets.ndim or len(targets) < 2:
-        return None
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
-    source = torch.empty_like(order)
-    source[order] = order.roll(1)
-    return targets[source.to(targets.device)]
-
-
 @torch.no_grad()
-def output_spread(model: nn.Module, batch: Any) -> float:
+def output_spread(model: nn.Module, batch: Batch) -> float:
     """How much the outputs depend on the input: their standard deviation over examples (root mean square over the
     outputs) as a share of their own root mean square. 0 for a network that says the same whatever it sees; NaN where
     there is no output to see. Runs the model in the mode it is in."""
-    output = (
-        model(**batch) if isinstance(batch, Mapping) else model(batch[0] if isinstance(batch, tuple | list) else batch)
-    )
-    tensor = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    output = call(model, batch)
+    logits = entry(output, "logits")
+    tensor = output if logits is None else logits
     if not isinstance(tensor, Tensor) or not tensor.numel() or not tensor.ndim:
         return float("nan")
     values = tensor.double().reshape(len(tensor), -1)

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from normscope.errors import DataError, InvalidBatch, NormscopeError, at, one_line
+from normscope.model.batch import Batch, num_bytes
 
 KEPT_BYTES = 2**31
 """Of a loader's batches at most this much is kept in memory (but two batches always): 2 GiB."""
 
-BatchesOfSeed = Callable[[int], Iterator[Any]]
+BatchesOfSeed = Callable[[int], Iterator[Batch]]
 """Mini-batches without end, and the same ones each time it is called with the same seed."""
 
 
@@ -34,13 +35,13 @@ def mini_batches(source: Any, steps: int, seed: int = 0) -> tuple[BatchesOfSeed,
         raise InvalidBatch(
             f"batches is a {type(source).__name__}: give a list of batches, a DataLoader or a function seed -> iterator"
         )
-    kept: list[Any] = []
+    kept: list[Batch] = []
     size = 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for batch in _readable(lambda: source):
             kept.append(batch)
-            size += _num_bytes(batch)
+            size += num_bytes(batch)
             if len(kept) >= steps or (size > KEPT_BYTES and len(kept) > 1):
                 break
     if not kept:
@@ -50,25 +51,14 @@ def mini_batches(source: Any, steps: int, seed: int = 0) -> tuple[BatchesOfSeed,
     return lambda seed: _in_random_order(kept, seed), len(kept)
 
 
-def on_device(batch: Any, device: torch.device) -> Any:
-    """The batch with every tensor in its tuples, lists and mappings on the device; other objects are left alone."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: on_device(value, device) for key, value in batch.items()}
-    if type(batch) in (tuple, list):
-        return type(batch)(on_device(part, device) for part in batch)
-    return batch
-
-
-def _in_random_order(kept: list[Any], seed: int) -> Iterator[Any]:
+def _in_random_order(kept: list[Batch], seed: int) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         for i in torch.randperm(len(kept), generator=generator).tolist():
             yield kept[i]
 
 
-def _from_function(source: Callable[[int], Iterable[Any]], seed: int) -> Iterator[Any]:
+def _from_function(source: Callable[[int], Iterable[Batch]], seed: int) -> Iterator[Batch]:
     while True:
         empty = True
         for batch in _readable(lambda: source(seed)):
@@ -78,7 +68,7 @@ def _from_function(source: Callable[[int], Iterable[Any]], seed: int) -> Iterato
             raise InvalidBatch(f"batches(seed={seed}) gives no batch: it must give at least one")
 
 
-def _readable(source: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+def _readable(source: Callable[[], Iterable[Batch]]) -> Iterator[Batch]:
     """Iterate, and say in one line what the source raises and when."""
     count = 0
     try:
@@ -91,10 +81,3 @@ def _readable(source: Callable[[], Iterable[Any]]) -> Iterator[Any]:
         raise DataError(
             f"the batches raised {type(error).__name__} after {count} of them: {one_line(error)}{at(error)}"
         ) from error
-
-
-def _num_bytes(batch: Any) -> int:
-    if isinstance(batch, Tensor):
-        return batch.nbytes
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
-    return sum(_num_bytes(part) for part in parts)

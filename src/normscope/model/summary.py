@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from normscope.errors import InvalidModel
-from normscope.model.build import build_model
-from normscope.model.layers import first_tensor, record_calls, watched_modules
+from normscope.model.batch import on_device
+from normscope.model.build import ModelOrBuild, eager, instance_of
+from normscope.model.layers import LayerCall, record_calls, watched_modules
 from normscope.model.loss import LossFn, checked_loss, readable_errors
-from normscope.model.mini_batches import mini_batches, on_device
+from normscope.model.mini_batches import mini_batches
+from normscope.model.output import first_tensor
 from normscope.model.state import untouched
-from normscope.model.wrappers import eager
 
 
 @dataclass(frozen=True)
@@ -27,22 +28,22 @@ class Call:
     """The shape of what it gives; empty where it was not called."""
 
 
-def registered(model_or_build: Any) -> list[Call]:
+def registered(model_or_build: ModelOrBuild) -> list[Call]:
     """The watched layers in the order of registration."""
     return [_call(path, module) for path, module in watched_modules(_model(model_or_build)).items()]
 
 
-def calls(model_or_build: Any, batches: Any, *, loss_fn: LossFn | None = None) -> list[Call]:
+def calls(model_or_build: ModelOrBuild, batches: Any, *, loss_fn: LossFn | None = None) -> list[Call]:
     """The watched calls of one mini-batch in execution order, in training mode; the model comes back untouched."""
     source = eager(model_or_build)
     of_seed, _ = mini_batches(batches, 1)
-    model = _instance(source)
+    model = instance_of(source)
     parameter = next(model.parameters(), None)
     batch = on_device(next(of_seed(0)), torch.device("cpu") if parameter is None else parameter.device)
     found: list[Call] = []
 
-    def on_call(name: str, module: nn.Module, output: Tensor) -> None:
-        found.append(_call(name, module, tuple(output.shape)))
+    def on_call(call: LayerCall) -> None:
+        found.append(_call(call.name, call.module, tuple(call.output.shape)))
 
     with untouched(model), torch.no_grad(), record_calls(model, on_call):
         model.train()
@@ -50,7 +51,7 @@ def calls(model_or_build: Any, batches: Any, *, loss_fn: LossFn | None = None) -
     return found
 
 
-def num_outputs(model_or_build: Any, inputs: Tensor) -> int:
+def num_outputs(model_or_build: ModelOrBuild, inputs: Tensor) -> int:
     """How many outputs a model has for each example of these inputs: the last dimension, or dimension 1 of images.
 
     Raises:
@@ -67,12 +68,8 @@ def num_outputs(model_or_build: Any, inputs: Tensor) -> int:
     return output.shape[1] if output.ndim != 3 else output.shape[-1]
 
 
-def _model(model_or_build: Any) -> nn.Module:
-    return _instance(eager(model_or_build))
-
-
-def _instance(source: Any) -> nn.Module:
-    return source if isinstance(source, nn.Module) else build_model(source, 0)
+def _model(model_or_build: ModelOrBuild) -> nn.Module:
+    return instance_of(eager(model_or_build))
 
 
 def _call(name: str, module: nn.Module, output: tuple[int, ...] = ()) -> Call:

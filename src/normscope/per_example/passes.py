@@ -9,16 +9,16 @@ examples are taken one by one. So whether a loss decouples is found out by numbe
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normscope.errors import DeviceError, NormscopeError
-from normscope.model.loss import LossFn, checked_loss, default_loss, readable_errors
-from normscope.per_example.examples import WithoutDropout, count_examples, take, two_examples
+from normscope.model.batch import Batch, count_examples, parts_of, take
+from normscope.model.loss import IGNORED_LABEL, LossFn, checked_loss, default_loss, readable_errors
+from normscope.model.vector_norm import Gradient, norm_of_each, wide
+from normscope.per_example.dropout import WithoutDropout
 from normscope.per_example.layout import Layout, layout_of
-from normscope.per_example.norms import Gradient, norm_of_each, wide
 from normscope.per_example.taps import Key, Taps
 
 SMALL_SHARE = 1e-3
@@ -46,7 +46,7 @@ class PerExample:
     """Their mean over the examples; None where the loss does not decouple."""
 
 
-def per_example(model: nn.Module, batch: Any, loss_fn: LossFn | None, *, seed: int = 0) -> PerExample:
+def per_example(model: nn.Module, batch: Batch, loss_fn: LossFn | None, *, seed: int = 0) -> PerExample:
     """Squared norms of the gradients of all examples, parameter by parameter, and the mean gradient.
 
     The model is used in the mode it is in, and comes out changed (running statistics, random state): call it inside
@@ -86,9 +86,9 @@ def tolerance(parameters: list[nn.Parameter]) -> float:
 class _Passes:
     """The passes over a batch, and what they found."""
 
-    def __init__(self, model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) -> None:
+    def __init__(self, model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) -> None:
         self._model, self._batch, self._loss_fn, self._seed = model, batch, loss_fn, seed
-        self._size, self._chosen = count_examples(batch, at_least=2), two_examples(batch)
+        self._size, self._chosen = count_examples(batch, at_least=2), _two_unlike(batch)
         self._two = take(batch, self._chosen)
         self._parameters = trainable(model)
         self._limit = tolerance(self._parameters)
@@ -169,7 +169,7 @@ class _Passes:
                 return PerExample(False, error, False)
         return PerExample(True, error, self.is_random, is_sum, False, squared_norms, [t / self._size for t in total])
 
-    def _loss(self, batch: Any) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         return checked_loss(self._model, batch, self._loss_fn)
 
     def _note(self, key: Key, x: Tensor) -> None:
@@ -177,7 +177,7 @@ class _Passes:
         # What follows may change it in place. Where the first dimension is 1, only the shape can be asked for.
         self._inputs.append(x.detach().clone() if x.ndim and x.shape[0] > 1 else x.new_empty(x.shape, device="meta"))
 
-    def _heard(self, batch: Any, size: int, place: int) -> tuple[Tensor, Gradient] | None:
+    def _heard(self, batch: Batch, size: int, place: int) -> tuple[Tensor, Gradient] | None:
         """Squared norms (parameters, examples) of what each example adds to the gradient, and the gradient; None where
         not all that concerns the parameters was heard, or not what was noted of the example at `place`."""
         expected = iter(zip(self._keys, self._inputs, strict=True))
@@ -219,6 +219,18 @@ class _Passes:
             apart = apart[~apart.isnan()]
             distances.append(float(apart.max()) if len(apart) else float("nan"))
         return (distances[1], True) if distances[1] < distances[0] else (distances[0], False)
+
+
+def _two_unlike(batch: Batch) -> list[int]:
+    """Two examples as unlike as can be seen from outside: with the fewest and the most labels to be ignored, or else
+    the first and the middle one."""
+    size = count_examples(batch, at_least=2)
+    for part in parts_of(batch):
+        if isinstance(part, Tensor) and not part.is_floating_point() and part.ndim and len(part) == size:
+            ignored = (part == IGNORED_LABEL).flatten(1).sum(1) if part.ndim > 1 else (part == IGNORED_LABEL).long()
+            if int(ignored.min()) < int(ignored.max()):
+                return [int(ignored.argmin()), int(ignored.argmax())]
+    return [0, size // 2]
 
 
 def _distance(together: Gradient, total: Gradient, norms: Tensor) -> tuple[float, bool]:

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from normscope.per_example.norms import norm_dtype
+from normscope.model.vector_norm import norm_dtype
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from normscope.model.vector_norm import wide
 from normscope.per_example.layout import Examples
-from normscope.per_example.norms import wide
 from normscope.per_example.patches import Convolution
 from normscope.per_example.summands import Summand, of_convolution, of_embedding, of_linear, of_rows
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from normscope.model.vector_norm import are_safe, norms_of, unsafe
 from normscope.per_example.layout import Examples
-from normscope.per_example.norms import are_safe, norms_of, unsafe
 from normscope.per_example.patches import Convolution, Patches, PatchSize
 
 CHUNK_BYTES = {"cpu": 13 * 2**16, "cuda": 2**28}

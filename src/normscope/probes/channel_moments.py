@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from normscope.errors import InvalidModel
-from normscope.model.layers import channel_dim, depths, record_calls
+from normscope.model.layers import LayerCall, channel_dim, depths, record_calls
 from normscope.model.loss import LossFn, checked_loss
 from normscope.model.state import untouched
 from normscope.probes.moments.exact import exact_moments
@@ -49,8 +49,9 @@ def _one_pass(
         if (left := norms.left_over()) is not None and left[1] is not None:
             take(left[0], left[1], 1)
 
-    def on_call(name: str, module: nn.Module, output: Tensor) -> None:
+    def on_call(call: LayerCall) -> None:
         settle()
+        name, module, output = call.name, call.module, call.output
         dim = channel_dim(module, output)
         if name not in exact and output.numel() > SMALL and norms.expect(name, module, output, dim):
             read[name] = _unknown(output.shape[dim])  # holds the place

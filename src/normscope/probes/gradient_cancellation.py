@@ -10,7 +10,7 @@ signs of the n summands are independent. Since |g · x| = |g| · |x|, all the a 
 gradient taken with |g| and |x| in place of g and x: no summand is ever stored.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from normscope.errors import InvalidModel
-from normscope.model.layers import channel_dim, depths, watched_modules
+from normscope.model.layers import LayerCall, channel_dim, depths, record_calls, watched_modules
 from normscope.model.loss import LossFn, checked_loss, readable_errors
 from normscope.model.state import untouched
 from normscope.probes.moments.fast import moments
@@ -163,11 +163,9 @@ def _kernels(
     known = {path: module for path, module in watched.items() if has_known_terms(module)}
     with untouched(model):
         model.train()
-        for path, module in known.items():
-            module.register_forward_hook(terms.hook_for(path), prepend=True, with_kwargs=True)
         if frozen_statistics:
             freeze_statistics(model)
-        with torch.enable_grad():
+        with torch.enable_grad(), record_calls(model, terms.on_call, known):
             loss = checked_loss(model, batch, loss_fn)
             # The kernels' own gradients are not asked for, so that autograd computes none of them.
             unseen = [module for module in model.modules() if module not in terms.called]
@@ -207,34 +205,31 @@ class Terms:
     """Zeros added to the outputs where no gradient would arrive otherwise: every watched layer lies between the loss
     and one of them, or a parameter of a module that is not watched."""
 
-    def hook_for(self, path: str) -> Callable[..., Tensor | None]:
-        """A forward hook for the module at `path`."""
+    def on_call(self, call: LayerCall) -> Tensor | None:
+        """Note the terms of a call, once its gradient arrives."""
+        if not torch.is_grad_enabled():
+            return None
+        module, output, path = call.module, call.output, call.name.split("#")[0]
+        self.called.add(module)
+        inputs = call.inputs[0] if call.inputs else call.named_inputs["input"]
+        weight = module._parameters.get("weight")
+        kernel = self.kernels.setdefault(module if weight is None else weight, Kernel(path))
+        if not inputs.requires_grad or inputs.is_leaf:
+            self.taps.append(torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True))
+            output = output + self.taps[-1]
+        elif output._base is not None:
+            output = output.clone()  # changing a view in place takes its hooks out of the backward pass
+        saved, version = [inputs.detach()], inputs._version
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-            if not torch.is_grad_enabled():
-                return None
-            self.called.add(module)
-            inputs = args[0] if args else kwargs["input"]
-            weight = module._parameters.get("weight")
-            kernel = self.kernels.setdefault(module if weight is None else weight, Kernel(path))
-            if not inputs.requires_grad or inputs.is_leaf:
-                self.taps.append(torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True))
-                output = output + self.taps[-1]
-            elif output._base is not None:
-                output = output.clone()  # changing a view in place takes its hooks out of the backward pass
-            saved, version = [inputs.detach()], inputs._version
+        def on_gradient(gradient: Tensor) -> None:
+            x = saved.pop()
+            if x._version != version:
+                raise InvalidModel(f"the input of {path} is changed in place after its call: its terms are lost")
+            self.measured.add(path)
+            self.add(kernel, module, x, gradient)
 
-            def on_gradient(gradient: Tensor) -> None:
-                x = saved.pop()
-                if x._version != version:
-                    raise InvalidModel(f"the input of {path} is changed in place after its call: its terms are lost")
-                self.measured.add(path)
-                self.add(kernel, module, x, gradient)
-
-            output.register_hook(on_gradient)
-            return output
-
-        return hook
+        output.register_hook(on_gradient)
+        return output
 
     @torch.no_grad()
     def add(self, kernel: Kernel, module: nn.Module, inputs: Tensor, gradient: Tensor) -> None:

@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from normscope.errors import InvalidConfig, InvalidModel
-from normscope.model.layers import depths, own_parameters, record_calls, watched_modules
+from normscope.model.layers import LayerCall, depths, own_parameters, record_calls, watched_modules
 from normscope.model.loss import LossFn, checked_loss, readable_errors
 from normscope.model.state import untouched
 from normscope.results import labelled, provenance
@@ -155,6 +155,10 @@ def layer_gradients(
     """Depth and flat gradient, (entries,), of every watched layer in execution order, and the layers without one."""
     watched = watched_modules(model, layers)
     called: dict[str, None] = {}
+
+    def on_call(call: LayerCall) -> None:
+        called.setdefault(call.name.split("#")[0])
+
     with untouched(model):
         model.train()
         owned = {
@@ -162,7 +166,7 @@ def layer_gradients(
             for path, module in watched.items()
         }
         wanted = list({p: None for parameters in owned.values() for p in parameters})
-        with torch.enable_grad(), record_calls(model, lambda name, *_: called.setdefault(name.split("#")[0]), layers):
+        with torch.enable_grad(), record_calls(model, on_call, layers):
             loss = checked_loss(model, batch, loss_fn)
         with readable_errors():
             found = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()

@@ -21,12 +21,12 @@ import xarray as xr
 from torch import Tensor, nn
 
 from normscope.errors import InvalidBatch, InvalidConfig
+from normscope.model.batch import count_examples, take
 from normscope.model.layers import depths, owns_weight
 from normscope.model.loss import LossFn, checked_loss
 from normscope.model.state import untouched
+from normscope.model.vector_norm import Gradient, norm_of_each
 from normscope.per_example import gradient, per_example, trainable
-from normscope.per_example.examples import count_examples, take
-from normscope.per_example.norms import Gradient, norm_of_each
 from normscope.results import labelled, provenance
 
 DEFAULT_MINI_BATCHES = 8

@@ -16,10 +16,10 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from normscope.model.layers import depths, own_parameters, record_calls, watched_modules
+from normscope.model.layers import LayerCall, depths, own_parameters, record_calls
 from normscope.model.loss import LossFn, checked_loss, readable_errors
 from normscope.model.state import untouched
-from normscope.per_example.norms import norm_of_each, norms_of
+from normscope.model.vector_norm import norm_of_each, norms_of
 from normscope.results import labelled, provenance
 
 
@@ -58,19 +58,21 @@ def gradient_norms(
     sizes: list[int] = []
     of_output: dict[int, Tensor] = {}
 
-    def on_call(name: str, module: nn.Module, output: Tensor) -> None:
-        call = len(names)
-        names.append(name)
-        modules.append(module)
+    def on_call(call: LayerCall) -> Tensor | None:
+        place, output = len(names), call.output
+        names.append(call.name)
+        modules.append(call.module)
         sizes.append(output.numel())
-        if output.requires_grad:
-            output.register_hook(lambda gradient: of_output.update({call: norm(gradient)}))
+        if not output.requires_grad:
+            return None
+        if output is call.result and output._base is not None:
+            output = output.clone()  # changing a view in place takes its hooks out of the backward pass
+        output.register_hook(lambda gradient: of_output.update({place: _norm(gradient)}))
+        return output if output is not call.output else None
 
     parameters = [p for p in model.parameters() if p.requires_grad]
     with untouched(model), torch.enable_grad(), record_calls(model, on_call, layers):
         model.train(training)
-        for module in watched_modules(model, layers).values():
-            module.register_forward_hook(_own_output, prepend=True)
         loss = checked_loss(model, batch, loss_fn)
         with readable_errors():
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -111,7 +113,7 @@ def weights_of(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in own if parameter.ndim >= 2] or own
 
 
-def norm(tensor: Tensor) -> Tensor:
+def _norm(tensor: Tensor) -> Tensor:
     """Euclidean norm of all entries, in float64, finite wherever they are: a scalar."""
     return norms_of(tensor.detach().flatten() if tensor.is_contiguous() else _in_memory_order(tensor))
 
@@ -125,9 +127,3 @@ def _in_memory_order(tensor: Tensor) -> Tensor:
     """The entries as they lie in memory, without a copy where they lie there without gaps."""
     order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
     return tensor.detach().permute(order).flatten()
-
-
-def _own_output(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-    """Changing a view in place takes its hooks out of the backward pass: give on a copy of one."""
-    is_view = isinstance(output, Tensor) and output.requires_grad and output._base is not None
-    return output.clone() if is_view else None

@@ -9,7 +9,7 @@ every example moves the mean and variance that all are normalized by: J_b includ
 the network computes it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from normscope.curvature.singular_values import RESOLUTION, conditioning, effective_rank
 from normscope.errors import InvalidBatch, InvalidConfig, InvalidModel
 from normscope.model.loss import LossFn, readable_errors
+from normscope.model.output import call, entry
 from normscope.model.state import untouched
 from normscope.results import labelled, provenance
 
@@ -151,18 +152,15 @@ def _forward(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> tuple[Tens
         with readable_errors():
             if loss_fn is not None:
                 loss_fn(model, batch)
-            elif isinstance(batch, Mapping):
-                model(**batch)
             else:
-                model(batch[0] if isinstance(batch, tuple | list) and batch else batch)
+                call(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
     if not outputs:
         raise InvalidModel("loss_fn did not call the model: there is no input and no output to compare")
-    first = outputs[0]
-    logits = first.get("logits") if isinstance(first, Mapping) else getattr(first, "logits", first)
-    return leaves[0], _rows(logits, leaves[0])
+    logits = entry(outputs[0], "logits")
+    return leaves[0], _rows(outputs[0] if logits is None else logits, leaves[0])
 
 
 def _rows(output: Any, leaf: Tensor) -> Tensor:

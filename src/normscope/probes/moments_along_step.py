@@ -20,7 +20,7 @@ from normscope.descent.optimizers import OptimizerFactory
 from normscope.descent.step_line import StepLine, step_line
 from normscope.descent.update import update_of
 from normscope.errors import InvalidConfig, InvalidModel
-from normscope.model.layers import channel_dim, depths, record_calls
+from normscope.model.layers import LayerCall, channel_dim, depths, record_calls
 from normscope.model.loss import LossFn
 from normscope.probes.moments.fast import moments
 from normscope.results import labelled, provenance
@@ -37,8 +37,8 @@ def moments_along(
     """
     seen: list[tuple[str, Tensor, Tensor]] = []
 
-    def on_call(name: str, module: nn.Module, output: Tensor) -> None:
-        seen.append((name, *moments(output, channel_dim(module, output))))
+    def on_call(call: LayerCall) -> None:
+        seen.append((call.name, *moments(call.output, channel_dim(call.module, call.output))))
 
     calls: list[tuple[str, int]] = []
     rows: list[Tensor] = []

@@ -8,7 +8,7 @@ If the network predicts one class whatever it sees, almost all rows are the same
 before them, a sum over the examples, adds up where it would cancel.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from normscope.errors import InvalidModel
-from normscope.model.layers import channel_dim, first_tensor
+from normscope.model.batch import targets_of
+from normscope.model.layers import channel_dim
 from normscope.model.loss import LossFn, checked_loss, readable_errors
+from normscope.model.output import output_tensor
 from normscope.model.state import untouched
 from normscope.results import labelled, provenance
 
@@ -77,7 +79,7 @@ def output_caught(model: nn.Module, batch: Any) -> Iterator[list[CaughtOutput]]:
     caught: list[CaughtOutput] = []
 
     def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
-        tensor = _output_tensor(output)
+        tensor = output_tensor(output)
         if tensor is None or not tensor.requires_grad:
             raise InvalidModel(f"{type(module).__name__} gives no output tensor that depends on its parameters")
         dim = _class_dim(module, tensor, batch)
@@ -146,32 +148,11 @@ def output_gradients(model: nn.Module, batch: Any, *, loss_fn: LossFn | None = N
     )
 
 
-def _output_tensor(output: Any) -> Tensor | None:
-    """The output's `.logits`, else its first tensor that is no scalar, so that a model's own `.loss` is passed over."""
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    parts = [output] if isinstance(output, Tensor) else list(_parts(output))
-    tensors = (first_tensor(part) for part in parts)
-    return next((tensor for tensor in tensors if tensor is not None and tensor.ndim), None)
-
-
-def _parts(output: Any) -> Iterator[Any]:
-    if isinstance(output, Mapping):
-        yield from output.values()
-    elif isinstance(output, tuple | list):
-        yield from output
-    elif hasattr(output, "__dict__"):
-        yield from vars(output).values()
-
-
 def _class_dim(model: nn.Module, output: Tensor, batch: Any) -> int:
     """The dimension of the output that runs over classes: the one that its labels lack, as for cross-entropy; where
     the labels do not say, last for (examples, features) and (examples, tokens, features), else dimension 1."""
-    labels = batch.get("labels") if isinstance(batch, Mapping) else None
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        labels = batch[1]
-    if isinstance(labels, Tensor) and output.ndim > 2:
+    labels = targets_of(batch)
+    if labels is not None and output.ndim > 2:
         if labels.shape == output.shape[:-1]:
             return output.ndim - 1
         if labels.shape == (output.shape[0], *output.shape[2:]):

@@ -17,9 +17,10 @@ import xarray as xr
 from torch import Tensor, nn
 
 from normscope.curvature.hessian import Hessian, hessian
-from normscope.curvature.lanczos import Ritz, lanczos, norm, unit
+from normscope.curvature.lanczos import Ritz, lanczos, unit
 from normscope.errors import InvalidConfig
 from normscope.model.loss import LossFn
+from normscope.model.vector_norm import norm
 from normscope.results import labelled, provenance
 
 

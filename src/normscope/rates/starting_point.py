@@ -12,9 +12,10 @@ from torch import nn
 from normscope.descent.outcome import LEARNING_FACTOR
 from normscope.descent.recipe import Recipe
 from normscope.errors import InvalidModel
-from normscope.model.build import build_model
+from normscope.model.batch import on_device
+from normscope.model.build import ModelOrBuild, instance_of
 from normscope.model.loss import LossFn, constant_loss, default_loss, labels_tell_constant_loss, readable_errors
-from normscope.model.mini_batches import mini_batches, on_device
+from normscope.model.mini_batches import mini_batches
 from normscope.model.state import untouched
 from normscope.rates.trial import Trial, run_trial
 
@@ -28,7 +29,13 @@ class Starts:
     mini-batches, and the losses that outcomes are judged by."""
 
     def __init__(
-        self, model_or_build: Any, batches: Any, steps: int, *, loss_fn: LossFn | None, fine_tuning: bool | None
+        self,
+        model_or_build: ModelOrBuild,
+        batches: Any,
+        steps: int,
+        *,
+        loss_fn: LossFn | None,
+        fine_tuning: bool | None,
     ) -> None:
         self.from_instance = isinstance(model_or_build, nn.Module)
         if not self.from_instance and not callable(model_or_build):
@@ -74,7 +81,7 @@ class Starts:
         return [on_device(batch, device) for batch in islice(self.batches(seed), start, stop)]
 
     def _model(self, seed: int) -> nn.Module:
-        return self._source if isinstance(self._source, nn.Module) else build_model(self._source, seed)
+        return instance_of(self._source, seed)
 
     def _constant_loss(self, seed: int) -> float:
         """L_c over the first mini-batches."""

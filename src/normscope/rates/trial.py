@@ -12,8 +12,8 @@ from normscope.descent.loop import check_start, descend
 from normscope.descent.optimizers import make_optimizer
 from normscope.descent.outcome import Outcome, has_diverged, outcome
 from normscope.descent.recipe import Recipe, preparation
+from normscope.model.batch import on_device
 from normscope.model.loss import output_spread, readable_errors
-from normscope.model.mini_batches import on_device
 from normscope.model.state import untouched
 
 

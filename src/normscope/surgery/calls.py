@@ -1,15 +1,15 @@
 """What a forward pass on a batch calls, in which order, and what shapes come out."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from normscope.model.layers import record_calls
+from normscope.model.layers import LayerCall, record_calls
 from normscope.model.loss import LossFn, readable_errors
+from normscope.model.output import call
 from normscope.model.state import untouched
 from normscope.surgery.places import is_norm
 
@@ -32,9 +32,9 @@ def calls_of(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Cal
     """
     calls = Calls()
 
-    def on_call(_name: str, module: nn.Module, output: Tensor) -> None:
-        calls.order.append(module)
-        calls.shapes.setdefault(module, []).append(output.shape)
+    def on_call(call: LayerCall) -> None:
+        calls.order.append(call.module)
+        calls.shapes.setdefault(call.module, []).append(call.output.shape)
 
     with untouched(model), torch.no_grad(), record_calls(model, on_call, "*"), readable_errors():
         forward(model, batch, loss_fn)
@@ -43,11 +43,7 @@ def calls_of(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Cal
 
 def forward(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Any:
     """`loss_fn(model, batch)`; without it, the model of `(inputs, labels)`, of a mapping's items or of a tensor."""
-    if loss_fn is not None:
-        return loss_fn(model, batch)
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch[0] if isinstance(batch, tuple | list) else batch)
+    return call(model, batch) if loss_fn is None else loss_fn(model, batch)
 
 
 def output_layer(model: nn.Module, calls: Calls | None) -> tuple[str, nn.Module | None]:

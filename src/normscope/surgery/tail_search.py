@@ -6,15 +6,16 @@ output of; with its weight and bias zero, u is zero and z = v. Between tail and 
 reshaping, dropout, ReLU, a product with a parameter or with a gate computed from u itself.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd.graph import Node
 
 from normscope.errors import InvalidConfig, InvalidModel
-from normscope.model.layers import record_calls
+from normscope.model.batch import map_tensors
+from normscope.model.layers import LayerCall, record_calls
 from normscope.model.loss import LossFn, readable_errors
 from normscope.model.state import untouched
 from normscope.surgery.calls import forward, owns_layer_weight
@@ -69,7 +70,8 @@ class _Graph:
         self.parameters = {id(parameter) for parameter in model.parameters()}
         self.roots: list[Node] = []
 
-        def on_call(_name: str, module: nn.Module, output: Tensor) -> None:
+        def on_call(call: LayerCall) -> None:
+            module, output = call.module, call.output
             # the node is read here, because an in-place sum gives the tensor another one
             if output.grad_fn is not None:
                 self.roots.append(output.grad_fn)
@@ -80,7 +82,9 @@ class _Graph:
         with untouched(model), torch.enable_grad(), record_calls(model, on_call, "*"), readable_errors():
             for parameter in model.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
-            self.result = forward(model, _with_grad(batch), loss_fn)
+            # Autograd follows the inputs too, so that a branch off the input itself is seen as one.
+            followed = map_tensors(batch, lambda x: x.detach().requires_grad_() if x.is_floating_point() else x)
+            self.result = forward(model, followed, loss_fn)
 
     def nodes(self) -> set[Node]:
         """Every node."""
@@ -118,14 +122,3 @@ class _Graph:
 
 def _parents(node: Node) -> list[Node]:
     return [parent for parent, _ in node.next_functions if parent is not None]
-
-
-def _with_grad(batch: Any) -> Any:
-    """The batch with inputs that autograd follows, so that a branch off the input itself is seen as one."""
-    if isinstance(batch, Tensor):
-        return batch.detach().requires_grad_() if batch.is_floating_point() else batch
-    if isinstance(batch, Mapping):
-        return {name: _with_grad(value) for name, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return type(batch)(_with_grad(value) for value in batch)
-    return batch

@@ -21,7 +21,7 @@ from normscope.data import ImageData, epoch
 from normscope.descent.loop import descend
 from normscope.descent.outcome import has_diverged
 from normscope.model.loss import cross_entropy, label_entropy, readable_errors
-from normscope.per_example.norms import norm_of_each
+from normscope.model.vector_norm import norm_of_each
 from normscope.training.checkpoint import STEP_QUANTITIES, Progress, load_checkpoint, save_checkpoint
 from normscope.training.config import RunConfig, key
 from normscope.training.ending import ended_early, sharpness_row, spread_on_training_images

@@ -60,8 +60,8 @@ def command(
     from normscope.checkup.report import report
     from normscope.cli.batches import RANDOM_WARNING, batches_of, loss_of, optimizer_of
     from normscope.errors import Interrupted
+    from normscope.model.build import eager
     from normscope.model.summary import num_outputs
-    from normscope.model.wrappers import eager
     from normscope.results import ensure_writable, save
     from normscope.runtime.device import usable_device
 

@@ -13,11 +13,11 @@ from torch import nn
 
 from normscope.figures.gradient_norms import plot_gradient_norms
 from normscope.figures.style import COLORS, axis_label, figure_of, legend_once
+from normscope.model.batch import take
 from normscope.model.loss import default_loss
 from normscope.model.state import untouched
 from normscope.paper.exhibit import NORM_TITLES, Exhibit, Setting, over_networks
 from normscope.per_example import gradient, trainable
-from normscope.per_example.examples import take
 from normscope.probes.gradient_noise import gradient_noise
 from normscope.probes.gradient_norms import gradient_norms
 from normscope.results import labelled

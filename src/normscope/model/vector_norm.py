@@ -1,4 +1,6 @@
-"""Norms of gradients that do not overflow before the gradients do."""
+"""Euclidean norms of vectors, gradients and whole models that do not overflow before what they measure does."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -51,3 +53,16 @@ def norm_of_each(parts: Gradient) -> Tensor:
         return norms.double()
     each = zip(parts, norms.double(), unsafe(norms).tolist(), strict=True)
     return torch.stack([part.double().norm() if again else norm for part, norm, again in each])
+
+
+def norm(tensor: Tensor) -> Tensor:
+    """Norm of all entries, accumulated in float64, finite wherever they are: a scalar."""
+    return torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)
+
+
+def norm_of_all(parts: Sequence[Tensor]) -> Tensor:
+    """Norm of all parts together, in float64: a scalar. Taken a piece at a time: in float64 the largest weight of a
+    network would be the largest thing in memory."""
+    dense = (part.detach().coalesce().values() if part.is_sparse else part.detach() for part in parts)
+    pieces = (piece for part in dense for piece in part.reshape(-1).split(2**16))
+    return torch.stack([piece.double().square().sum() for piece in pieces]).sum().sqrt()

@@ -1,0 +1,42 @@
+"""Taking dropout out of a pass."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class WithoutDropout(TorchFunctionMode):
+    """While entered, dropout does nothing; `met` says whether there was any to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in DROPOUTS:
+            given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+            self.met |= bool(given.get("training", given.get("train", True)) and given.get("p", 0.5) > 0)
+            return given["input"]
+        if func is F.scaled_dot_product_attention:
+            given = dict(zip(ATTENTION_ARGUMENTS, args, strict=False)) | kwargs
+            self.met |= given.get("dropout_p", 0.0) > 0
+            return func(**(given | {"dropout_p": 0.0}))
+        return func(*args, **kwargs)
+
+
+DROPOUTS = (
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+    torch.dropout,
+    torch.alpha_dropout,
+    torch.feature_dropout,
+    torch.feature_alpha_dropout,
+)
+ATTENTION_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
