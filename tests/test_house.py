@@ -102,6 +102,7 @@ PUBLIC_NAMES = [
     "sweep",
     "train",
     "untouched",
+    "watch",
     "with_init",
     "with_norm",
 ]

@@ -20,6 +20,7 @@ from .figures.sharpness import plot_sharpness as plot_sharpness
 from .figures.singular_values import plot_singular_values as plot_singular_values
 from .figures.stable_lr import plot_stable_lr as plot_stable_lr
 from .model.state import untouched as untouched
+from .monitoring.watch import watch as watch
 from .nets import build_net as build_net
 from .paper.random_matrices import product_singular_values as product_singular_values
 from .probes.channel_moments import channel_moments as channel_moments

@@ -50,6 +50,10 @@ class ClusterError(NormscopeError):
     """A Ray cluster that is not there, or cannot carry out a sweep."""
 
 
+class TrainingAlarm(NormscopeError):
+    """What a watch that was asked to raises on an alarm."""
+
+
 class Interrupted(NormscopeError):
     """Ctrl-C, where nothing of what was done is kept."""
 

@@ -1,7 +1,9 @@
 """The model in what somebody gives: a module, plain, compiled or wrapped, or a function `build(seed)` or `build()`."""
 
 import inspect
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,6 +37,23 @@ def eager(model_or_build: ModelOrBuild, *, device: str | None = None) -> ModelOr
 
     build.__name__ = getattr(model_or_build, "__name__", type(model_or_build).__name__)
     return build
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside `torch.compile` and DataParallel; its parts may still be compiled."""
+    while True:
+        if isinstance(inner := model._modules.get("_orig_mod"), nn.Module) or (
+            type(model).__name__ in WRAPPERS and isinstance(inner := model._modules.get("module"), nn.Module)
+        ):
+            model = inner
+        else:
+            return model
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """A context in which compiled parts of a model run as they were written."""
+    # Asking torch itself loads its compiler, which takes seconds: nothing can be compiled where that is not loaded.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def instance_of(model_or_build: ModelOrBuild, seed: int = 0) -> nn.Module:
@@ -87,13 +106,7 @@ def _parameters(build: Callable[..., Any]) -> Any:
 
 
 def _inside(model: nn.Module, device: str | None) -> nn.Module:
-    while True:
-        if isinstance(inner := model._modules.get("_orig_mod"), nn.Module) or (
-            type(model).__name__ in WRAPPERS and isinstance(inner := model._modules.get("module"), nn.Module)
-        ):
-            model = inner
-        else:
-            break
+    model = unwrapped(model)
     for path, module in model.named_modules():
         where = f"module {path!r}" if path else "the model"
         if isinstance(module, torch.jit.ScriptModule):

@@ -1,0 +1,406 @@
+"""`ns.watch`: beside a running training, in two lines of anybody's loop."""
+
+import math
+import sys
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from normscope.descent.outcome import has_diverged
+from normscope.errors import InvalidConfig, NormscopeError, TrainingAlarm, one_line
+from normscope.model.build import unwrapped
+from normscope.model.loss import LossFn
+from normscope.monitoring.alarm import Alarm
+from normscope.monitoring.flight import FlightRecord
+from normscope.monitoring.measurement import Measurement, measure
+from normscope.monitoring.next_update import inside
+from normscope.monitoring.outlook import FEATURES, Outlook
+from normscope.monitoring.postmortem import Before, Postmortem, find_cause
+from normscope.monitoring.record import record_of
+from normscope.monitoring.rule import AHEAD, LOWER, PATIENCE, PRECISION, THRESHOLD, TO_DO, leading, probability
+from normscope.monitoring.schedule import Schedule
+from normscope.monitoring.signals import FreeStep, Signals, gradient_norm
+from normscope.monitoring.snapshot import batch_arrays, tensors_of, weight_arrays
+from normscope.results import provenance
+from normscope.statistics.numbers import number
+
+ON_ALARM = ("tell", "stop", "raise")
+
+KEPT_IN_MEMORY = 1000
+"""Measurements beside the first; the flight record may have more."""
+
+RECENT = 20
+"""Steps whose gradient norms say what is usual."""
+
+SUSPECT = 30.0
+"""A gradient this many times as large as all recent ones is about to destroy the weights."""
+
+JUMP = 10.0
+"""A loss this many times as large as all recent ones and the first is looked into, diverged or not."""
+
+
+def watch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_fn: LossFn | None = None,
+    overhead: float = 0.02,
+    every: int | None = None,
+    out: str | Path | None = None,
+    *,
+    on_alarm: Callable[[Alarm], object] | str = "tell",
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> "Watch":
+    """Watch a training from inside its loop; it goes on bit for bit as without.
+
+        with ns.watch(model, optimizer, out="runs/a") as watch:
+            for batch in loader:
+                ...                      # forward, backward, as ever
+                watch.step(loss, batch)  # after backward: best before, or else after optimizer.step()
+
+    At every step it looks at what is free: the loss it is given, the rate, the norm of the gradient. Now and then it
+    measures, by passes of its own on the eager module: activations and gradients layer by layer, and how many times
+    longer the optimizer's next step could be before the loss rises. `Watch.alarms` has what it warns of, `Watch.record`
+    everything it saw.
+
+    Args:
+        model: as it is trained: bare, compiled, or wrapped by DataParallel. Of a sharded model (FSDP) only what is
+            free is looked at.
+        optimizer: of its parameters.
+        loss_fn: `loss_fn(model, batch)`, the scalar that is minimised; by default cross-entropy of `model(x)` for a
+            pair `(x, y)`, and `model(**batch).loss` for a mapping.
+        overhead: the share of the training's own time that it may take.
+        every: measure every so many steps instead, whatever that takes.
+        out: folder of the flight record; None for none.
+        on_alarm: "tell" writes the alarm to standard error; "stop" also sets `Watch.should_stop`; "raise" raises
+            `TrainingAlarm`; a function is called with the `Alarm`.
+        autocast: makes the context that the training's forward pass runs in.
+
+    Raises:
+        InvalidConfig: an overhead that is not a share, an interval below 1, an unknown `on_alarm`, no optimizer.
+        OutputError: where the folder cannot be written.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidConfig(f"watch takes the nn.Module that is trained, not a {type(model).__name__}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InvalidConfig(f"watch takes the torch optimizer that trains it, not a {type(optimizer).__name__}")
+    if not (0 < overhead <= 1):
+        raise InvalidConfig(f"overhead is a share of the training's time, above 0 and up to 1, not {overhead}")
+    if every is not None and (not isinstance(every, int) or every < 1):
+        raise InvalidConfig(f"every is a number of steps, 1 or more, not {every}")
+    if not callable(on_alarm) and on_alarm not in ON_ALARM:
+        raise InvalidConfig(f"on_alarm is a function or one of {', '.join(ON_ALARM)}, not {on_alarm!r}")
+    return Watch(model, optimizer, loss_fn, overhead, every, out, on_alarm, autocast)
+
+
+class Watch:
+    """What `watch` gives: told of every step, it measures, warns and records."""
+
+    alarms: list[Alarm]
+    """All so far, in the order they came."""
+    should_stop: bool
+    """Whether an alarm asks to stop: for the loop to look at, with on_alarm="stop"."""
+    notes: list[str]
+    """What it cannot see in this training, a line each."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_fn: LossFn | None,
+        overhead: float,
+        every: int | None,
+        out: str | Path | None,
+        on_alarm: Callable[[Alarm], object] | str,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.model, self.optimizer = unwrapped(model), inside(optimizer)
+        self.loss_fn, self.on_alarm, self.autocast = loss_fn, on_alarm, autocast
+        self.alarms, self.notes, self.should_stop = [], [], False
+        self.measurements: list[Measurement] = []
+        self.signals, self.outlook = Signals(), Outlook()
+        self.schedule = Schedule(overhead, every, time.perf_counter)
+        self.steps = 0
+        self.postmortem: Postmortem | None = None
+        self._ended = False
+        self._above = 0
+        self._quiet_until = 0
+        self._unwritten: list[FreeStep] = []
+        self._told: list[Alarm] = []
+        self._before = Before(-1, {}, {}, {}, math.nan, math.nan, math.nan)
+        self._rescued: dict[str, Tensor] = {}
+        self._batches: deque[tuple[int, Any]] = deque(maxlen=3)
+        self._norm: Tensor | None = None
+        self._handle: Any = None
+        self.measuring = True
+        if is_sharded(model):
+            self.measuring = False
+            self.note("the model is sharded: only loss and rate are watched, nothing is measured")
+        elif not is_main_process():
+            self.measuring = False
+        self.flight = FlightRecord(out, self._origin()) if out is not None and is_main_process() else None
+        self._open()
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        """Look at the gradient's norm whenever the optimizer is about to move."""
+        if self._handle is None and not is_sharded(self.model):
+            alive = weakref.ref(self)
+
+            def before_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+                if (watch := alive()) is not None:
+                    watch._see_gradient(optimizer)
+
+            self._handle = self.optimizer.register_step_pre_hook(before_step)
+
+    def close(self) -> None:
+        """Take the hook off the optimizer; the record stays."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        for entry in self.signals.arrived(wait=True):
+            self._see(entry)
+        self._write(None, None)
+
+    def note(self, line: str) -> None:
+        """Say once what cannot be seen."""
+        if line not in self.notes:
+            self.notes.append(line)
+            print(f"normscope: {line}", file=sys.stderr)
+
+    def _see_gradient(self, optimizer: torch.optim.Optimizer) -> None:
+        begun = time.perf_counter()
+        with torch.no_grad():
+            self._norm = gradient_norm(optimizer)
+            if self._norm is not None and self._norm.device.type == "cpu" and self.measuring:
+                self._rescue(float(self._norm))
+        self.schedule.spend(time.perf_counter() - begun)
+
+    def _rescue(self, norm: float) -> None:
+        """Keep the weights for a moment where the optimizer is about to make a step that may well destroy them."""
+        usual = max((entry.gradient_norm for entry in self._recent() if entry.looked_at), default=math.nan)
+        self._rescued = {}
+        if not self._ended and (not math.isfinite(norm) or norm > SUSPECT * usual):
+            named = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+            self._rescued = {name: tensor.detach().clone() for name, tensor in named.items()}
+
+    def _recent(self) -> list[FreeStep]:
+        steps = self.signals.steps
+        return [steps[i] for i in range(max(0, len(steps) - RECENT), len(steps))]
+
+    def step(self, loss: Any, batch: Any = None) -> None:
+        """Tell of one step: after `loss.backward()`, before or after `optimizer.step()`.
+
+        Before it is better: where a step goes wrong, the weights that made the loss are still there to look at.
+
+        Args:
+            loss: of this mini-batch, a tensor of one number; it is read without waiting for a GPU.
+            batch: what `loss_fn(model, batch)` takes; None for a step of which only the loss is known.
+
+        Raises:
+            TrainingAlarm: on an alarm, with on_alarm="raise".
+        """
+        begun = time.perf_counter()
+        step, self.steps = self.steps, self.steps + 1
+        lr = max((float(group.get("lr", math.nan)) for group in self.optimizer.param_groups), default=math.nan)
+        norm, self._norm = self._norm, None
+        self._batches.append((step, batch))
+        new = [alarm for entry in self.signals.put(step, loss, lr, norm) for alarm in self._see(entry)]
+        self.alarms += new
+        self._told += new
+        self.schedule.spend(time.perf_counter() - begun)
+        if (
+            batch is not None
+            and self.measuring
+            and not self._ended
+            and self.schedule.due(self.steps, suspicious=self.suspicious)
+        ):
+            begun = time.perf_counter()
+            self._measure(step, batch)
+            self.schedule.spend(time.perf_counter() - begun, measurement=True)
+        if self._told:
+            self._write(None, None)
+        for alarm in new:
+            self._tell(alarm)
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether what is free looks bad enough to measure on credit."""
+        return self._above > 0
+
+    def _see(self, entry: FreeStep) -> list[Alarm]:
+        """Take in one step, and give the alarms it raises."""
+        self._unwritten.append(entry)
+        lowest = self.outlook.lowest
+        self.outlook.see(entry.step, entry.loss, entry.gradient_norm, entry.lr)
+        first = self.outlook.first_loss
+        if self._ended:
+            return []
+        if not math.isfinite(entry.loss) or has_diverged(
+            entry.loss, start=first, best=lowest if lowest > 0 else first, constant_loss=math.nan
+        ):
+            self._ended = True
+            return [self._look_into(entry)]
+        recent = max((each.loss for each in self._recent()[:-1]), default=math.inf)
+        if entry.loss > JUMP * max(recent, first) > 0 and entry.step >= self._quiet_until:
+            self._quiet_until = entry.step + AHEAD
+            return [self._look_into(entry)]
+        features = self.outlook.features()
+        chance = probability(features)
+        self._above = self._above + 1 if chance >= THRESHOLD else 0
+        if self._above >= PATIENCE and entry.step >= self._quiet_until:
+            self._quiet_until = entry.step + AHEAD
+            return [self._warning(entry.step, features)]
+        return []
+
+    def _warning(self, step: int, features: dict[str, float]) -> Alarm:
+        names = leading(features)
+        layer = ""
+        if names and self.measurements and names[0] in ("activation_rise", "adam_lag", "update_to_weight"):
+            last, first = self.measurements[-1], self.measurements[0]
+            sizes = last.per_layer["activation_size" if names[0] == "activation_rise" else names[0]]
+            if names[0] == "activation_rise" and len(first.layers) == len(sizes):
+                sizes = sizes / first.per_layer["activation_size"]
+            layer = last.layers[int(np.nanargmax(sizes))]
+        seen = "; ".join(f"{FEATURES[name]} is {number(math.exp(features[name]))}" for name in names)
+        to_do = TO_DO.get(names[0], LOWER) if names else LOWER
+        critical = self.measurements[-1].scalars["critical_multiple"] if self.measurements else math.nan
+        if math.isfinite(critical):
+            seen += f"; at the last measurement the next step could have been {number(critical)} times longer"
+        where = f" at {layer}" if layer else ""
+        since = max(0, step - PATIENCE + 1)
+        sentence = f"step {step}: divergence ahead{where}, since step {since}: {seen}. To do: {to_do}."
+        return Alarm(step, "divergence ahead", layer, sentence, PRECISION)
+
+    def _look_into(self, entry: FreeStep) -> Alarm:
+        """A post-mortem of a step that went wrong; whatever fails there, the alarm is given."""
+        batch = next((batch for step, batch in self._batches if step == entry.step), None)
+        found: Postmortem | None = None
+        if batch is not None and self.measuring:
+            begun = time.perf_counter()
+            try:
+                found = find_cause(
+                    self.model,
+                    self.optimizer,
+                    batch,
+                    replace(self._before, weights=self.flight.last_weights() if self.flight else {}),
+                    step=entry.step,
+                    loss=entry.loss,
+                    rescued=self._rescued,
+                    loss_fn=self.loss_fn,
+                    autocast=self.autocast,
+                )
+            except Exception as error:  # the training must go on
+                self.note(f"no post-mortem: {one_line(error)}")
+            self.schedule.spend(time.perf_counter() - begun)
+        if found is None:
+            sentence = f"step {entry.step}: the loss is {entry.loss:.3g}: diverged; nothing more is known"
+            found = Postmortem("diverged", "", None, sentence, math.nan, xr.Dataset())
+        self.postmortem = found
+        self._rescued = {}
+        if self.flight is not None:
+            self.flight.write_postmortem(found, entry.step, batch)
+        return Alarm(entry.step, found.cause, found.layer, found.sentence, 1.0)
+
+    def _tell(self, alarm: Alarm) -> None:
+        if callable(self.on_alarm):
+            self.on_alarm(alarm)
+            return
+        print(f"normscope: {alarm.sentence}", file=sys.stderr)
+        self.should_stop = self.should_stop or self.on_alarm == "stop"
+        if self.on_alarm == "raise":
+            raise TrainingAlarm(alarm.sentence)
+
+    def _measure(self, step: int, batch: Any) -> None:
+        try:
+            found = measure(
+                self.model,
+                self.optimizer,
+                batch,
+                step=step,
+                loss_fn=self.loss_fn,
+                autocast=self.autocast,
+                clip_norm=self.signals.clip_norm,
+                guess=self.measurements[-1].scalars["critical_multiple"] if self.measurements else None,
+            )
+        except Exception as error:  # the training must go on, whatever a model or a loss does
+            self.measuring = False
+            self.note(f"nothing is measured from step {step} on, only loss and rate are watched: {one_line(error)}")
+            return
+        self.measurements.append(found)
+        del self.measurements[1:-KEPT_IN_MEMORY]
+        self.outlook.measure(step, found.scalars, found.per_layer)
+        self._write(found, batch)
+
+    def _write(self, measurement: Measurement | None, batch: Any) -> None:
+        """Remember the state of this measurement, and write what is new into the flight record."""
+        weights: dict[str, np.ndarray] = {}
+        if measurement is not None and math.isfinite(measurement.scalars["measured_loss"]):
+            weights = weight_arrays(self.model) if self.flight is not None else {}
+            self._before = Before(
+                measurement.step,
+                {},
+                {place: float(t.detach().double().abs().amax()) for place, t in tensors_of(batch).items() if t.numel()},
+                dict(zip(measurement.layers, measurement.per_layer["activation_size"].tolist(), strict=True)),
+                measurement.scalars["measured_loss"],
+                self.signals.steps[-1].lr if self.signals.steps else math.nan,
+                measurement.scalars["critical_multiple"],
+            )
+        if self.flight is None:
+            self._unwritten.clear()
+            return
+        arrays = None if measurement is None else batch_arrays(batch)
+        try:
+            self.flight.put(self._unwritten, measurement, self._told, arrays, weights)
+        except NormscopeError as error:  # a full disk must not end a training
+            self.flight = None
+            self.note(f"no flight record from here on: {error}")
+        self._unwritten, self._told = [], []
+
+    def record(self) -> xr.Dataset:
+        """All that was seen.
+
+        Returns:
+            Dataset over `step`: `loss`, `gradient_norm` and `lr`; over `measurement`, the steps at which it measured:
+            `SCALARS` of `monitoring.measurement`, among them `critical_multiple`; over `measurement` and `layer`:
+            `activation_size`, `not_finite`, `layer_gradient_norm`, `update_to_weight`, `adam_lag`, and `called`,
+            whether there was such a layer at that measurement. The alarms are an attribute.
+        """
+        return record_of(
+            list(self.signals.steps), self.measurements, self.alarms, **self._origin(), overhead=self.schedule.share
+        )
+
+    def _origin(self) -> dict[str, Any]:
+        parameter = next(self.model.parameters())
+        return provenance(device=parameter.device, dtype=parameter.dtype, optimizer=type(self.optimizer).__name__)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the parameters are spread over processes, as FSDP's and tensor-parallel ones are."""
+    return any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()) or any(
+        hasattr(p, "device_mesh") for p in model.parameters()
+    )
+
+
+def is_main_process() -> bool:
+    """Whether this is the only process, or the first of several."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
