@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
+
+from normscope.runtime.torch_state import FunctionMode
 
 
-class WithoutDropout(TorchFunctionMode):
+class WithoutDropout(FunctionMode):
     """While entered, dropout does nothing; `met` says whether there was any to do."""
 
     def __init__(self) -> None:

@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
 from normscope.per_example.layout import Examples, Layout
 from normscope.per_example.operations import COMPOSITES, OPERATIONS, Heard
 from normscope.per_example.rules import Rule
 from normscope.per_example.summands import Summand, squared_norms_and_sum
+from normscope.runtime.torch_state import FunctionMode
 
 Key = tuple[Any, ...]
 """A function and the indices of the parameters it is called with: tells one kind of call from another."""
 
 
-class Taps(TorchFunctionMode):
+class Taps(FunctionMode):
     """While entered, the forward pass is listened to; the backward pass then fills `squared_norms` and `sums`, by the
     parameter's index: (examples,) in float64, and the sum of the examples' gradients.
 

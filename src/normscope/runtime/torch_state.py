@@ -1,0 +1,79 @@
+"""What torch keeps for all models: random numbers, and the modes that `with` statements switch on and off."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import overrides
+from torch.backends import cuda
+
+_KERNELS = {
+    cuda.flash_sdp_enabled: cuda.enable_flash_sdp,
+    cuda.mem_efficient_sdp_enabled: cuda.enable_mem_efficient_sdp,
+    cuda.math_sdp_enabled: cuda.enable_math_sdp,
+    cuda.cudnn_sdp_enabled: cuda.enable_cudnn_sdp,
+}
+"""Which kernels attention may take."""
+
+
+class Modes:
+    """This thread's gradient mode and function modes, and attention's kernels, as they are now: an interrupt in front
+    of the `__exit__` of `torch.no_grad()`, say, leaves it switched on."""
+
+    def __init__(self) -> None:
+        self._grad_enabled = torch.is_grad_enabled()
+        self._function_modes = overrides._get_current_function_mode_stack()
+        self._kernels = {enabled: enabled() for enabled in _KERNELS}
+
+    def restore(self) -> None:
+        """Switch back what is otherwise."""
+        if (now := overrides._get_current_function_mode_stack()) != self._function_modes:
+            for _ in now:
+                overrides._pop_mode()
+            for mode in self._function_modes:
+                overrides._push_mode(mode)
+        if torch.is_grad_enabled() is not self._grad_enabled:
+            torch.set_grad_enabled(self._grad_enabled)
+        for enabled, was in self._kernels.items():
+            if enabled() is not was:
+                _KERNELS[enabled](was)
+
+
+class FunctionMode(overrides.TorchFunctionMode):
+    """A function mode that is left without an error of its own where an interrupt has kept torch from putting it back:
+    it takes each mode off for as long as that runs."""
+
+    def __exit__(self, *error: Any) -> None:
+        if self in overrides._get_current_function_mode_stack():
+            super().__exit__(*error)
+
+
+class RandomState:
+    """Torch's random state as it is now, on the CPU and some GPUs.
+
+    The generators belong to all threads. Of contexts that overlap, one that is left while a later one is still open
+    leaves its state to that one, so that in the end the state is that from before the first.
+    """
+
+    _open: ClassVar[list["RandomState"]] = []
+    _lock: ClassVar[threading.RLock] = threading.RLock()
+
+    def __init__(self, gpus: Sequence[int]) -> None:
+        with self._lock:
+            self._cpu = torch.get_rng_state()
+            self._gpus = {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}
+            self._open.append(self)
+
+    def restore(self) -> None:
+        """Put it back, or leave that to a context that is still open."""
+        with self._lock:
+            later = self._open[self._open.index(self) + 1 :]
+            self._open.remove(self)
+            if later:
+                later[0]._cpu = self._cpu
+                later[0]._gpus |= self._gpus
+                return
+            torch.set_rng_state(self._cpu)
+            for gpu, state in self._gpus.items():
+                torch.cuda.set_rng_state(state, gpu)
