@@ -70,6 +70,36 @@ def test_driven_to_1e25_it_equals_the_twin_as_far_as_the_network_is_finite(entry
     assert np.isfinite(dataset["gradient_norm"]) and np.isfinite(dataset["loss"]).sum() >= 3
 
 
+class RunningMean(nn.Module):
+    """Subtracts a running mean, which every call binds anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(7, 4)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        y = self.body(x)
+        self.mean = 0.5 * self.mean + 0.5 * y.detach().mean(0)
+        return y - self.mean
+
+
+def test_a_buffer_that_the_model_rebinds_starts_anew_at_every_point():
+    torch.manual_seed(0)
+    model, entry = RunningMean(), by_name("mlp")
+    batch = entry.batch(0)
+    with no_trace(model, batch):
+        found = relative_loss(model, batch, step_sizes=STEP_SIZES)
+    exact, batch = in_float64(model), in_float64(batch)
+    for step_size, loss in zip(STEP_SIZES, found["loss"].values, strict=True):
+        moved, graded = copy.deepcopy(exact), copy.deepcopy(exact)
+        default_loss(graded, batch).backward()
+        with torch.no_grad():
+            for there, here in zip(moved.parameters(), graded.parameters(), strict=True):
+                there -= step_size * here.grad
+            np.testing.assert_allclose(loss, float(default_loss(moved, batch)), rtol=1e-5)  # float32 rounds at 6e-8
+
+
 @pytest.mark.parametrize("entry", ZOO, ids=str)
 def test_leaves_no_trace(entry):
     model, batch = disturb(entry.build(0)), entry.batch(0)

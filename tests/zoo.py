@@ -289,7 +289,8 @@ def fingerprint(model: nn.Module, batch: Any = None) -> dict[str, object]:
             for name, tensor in getattr(module, kind).items():
                 found[f"{path}.{name}"] = _tensor(tensor)
                 if tensor is not None:
-                    found[f"{path}.{name}: grad"] = (id(tensor.grad), _tensor(tensor.grad))
+                    grad = tensor.grad if tensor.is_leaf else None
+                    found[f"{path}.{name}: grad"] = (id(grad), _tensor(grad))
                     found[f"{path}.{name}: requires_grad"] = (tensor.requires_grad, tensor.grad_fn)
     parts: list[Tensor] = []
     _map(batch, lambda t: parts.append(t) or t)

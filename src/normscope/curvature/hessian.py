@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from normscope.errors import DeviceError, InvalidModel, one_line
 from normscope.model.loss import LossFn, checked_loss, readable_errors
 from normscope.model.state import untouched
+from normscope.runtime.interrupts import restoring
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Hessian:
     """Relative rounding of one product: ten units in the last place of the least precise parameter."""
 
 
-@contextmanager
+@restoring
 def hessian(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Iterator[Hessian]:
     """The loss, its gradient and products with its Hessian, in training mode; leaves the model untouched.
 
@@ -120,7 +121,7 @@ def refuse_first_order_only(model: nn.Module, slopes: Sequence[Tensor]) -> None:
         todo.extend(fresh)
 
 
-@contextmanager
+@restoring
 def full_precision() -> Iterator[None]:
     """Without TF32, which keeps ten bits of a float32's 23 in products on a GPU."""
     settings: tuple[Any, Any] = torch.backends.cuda.matmul, torch.backends.cudnn

@@ -1,7 +1,6 @@
 """The line along the first update of a recipe's fresh optimizer, and how much larger its later updates get."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -17,6 +16,7 @@ from normscope.descent.step_line import StepLine, step_line
 from normscope.descent.update import readable_step, set_gradients
 from normscope.errors import InvalidModel
 from normscope.model.vector_norm import norm_of_all
+from normscope.runtime.interrupts import restoring
 
 REPEATS = 30
 """Steps along one and the same gradient until momentum is taken for settled (0.9^30 = 0.04)."""
@@ -33,7 +33,7 @@ class Growth:
     """Whether a larger gradient makes a larger update: for SGD, but not for Adam, nor where gradients are clipped."""
 
 
-@contextmanager
+@restoring
 def first_update_line(
     model: nn.Module, batch: Any, recipe: Recipe, *, seed: int = 0
 ) -> Iterator[tuple[StepLine, Growth]]:

@@ -5,7 +5,6 @@ rate at which a search starts, the step that a diagnosis looks at.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.errors import InvalidModel
 from normscope.model.loss import LossFn, checked_loss, default_loss, readable_errors
-from normscope.model.state import is_writable, untouched
+from normscope.model.state import untouched
 from normscope.model.vector_norm import norm_of_all
+from normscope.runtime.interrupts import restoring
 
 Direction = Callable[[list[nn.Parameter], list[Tensor], list[Tensor]], list[Tensor]]
 """`direction(parameters, starts, gradients)` gives u, part by part. It may move the parameters, which start at
@@ -49,7 +49,7 @@ class StepLine:
         return losses / before if before > 0 else np.where(np.isfinite(losses), 1.0, np.inf)
 
 
-@contextmanager
+@restoring
 def step_line(
     model: nn.Module,
     batch: Any,
@@ -71,33 +71,23 @@ def step_line(
     Raises:
         InvalidModel, InvalidBatch, DeviceError: see `loss.checked_loss`.
     """
-    slots = [(module._buffers, dict(module._buffers)) for module in model.modules() if module._buffers]
     with untouched(model) as origin:
         model.train()
-        gpus = sorted({p.device.index for p in model.parameters() if p.is_cuda})
-
-        @contextmanager
-        def same_random_numbers() -> Iterator[None]:
-            with torch.random.fork_rng(devices=gpus):
-                if seed is not None:
-                    torch.manual_seed(seed)
-                yield
-
         parameters = [p for p in model.parameters() if p.requires_grad]
-        buffers = list(dict.fromkeys(b for _, slot in slots for b in slot.values() if b is not None and is_writable(b)))
-        with torch.enable_grad(), same_random_numbers():
-            loss = checked_loss(model, batch, loss_fn)
-        with readable_errors():
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        with origin.one_pass(seed):
+            with torch.enable_grad():
+                loss = checked_loss(model, batch, loss_fn)
+            with readable_errors():
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         used = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
         if not used:
             raise InvalidModel(f"the loss of {type(model).__name__} depends on no trainable parameter")
         moved, slopes = [p for p, _ in used], [g for _, g in used]
-        starts, buffer_starts = [origin[p] for p in moved], [origin[b] for b in buffers]
+        starts = [origin[p] for p in moved]
         before = loss.detach().double()
         norm = norm_of_all(slopes)
         del loss, gradients, used
-        with torch.no_grad(), same_random_numbers():
+        with origin.one_pass(seed), torch.no_grad():
             step, sign = (slopes, -1.0) if direction is None else (direction(moved, starts, slopes), 1.0)
         if direction is not None:
             for parameter in moved:
@@ -105,13 +95,8 @@ def step_line(
         del slopes
 
         def loss_at(step_size: float) -> Tensor:
-            with torch.no_grad(), same_random_numbers(), readable_errors():
-                torch._foreach_copy_(moved, starts)  # pyright: ignore
+            with origin.one_pass(seed), torch.no_grad(), readable_errors():
                 torch._foreach_add_(moved, step, alpha=sign * float(step_size))  # pyright: ignore
-                for slot, as_found in slots:
-                    slot.update(as_found)
-                if buffers:
-                    torch._foreach_copy_(buffers, buffer_starts)  # pyright: ignore
                 return (loss_fn or default_loss)(model, batch).double().reshape(())
 
         yield StepLine(before, norm, loss_at)

@@ -49,31 +49,42 @@ class FunctionMode(overrides.TorchFunctionMode):
             super().__exit__(*error)
 
 
-class RandomState:
-    """Torch's random state as it is now, on the CPU and some GPUs.
+class RandomNumbers:
+    """Where torch's generators stand now, on the CPU and some GPUs."""
 
-    The generators belong to all threads. Of contexts that overlap, one that is left while a later one is still open
-    leaves its state to that one, so that in the end the state is that from before the first.
+    def __init__(self, gpus: Sequence[int]) -> None:
+        self._cpu = torch.get_rng_state()
+        self._gpus = {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}
+
+    def restore(self) -> None:
+        """Set them back."""
+        torch.set_rng_state(self._cpu)
+        for gpu, state in self._gpus.items():
+            torch.cuda.set_rng_state(state, gpu)
+
+
+class SharedRandomNumbers:
+    """`RandomNumbers` for contexts in several threads, all of which draw from the same generators.
+
+    Of contexts that overlap, one that is left while a later one is still open leaves its state to that one, so that in
+    the end the generators stand where they stood before the first.
     """
 
-    _open: ClassVar[list["RandomState"]] = []
+    _open: ClassVar[list["SharedRandomNumbers"]] = []
     _lock: ClassVar[threading.RLock] = threading.RLock()
 
     def __init__(self, gpus: Sequence[int]) -> None:
         with self._lock:
-            self._cpu = torch.get_rng_state()
-            self._gpus = {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}
+            self._found = [RandomNumbers(gpus)]
             self._open.append(self)
 
     def restore(self) -> None:
-        """Put it back, or leave that to a context that is still open."""
+        """Set them back, or leave that to a context that is still open."""
         with self._lock:
-            later = self._open[self._open.index(self) + 1 :]
+            place = self._open.index(self)
             self._open.remove(self)
-            if later:
-                later[0]._cpu = self._cpu
-                later[0]._gpus |= self._gpus
-                return
-            torch.set_rng_state(self._cpu)
-            for gpu, state in self._gpus.items():
-                torch.cuda.set_rng_state(state, gpu)
+            if place < len(self._open):
+                self._open[place]._found += self._found
+            else:
+                for each in self._found:  # the earliest last: the contexts need not be on the same GPUs
+                    each.restore()
