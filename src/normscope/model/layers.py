@@ -122,15 +122,15 @@ def record_calls(
     # front of the norm that `with_norm` hung behind it.
     watched = layers if isinstance(layers, Mapping) else watched_modules(model, layers)
     handles = []
-    for path, module in watched.items():
-        inner = {part for part in module.modules() if part is not module} if layers is None else set()
-        container = not inner.isdisjoint(watched.values())
-        if container:
-            handles.append(module.register_forward_pre_hook(enter))
-        if before is not None:
-            handles.append(module.register_forward_pre_hook(lambda _, inputs: before(inputs)))
-        handles.append(module.register_forward_hook(hook_for(path, container), prepend=True, with_kwargs=True))
     try:
+        for path, module in watched.items():
+            inner = {part for part in module.modules() if part is not module} if layers is None else set()
+            container = not inner.isdisjoint(watched.values())
+            if container:
+                handles.append(module.register_forward_pre_hook(enter))
+            if before is not None:
+                handles.append(module.register_forward_pre_hook(lambda _, inputs: before(inputs)))
+            handles.append(module.register_forward_hook(hook_for(path, container), prepend=True, with_kwargs=True))
         yield
     finally:
         for handle in handles:
