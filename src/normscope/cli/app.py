@@ -5,12 +5,14 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from functools import cache
+from typing import Any, NoReturn
 
 import typer
 
 from normscope.errors import Interrupted, NormscopeError, one_line
 from normscope.runtime.allocator import keep_large_blocks
+from normscope.runtime.quiet import be_quiet
 from normscope.version import __version__
 
 FAILURE, INTERRUPTED = 2, 130
@@ -19,9 +21,12 @@ app = typer.Typer(
     name="normscope",
     help="Ask a network why it cannot take a larger learning rate, and what normalization would buy it.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+GLOBAL = ("--quiet", "--no-color")
+"""Options of every command, wherever in the line they stand."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -33,21 +38,32 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+    quiet: bool = typer.Option(False, "--quiet", help="Show no progress: the answer and errors alone."),
+    no_color: bool = typer.Option(False, "--no-color", help="No colours; the variable NO_COLOR does the same."),
 ) -> None:
-    pass
+    if no_color:
+        os.environ["NO_COLOR"] = "1"  # what rich asks
+    be_quiet(quiet)
+
+
+@cache
+def command_line() -> Any:
+    """The parser, with every command that lies in the folder."""
+    import normscope.cli.commands as commands
+
+    for module in pkgutil.iter_modules(commands.__path__):
+        app.command(module.name)(importlib.import_module(f"{commands.__name__}.{module.name}").command)
+    return typer.main.get_command(app)
 
 
 def main() -> None:
     """Run the command line. An error of normscope's, a full disk or Ctrl-C is one line and a non-zero exit; anything
     else is a bug, shown in full only where NORMSCOPE_TRACEBACK is set."""
-    import normscope.cli.commands as commands
-
     keep_large_blocks()
-    for module in pkgutil.iter_modules(commands.__path__):
-        app.command(module.name)(importlib.import_module(f"{commands.__name__}.{module.name}").command)
+    words = sorted(sys.argv[1:], key=lambda word: word not in GLOBAL)  # the order of the others stays
     try:
         # On Ctrl-C some releases of typer return this code, others raise Abort.
-        if app(standalone_mode=False, prog_name=app.info.name) == INTERRUPTED:
+        if command_line()(words, standalone_mode=False, prog_name=app.info.name) == INTERRUPTED:
             raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted: what is done is kept, run the same command to go on", INTERRUPTED)

@@ -6,12 +6,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 
-from normscope.figures.style import axes_or_new, axis_label, legend_once
+from normscope.figures.style import axes_or_new, axis_label, legend_once, name_layers
 
 
 def plot_size_along_step(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw `size_along_step` over the layers of the main path on a logarithmic axis: one line a fraction of the step,
-    the later the redder. Where sizes are not finite there are triangles on the upper edge.
+    the later the redder, and the layers' names on the axis. Where sizes are not finite there are triangles on the
+    upper edge.
 
     Args:
         dataset: with `size_along_step(fraction, layer)` and `walked_lr`, as the `evidence` of `normscope.diagnose`.
@@ -30,11 +31,7 @@ def plot_size_along_step(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes
         if len(lost):
             top = ax.get_xaxis_transform()
             ax.plot(lost, np.ones(len(lost)), "^", color=color, ms=4, transform=top, clip_on=False)
-    ax.set(
-        yscale="log",
-        xlabel="layer on the main path",
-        ylabel=axis_label(sizes),
-        title=f"step at rate {float(dataset['walked_lr']):.2g}",
-    )
+    ax.set(yscale="log", ylabel=axis_label(sizes), title=f"one step at rate {float(dataset['walked_lr']):.2g}")
+    name_layers(ax, depth, main["layer"].values)
     legend_once(ax, fontsize="x-small")
     return ax

@@ -76,6 +76,15 @@ def log_ticks_at(ax: Axes, values: Any) -> None:
     ax.set_xticks([], minor=True)
 
 
+def name_layers(ax: Axes, depths: Any, names: Any, *, most: int = 8) -> None:
+    """Ticks that bear the layers' names, `most` of them at most, the first and the last among them."""
+    chosen = np.unique(np.linspace(0, len(depths) - 1, min(most, len(depths))).round().astype(int))
+    ax.set_xticks(np.asarray(depths)[chosen], [str(names[i]) for i in chosen])
+    ax.tick_params(axis="x", rotation=35, labelsize="small")
+    for tick in ax.get_xticklabels():
+        tick.set(ha="right", rotation_mode="anchor")
+
+
 def color_of(norm: str, index: int = 0) -> str:
     """The colour of a normalization, or the cycle's where it has none of its own."""
     return COLORS.get(norm, f"C{index + 4}")

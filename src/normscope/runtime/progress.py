@@ -20,6 +20,8 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from normscope.runtime.quiet import is_quiet
+
 PATIENCE_SECONDS = 2.0
 """Nothing is shown before this long: what is quick needs no bar."""
 
@@ -181,6 +183,9 @@ def progress(name: str, total: float) -> Iterator[Bar]:
     >>> with progress("figure3", total=10) as bar:
     ...     bar.advance("seed 0, with BN")
     """
+    if is_quiet():
+        yield Bar()
+        return
     if not _showing.acquire(blocking=False):
         if _inside is not None:
             _inside.scale = _inside.left / max(total, 1e-9)

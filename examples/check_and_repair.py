@@ -1,0 +1,32 @@
+"""
+Check: what stops a network, and which repair helps
+===================================================
+
+A deep MLP with small weights: the signal dies on its way. ``check`` says so, and measures what other weights or norms
+would buy; ``normscope check file.py:name`` does the same from the command line and writes a page.
+"""
+
+import torch
+from torch import nn
+
+import normscope as ns
+from normscope.checkup.answer import answer
+
+data = ns.load_data("digits")
+
+
+def build(seed):
+    torch.manual_seed(seed)
+    hidden = [layer for _ in range(8) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(64, 10))
+
+
+tree = ns.check(
+    build,
+    lambda seed: ns.batches(data, 32, seed=seed),
+    repair=["kaiming_normal", "batch"],
+    steps=40,
+    seeds=2,
+    workers=1,
+)
+print(answer(tree))
