@@ -390,7 +390,13 @@ class Watch:
 
     def _origin(self) -> dict[str, Any]:
         parameter = next(self.model.parameters())
-        return provenance(device=parameter.device, dtype=parameter.dtype, optimizer=type(self.optimizer).__name__)
+        return provenance(
+            device=parameter.device,
+            dtype=parameter.dtype,
+            optimizer=type(self.optimizer).__name__,
+            model=type(self.model).__name__,
+            parameters=sum(p.numel() for p in self.model.parameters()),
+        )
 
 
 def is_sharded(model: nn.Module) -> bool:
