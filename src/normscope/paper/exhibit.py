@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscope.errors import InvalidConfig, unknown
-from normscope.results import attribute, provenance, with_attributes
+from normscope.results import attribute, keep, load_if_kept, provenance, with_attributes
 from normscope.runtime.progress import progress
-from normscope.statistics.verdict import Verdict
+from normscope.statistics.claim import Claim, Scope
+from normscope.statistics.verdict import AT_REDUCED_SIZE, THE_PAPERS, Verdict
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -54,6 +55,12 @@ class Setting:
     """The folder that keeps their runs and searches; needed to train any."""
     data_dir: Path | None = None
     """Where CIFAR-10 lies, for those that train on it whatever `data` is."""
+    parts: Path | None = None
+    """The folder that keeps what of an unfinished exhibit is measured, network by network; None to keep nothing."""
+    protocol: int = 1
+    """The exhibit's that is measured: parts of another one are measured again."""
+    ray: str | None = None
+    """The address of a Ray cluster that trains the runs, as for `sweep`; None for this machine's processes."""
 
     def build(self, norm: str, seed: int, **options: Any) -> "nn.Module":
         """A fresh network on the device, in the memory format that is fastest there; `options` as in `build_net`."""
@@ -78,7 +85,7 @@ class Setting:
         """Carry out the runs that are not kept yet, on all processors, and give all of them as one Dataset."""
         from normscope.sweeps.sweep import sweep
 
-        return sweep(configs, self.folder_of_runs(), data_dir=self.data_dir)
+        return sweep(configs, self.folder_of_runs(), data_dir=self.data_dir, ray=self.ray)
 
     def folder_of_runs(self) -> Path:
         """`runs`; InvalidConfig where the setting has none."""
@@ -121,6 +128,16 @@ class Setting:
         del fields["reduced"]
         return {**fields, "scale": self.scale, "data": self.training_data().describe(), "seeds": list(self.seeds)}
 
+    def part(self, name: str, measure: "Callable[[], xr.Dataset]") -> "xr.Dataset":
+        """Measure one network of an exhibit, or take what an interrupted measurement on this setting has kept."""
+        if self.parts is None:
+            return measure()
+        config = {field: value for field, value in self.config().items() if field != "seeds"}
+        known = {"config": config, "protocol": self.protocol, "device": str(self.device)}
+        path = self.parts / f"{name}.nc"
+        kept = load_if_kept(path, known)
+        return keep(measure(), path, known) if kept is None else kept
+
     def provenance(self, **more: Any) -> dict[str, Any]:
         """The attributes of a result measured on this setting."""
         return provenance(device=self.device, config=self.config(), **more)
@@ -141,7 +158,8 @@ class Exhibit:
     """What the paper did and saw, in a few sentences."""
     measure: "Callable[[Setting], xr.Dataset]"
     draw: "Callable[[xr.Dataset], Figure]"
-    verdicts: "Callable[[xr.Dataset], list[Verdict]]"
+    claims: Sequence[Claim]
+    """What is claimed of a result, each with its threshold, before any is measured."""
     we_saw: "Callable[[xr.Dataset], str]" = lambda dataset: ""
     """What came out, in a sentence or two with numbers; empty to let the verdicts speak."""
     trains: bool = False
@@ -150,6 +168,21 @@ class Exhibit:
     """Whether there is anything to measure on a setting: not every scale trains everything."""
     protocol: int = 1
     """Raised whenever `measure` changes what it measures: older results are then measured again."""
+
+    of_any_network: bool = False
+    """Whether what the paper claims here has nothing to do with its network and data."""
+
+    def verdicts(self, dataset: "xr.Dataset") -> list[Verdict]:
+        """The claims that are made of such a result, judged. Where it is not of the paper's size, the paper's claims
+        are of their own kind, "at reduced size"."""
+        full = self.of_any_network or (
+            dataset.attrs.get("scale") == "full" if self.trains else on_paper_setting(dataset)
+        )
+        return [
+            claim.judged(dataset, kind=AT_REDUCED_SIZE if claim.kind == THE_PAPERS and not full else None)
+            for claim in self.claims
+            if claim.scope.holds(dataset)
+        ]
 
     def config(self, setting: Setting) -> dict[str, Any]:
         """What decides whether a result can be kept."""
@@ -172,7 +205,7 @@ def over_networks(
             seeds = []
             for seed in setting.seeds:
                 bar.advance(f"{NORM_TITLES[norm]}, seed {seed}", by=0)
-                seeds.append(measure_one(norm, seed))
+                seeds.append(setting.part(f"{name}-{norm}-seed{seed}", lambda n=norm, s=seed: measure_one(n, s)))
                 bar.advance(f"{NORM_TITLES[norm]}, seed {seed}")
             rows.append(joined(seeds, "seed", setting.seeds))
     dataset = joined(rows, "norm", norms, long_name="normalization")
@@ -199,6 +232,22 @@ def on_paper_setting(dataset: "xr.Dataset") -> bool:
     """Whether a result was measured on what the paper used, so that its published numbers can be compared."""
     config = attribute(dataset, "config")
     return config["data"]["name"] == "cifar10" and config["net"] == "resnet110"
+
+
+def depth_of(net: str) -> int:
+    """The number of layers in a network's name."""
+    return int("".join(filter(str.isdigit, net)))
+
+
+ON_PAPER_SETTING = Scope("ResNet-110 on CIFAR-10", on_paper_setting)
+
+SHALLOW = 30
+"""What goes wrong without batch norm is not asked of networks with at most so many layers: nothing does there."""
+
+DEEP = Scope(
+    f"networks of more than {SHALLOW} layers",
+    lambda dataset: depth_of(attribute(dataset, "config")["net"]) > SHALLOW,
+)
 
 
 @cache

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from normscope.errors import InvalidConfig
@@ -14,11 +15,14 @@ from normscope.results.netcdf_bytes import is_sealed
 RUNS = "training"
 """The folder, among the results, of the runs and searches of those exhibits that train."""
 
+PARTS = "unfinished"
+"""The folder, among the results, of what is measured of an exhibit that is not finished."""
+
 
 def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
     """Measure the exhibits of these names (all where none is named) and save each as `out/NAME.nc` as soon as it is
     done. An exhibit whose result is there already, whole and measured on the same setting by the same protocol, is
-    kept; so are the single runs and searches of those that train.
+    kept; so are the single networks of an unfinished one, and the single runs and searches of those that train.
 
     Raises:
         InvalidConfig: for an unknown exhibit, or one that the scale does not have, and for a network or a mini-batch
@@ -41,8 +45,9 @@ def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
         path = folder / f"{exhibit.name}.nc"
         known = {"config": exhibit.config(setting), "protocol": exhibit.protocol, "device": str(setting.device)}
         if not _is_kept(path, exhibit, known):
-            dataset = exhibit.measure(setting)
+            dataset = exhibit.measure(replace(setting, parts=folder / PARTS, protocol=exhibit.protocol))
             keep(dataset, path, {**known, EXHIBIT: exhibit.name})
+            rmtree(folder / PARTS, ignore_errors=True)
 
 
 def _is_kept(path: Path, exhibit: Exhibit, known: dict[str, Any]) -> bool:

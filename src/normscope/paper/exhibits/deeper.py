@@ -10,7 +10,8 @@ from normscope.paper.exhibits.final import best, share_recovered
 from normscope.paper.published import PUBLISHED
 from normscope.paper.scale import scale_of
 from normscope.results import attribute
-from normscope.statistics.verdict import Verdict, judge
+from normscope.statistics.claim import Claim
+from normscope.statistics.verdict import THE_PAPERS
 
 LEAST_TO_MOST = ("none", "final", "batch")
 
@@ -20,27 +21,24 @@ def measure(setting: Setting) -> xr.Dataset:
     return trained_on(setting, scale_of(setting.scale).deeper_configs(setting.seeds, setting.device))
 
 
-def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """Whether batch norm brings as much here, and batch norm before the last layer its share of it."""
-    accuracy = best(dataset)
-    published = PUBLISHED["variants"]["test_accuracy_percent"]
-    return [
-        judge(
-            "Deeper, batch norm at its large rate ends at least 1 point above the network without it at a rate that it "
-            "can take",
-            "Variants",
-            accuracy.sel(norm="batch") - accuracy.sel(norm="none"),
-            above=1,
-            unit=" points",
-            paper=f"about {published['batch'] - published['none']:+.0f}",
-            note="one rate for each norm; test accuracy at the end, paired by seed",
-        ),
-        share_recovered(
-            accuracy,
-            "Deeper, batch norm before the last layer alone recovers at least half of that",
-            "one rate for each norm",
-        ),
-    ]
+_PUBLISHED = PUBLISHED["variants"]["test_accuracy_percent"]
+
+CLAIMS = [
+    Claim(
+        statement="Deeper, batch norm at its large rate ends at least 1 point above the network without it at a rate "
+        "that it can take",
+        where="Variants",
+        kind=THE_PAPERS,
+        value=lambda dataset: best(dataset).sel(norm="batch") - best(dataset).sel(norm="none"),
+        above=1,
+        unit=" points",
+        paper=f"about {_PUBLISHED['batch'] - _PUBLISHED['none']:+.0f}",
+        note="one rate for each norm; test accuracy at the end, paired by seed",
+    ),
+    share_recovered(
+        "Deeper, batch norm before the last layer alone recovers at least half of that", best, "one rate for each norm"
+    ),
+]
 
 
 def we_saw(dataset: xr.Dataset) -> str:
@@ -78,7 +76,7 @@ EXHIBIT = Exhibit(
     ),
     measure=measure,
     draw=draw,
-    verdicts=verdicts,
+    claims=CLAIMS,
     we_saw=we_saw,
     trains=True,
     applies=lambda setting: scale_of(setting.scale).deeper_net is not None,

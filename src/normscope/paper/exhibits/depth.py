@@ -1,5 +1,6 @@
 """Depth: the shallower an unnormalized ResNet, the larger the learning rate at which it still trains."""
 
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -11,7 +12,8 @@ from normscope.paper.exhibit import Exhibit, Setting, joined
 from normscope.paper.rate_searches import LR_RANGE, RateSearch, searched
 from normscope.paper.scale import scale_of
 from normscope.results import attribute, provenance_of, shared, with_attributes
-from normscope.statistics.verdict import Verdict, judge
+from normscope.statistics.claim import Claim
+from normscope.statistics.verdict import THE_PAPERS
 
 BOUNDARIES = {"lr_stable": "is stable", "lr_usable": "learns"}
 
@@ -36,29 +38,6 @@ def rates(dataset: xr.Dataset, name: str) -> xr.DataArray:
     return dataset[name].where(~dataset[f"{name}_found"].isin(["nowhere", "below the range"]), 0.0)
 
 
-def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """Whether depth costs learning rate.
-
-    A search that found no rate at which the network learns says nothing of that: so few steps do not tell slow from
-    never."""
-    depths = dataset["depth"].values
-    return [
-        judge(
-            f"Without BN, ResNet-{depths[0]} {what} up to a rate at least 3 times that of ResNet-{depths[-1]}",
-            "Variants",
-            _over(rates(dataset, name).where(~dataset[f"{name}_found"].isin(["nowhere", "unfinished"]))),
-            above=3,
-            scale="log",
-            paper="the shallower, the larger",
-            unit=" times",
-            note=f"the largest rate at which it {what} within {dataset.attrs['steps']} steps, known to a factor 1.26; "
-            "paired by seed",
-            no_value="in which one of the two has no such rate",
-        )
-        for name, what in BOUNDARIES.items()
-    ]
-
-
 def _over(found: xr.DataArray) -> np.ndarray:
     """What the shallowest network takes over what the deepest does: infinite where the deepest takes no rate at all or
     the shallowest all, minus infinity, below any ratio, the other way round."""
@@ -66,6 +45,34 @@ def _over(found: xr.DataArray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = shallow / deep
     return np.where(ratio == 0, -np.inf, ratio)
+
+
+def known_over(dataset: xr.Dataset, name: str) -> np.ndarray:
+    """The ratio of a boundary. A search that found no rate at which the network learns says nothing of that: so few
+    steps do not tell slow from never."""
+    known = ~dataset[f"{name}_found"].isin(["nowhere", "unfinished"])
+    return _over(rates(dataset, name).where(known))
+
+
+CLAIMS = [
+    Claim(
+        statement=f"Without BN, the shallowest ResNet {what} up to a rate at least 3 times that of the deepest",
+        where="Variants",
+        kind=THE_PAPERS,
+        value=partial(known_over, name=name),
+        above=3,
+        scale="log",
+        paper="the shallower, the larger",
+        unit=" times",
+        note=f"the largest rate at which it {what}, known to a factor 1.26; paired by seed",
+        detail=lambda dataset: (
+            f"ResNet-{int(dataset['depth'][0])} over ResNet-{int(dataset['depth'][-1])}, within "
+            f"{dataset.attrs['steps']} steps"
+        ),
+        no_value="in which one of the two has no such rate",
+    )
+    for name, what in BOUNDARIES.items()
+]
 
 
 def we_saw(dataset: xr.Dataset) -> str:
@@ -114,7 +121,7 @@ EXHIBIT = Exhibit(
     ),
     measure=measure,
     draw=draw,
-    verdicts=verdicts,
+    claims=CLAIMS,
     we_saw=we_saw,
     trains=True,
 )

@@ -13,7 +13,8 @@ from normscope.paper.exhibit import Exhibit, Setting
 from normscope.paper.published import PUBLISHED
 from normscope.paper.scale import scale_of
 from normscope.results import attribute, provenance_of, with_attributes
-from normscope.statistics.verdict import Verdict, judge
+from normscope.statistics.claim import Claim
+from normscope.statistics.verdict import THE_PAPERS
 from normscope.training.config import RunConfig
 
 NORMS = ("batch", "none")
@@ -105,57 +106,95 @@ def arms(dataset: xr.Dataset) -> dict[str, tuple[str, float]]:
     return found
 
 
-def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """That BN brings nothing at the same small rate, that its gain is the large one's, and that this is out of reach
-    without it."""
-    scale = scale_of(attribute(dataset, "scale"))
-    end, fitted = at_the_end(dataset), at_the_end(dataset, "train_accuracy")
+def small_rate(dataset: xr.Dataset) -> float:
+    """The rate of the result's scale at which both networks are compared."""
+    return scale_of(attribute(dataset, "scale")).small
+
+
+def same_at_small(dataset: xr.Dataset) -> xr.DataArray:
+    """Test accuracy without BN less that with it at the small rate, in points; NaN unless both are trained."""
+    at = {"lr": small_rate(dataset)}
+    both_trained = (at_the_end(dataset, "train_accuracy").sel(at) >= TRAINED).all("norm")
+    end = at_the_end(dataset).sel(at)
+    return (end.sel(norm="none") - end.sel(norm="batch")).where(both_trained)
+
+
+def at_best(dataset: xr.Dataset, norm: str) -> xr.DataArray:
+    """Test accuracy at the end at the network's own best rate."""
+    return at_the_end(dataset).sel(norm=norm, lr=best_lr(dataset, norm), drop=True)
+
+
+def gained_by_large(dataset: xr.Dataset) -> xr.DataArray:
+    """What batch norm's best rate ends above its small one, in points; NaN where the two are the same."""
+    small = small_rate(dataset)
+    gain = at_best(dataset, "batch") - at_the_end(dataset).sel(norm="batch", lr=small, drop=True)
+    return gain.where(best_lr(dataset, "batch") != small)
+
+
+def without_at_large(dataset: xr.Dataset) -> xr.DataArray:
+    """Test accuracy without BN at batch norm's best rate; NaN where that is the small one."""
+    large = best_lr(dataset, "batch")
+    return at_the_end(dataset).sel(norm="none", lr=large, drop=True).where(large != small_rate(dataset))
+
+
+def rates_compared(dataset: xr.Dataset) -> str:
+    """For the notes of claims."""
     large, alone = best_lr(dataset, "batch"), best_lr(dataset, "none")
-    both_trained = (fitted.sel(lr=scale.small) >= TRAINED).all("norm")
-    same = (end.sel(norm="none") - end.sel(norm="batch")).sel(lr=scale.small).where(both_trained)
-    bn = end.sel(norm="batch", lr=large)
-    published = PUBLISHED["figure1"]["final_test_accuracy_percent"]
-    return [
-        judge(
-            f"At the same small learning rate, {scale.small:g}, both trained to {TRAINED:g} %, the network without BN "
-            "is as good as with it, within 3 points",
-            "Figure 1",
-            same,
-            equals=0,
-            margin=3,
-            paper=f"{published['none@0.0001'] - published['batch@0.0001']:+.1f}",
-            unit=" points",
-            note="test accuracy without BN less that with it, paired by seed",
-            no_value=f"not trained to {TRAINED:g} %",
-        ),
-        judge(
-            f"With BN the large rate is the better one: {large:g} ends at least 1 point above {scale.small:g}",
-            "Figure 1",
-            (bn - end.sel(norm="batch", lr=scale.small)).where(large != scale.small),
-            above=1,
-            paper=f"{published['batch@0.1'] - published['batch@0.0001']:+.1f}",
-            unit=" points",
-            no_value=NOT_LARGE,
-        ),
-        judge(
-            f"With BN at its best rate, {large:g}, the test accuracy is above that without at its best, {alone:g}",
-            "Figure 1",
-            bn - end.sel(norm="none", lr=alone),
-            above=0,
-            paper=f"{published['batch@0.1'] - published['none@0.0001']:+.1f}",
-            unit=" points",
-            note="rates chosen on held-out training images",
-        ),
-        judge(
-            f"Without BN that rate, {large:g}, is out of reach: the network ends below twice the accuracy of guessing",
-            "Figure 1",
-            end.sel(norm="none", lr=large).where(large != scale.small),
-            below=200 * chance(dataset),
-            paper="diverges",
-            unit=" %",
-            no_value=NOT_LARGE,
-        ),
-    ]
+    return f"small rate {small_rate(dataset):g}, BN's best {large:g}, that without {alone:g}"
+
+
+_ENDS = PUBLISHED["figure1"]["final_test_accuracy_percent"]
+
+CLAIMS = [
+    Claim(
+        statement=f"At the same small learning rate, both trained to {TRAINED:g} %, the network without BN is as good "
+        "as with it, within 3 points",
+        where="Figure 1",
+        kind=THE_PAPERS,
+        value=same_at_small,
+        equals=0,
+        margin=3,
+        paper=f"{_ENDS['none@0.0001'] - _ENDS['batch@0.0001']:+.1f}",
+        unit=" points",
+        note="test accuracy without BN less that with it, paired by seed",
+        no_value=f"not trained to {TRAINED:g} %",
+        detail=rates_compared,
+    ),
+    Claim(
+        statement="With BN the large rate is the better one: its best ends at least 1 point above the small one",
+        where="Figure 1",
+        kind=THE_PAPERS,
+        value=gained_by_large,
+        above=1,
+        paper=f"{_ENDS['batch@0.1'] - _ENDS['batch@0.0001']:+.1f}",
+        unit=" points",
+        no_value=NOT_LARGE,
+        detail=rates_compared,
+    ),
+    Claim(
+        statement="With BN at its best rate the test accuracy is above that without at its best",
+        where="Figure 1",
+        kind=THE_PAPERS,
+        value=lambda dataset: at_best(dataset, "batch") - at_best(dataset, "none"),
+        above=0,
+        paper=f"{_ENDS['batch@0.1'] - _ENDS['none@0.0001']:+.1f}",
+        unit=" points",
+        note="rates chosen on held-out training images",
+        detail=rates_compared,
+    ),
+    Claim(
+        statement="Without BN the rate that is best with it is out of reach: the network ends below twice the accuracy "
+        "of guessing",
+        where="Figure 1",
+        kind=THE_PAPERS,
+        value=without_at_large,
+        below=20,
+        paper="diverges",
+        unit=" %",
+        no_value=NOT_LARGE,
+        detail=rates_compared,
+    ),
+]
 
 
 def we_saw(dataset: xr.Dataset) -> str:
@@ -233,7 +272,7 @@ EXHIBIT = Exhibit(
     ),
     measure=measure,
     draw=draw,
-    verdicts=verdicts,
+    claims=CLAIMS,
     we_saw=we_saw,
     trains=True,
 )

@@ -1,27 +1,37 @@
 """Figure 2: the gradient of a kernel in the middle of the network at initialization, entry by entry."""
 
+from functools import partial
+
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
 from normscope.figures.gradient_histogram import plot_gradient_histogram
 from normscope.figures.style import NAMES, figure_of
-from normscope.paper.exhibit import Exhibit, Setting, on_paper_setting, over_networks
+from normscope.paper.exhibit import DEEP, ON_PAPER_SETTING, Exhibit, Setting, over_networks
 from normscope.paper.exhibits.table1 import scaled_layer
 from normscope.paper.published import PUBLISHED
 from normscope.probes.gradient_histogram import gradient_histogram
-from normscope.statistics.verdict import Verdict, judge, judge_band
+from normscope.statistics.claim import Claim, Scope
+from normscope.statistics.verdict import CONTROL, THE_PAPERS
 
 NORMS = ("batch", "none")
+OF_KERNEL = ["std", "kurtosis", "tail_index", "num_entries"]
+"""What is kept of every convolution beside the one that is shown."""
 
 
 def measure(setting: Setting) -> xr.Dataset:
-    """The gradient of the layer in the place of the paper's layer 55, on the first mini-batch of training."""
+    """The gradient of the layer in the place of the paper's layer 55, on the first mini-batch of training; and spread,
+    kurtosis and tail index of every convolution's on the main path, over `kernel`."""
 
     def measure_one(norm: str, seed: int) -> xr.Dataset:
         dataset = gradient_histogram(setting.build(norm, seed), setting.first_batch(seed))
-        place = scaled_layer(PUBLISHED["figure2"]["layer"], int(dataset["depth"].max()))
-        return dataset.isel(layer=dataset["depth"].values == place)
+        depth = dataset["depth"].values
+        kernels = dataset[OF_KERNEL].isel(layer=np.isfinite(depth) & (depth < np.nanmax(depth)))
+        kernels = kernels.swap_dims(layer="depth").drop_vars("layer").rename(depth="kernel")
+        kernels = kernels.rename({name: f"kernel_{name}" for name in OF_KERNEL})
+        place = scaled_layer(PUBLISHED["figure2"]["layer"], int(np.nanmax(depth)))
+        return xr.merge([dataset.isel(layer=depth == place), kernels], combine_attrs="override")
 
     return over_networks(setting, "figure2", measure_one, norms=NORMS)
 
@@ -37,72 +47,109 @@ def draw(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """How much wider and how much heavier-tailed the gradient is without BN, paired by seed."""
-    one = dataset.isel(layer=0)
-    place = int(one["depth"].item())
-    with_bn, without = (one.sel(norm=norm) for norm in NORMS)
-    half_range = PUBLISHED["figure2"]["half_range"]
-    result = [
-        judge(
-            f"Layer {place}: without BN the gradient's entries spread at least 30 times wider",
-            "Figure 2",
-            without["std"] / with_bn["std"],
-            above=30,
-            scale="log",
-            paper=f"about {half_range['none'] / half_range['batch']:.0f}",
-            unit=" times",
-            note="standard deviations over the entries, paired by seed",
-        ),
-        judge(
-            f"Layer {place}: without BN they are heavy-tailed: kurtosis above 6, twice a normal distribution's",
-            "Figure 2",
-            without["kurtosis"],
-            above=6,
-            scale="log",
-            paper="a spike with tails",
-        ),
-        judge(
-            f"Layer {place}: the kurtosis without BN is at least 1.5 times that with it",
-            "Figure 2",
-            without["kurtosis"] / with_bn["kurtosis"],
-            above=1.5,
-            scale="log",
-            unit=" times",
-            paper="bell-shaped with BN",
-            note="paired by seed",
-        ),
-        judge(
-            f"Layer {place}: the tail index without BN is lower than with it, so the tail falls more slowly",
-            "Figure 2",
-            without["tail_index"] / with_bn["tail_index"],
-            below=1,
-            scale="log",
-            unit=" times",
-            note="from the largest twentieth of the entries, paired by seed",
-        ),
-    ]
-    if on_paper_setting(dataset):
-        largest = abs(one[["minimum", "maximum"]]).to_array().max("variable", skipna=False)
-        result += [
-            judge(
-                "With BN, the largest entry lies within a factor 2 of the published picture's range",
-                "Figure 2",
-                largest.sel(norm="batch"),
-                equals=half_range["batch"],
-                margin=2,
-                scale="log",
-                paper=half_range["batch"],
-            ),
-            judge_band(
-                f"Without BN, the published range of ±{half_range['none']:g} lies in the seeds' 95 % prediction band",
-                "Figure 2",
-                np.log(largest.sel(norm="none").values)[:, None],
-                np.log([half_range["none"]]),
-                of="range",
-            ),
-        ]
-    return result
+def ratio(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """A number of the one layer without batch norm over that with it, paired by seed."""
+    one = dataset[name].isel(layer=0)
+    return one.sel(norm="none") / one.sel(norm="batch")
+
+
+def largest_entry(dataset: xr.Dataset, norm: str) -> xr.DataArray:
+    """The largest magnitude among the layer's entries."""
+    ends = abs(dataset[["minimum", "maximum"]]).sel(norm=norm).isel(layer=0)
+    return ends.to_array().max("variable", skipna=False)
+
+
+def pooled_kurtosis(dataset: xr.Dataset) -> xr.DataArray:
+    """The kurtosis of all convolutions' entries together, each layer's divided by their own standard deviation: the
+    mean of theirs, weighted by their numbers of entries. NaN in older results, which hold one layer."""
+    if "kernel" not in dataset.dims:
+        return dataset["kurtosis"].isel(layer=0) * np.nan
+    return dataset["kernel_kurtosis"].weighted(dataset["kernel_num_entries"]).mean("kernel", skipna=False)
+
+
+_HALF_RANGE = PUBLISHED["figure2"]["half_range"]
+
+CLAIMS = [
+    Claim(
+        statement="In the place of layer 55, without BN the gradient's entries spread at least 30 times wider",
+        where="Figure 2",
+        kind=THE_PAPERS,
+        value=partial(ratio, name="std"),
+        above=30,
+        scale="log",
+        paper=f"about {_HALF_RANGE['none'] / _HALF_RANGE['batch']:.0f}",
+        unit=" times",
+        note="standard deviations over the entries, paired by seed",
+        scope=DEEP,
+    ),
+    Claim(
+        statement="There, without BN they are heavy-tailed: kurtosis above 6, twice a normal distribution's",
+        where="Figure 2",
+        kind=THE_PAPERS,
+        value=lambda dataset: dataset["kurtosis"].sel(norm="none").isel(layer=0),
+        above=6,
+        scale="log",
+        paper="a spike with tails",
+        scope=DEEP,
+    ),
+    Claim(
+        statement="There, the kurtosis without BN is at least 1.5 times that with it",
+        where="Figure 2",
+        kind=THE_PAPERS,
+        value=partial(ratio, name="kurtosis"),
+        above=1.5,
+        scale="log",
+        unit=" times",
+        paper="bell-shaped with BN",
+        note="paired by seed",
+        scope=DEEP,
+    ),
+    Claim(
+        statement="There, the tail index without BN is lower than with it, so the tail falls more slowly",
+        where="Figure 2",
+        kind=CONTROL,
+        value=partial(ratio, name="tail_index"),
+        below=1,
+        scale="log",
+        unit=" times",
+        note="from the largest twentieth of the entries, paired by seed",
+        scope=DEEP,
+    ),
+    Claim(
+        statement="Over all kernels, each scaled to its own spread, the kurtosis without BN is at least 1.5 times that "
+        "with it",
+        where="beside Figure 2",
+        kind=CONTROL,
+        value=lambda dataset: pooled_kurtosis(dataset).sel(norm="none") / pooled_kurtosis(dataset).sel(norm="batch"),
+        above=1.5,
+        scale="log",
+        unit=" times",
+        note="the paper shows one kernel of one network; paired by seed",
+        scope=Scope("networks of more than 30 layers", lambda of: DEEP.holds(of) and "kernel" in of.dims),
+    ),
+    Claim(
+        statement="With BN, the largest entry of layer 55 lies within a factor 2 of the published picture's range",
+        where="Figure 2",
+        kind=THE_PAPERS,
+        value=partial(largest_entry, norm="batch"),
+        equals=_HALF_RANGE["batch"],
+        margin=2,
+        scale="log",
+        paper=_HALF_RANGE["batch"],
+        scope=ON_PAPER_SETTING,
+    ),
+    Claim(
+        statement=f"Without BN, the tails reach past the published picture's range, ±{_HALF_RANGE['none']:g}",
+        where="Figure 2",
+        kind=THE_PAPERS,
+        value=partial(largest_entry, norm="none"),
+        above=_HALF_RANGE["none"],
+        scale="log",
+        paper=f"tails past ±{_HALF_RANGE['none']:g}",
+        note="the largest entry's magnitude",
+        scope=ON_PAPER_SETTING,
+    ),
+]
 
 
 def we_saw(dataset: xr.Dataset) -> str:
@@ -129,6 +176,7 @@ EXHIBIT = Exhibit(
     ),
     measure=measure,
     draw=draw,
-    verdicts=verdicts,
+    claims=CLAIMS,
     we_saw=we_saw,
+    protocol=2,
 )

@@ -1,5 +1,7 @@
 """Figure 4: channel means and variances along one diverging step, in three layers of growing depth."""
 
+from functools import partial
+
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -9,11 +11,12 @@ from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.descent.step_line import crossing, step_line
 from normscope.figures.moments_along_step import plot_moments_along_step
 from normscope.figures.style import COLORS, NAMES, figure_of
-from normscope.paper.exhibit import Exhibit, Setting, on_paper_setting, over_networks
+from normscope.paper.exhibit import DEEP, SHALLOW, Exhibit, Setting, on_paper_setting, over_networks
 from normscope.paper.published import PUBLISHED
 from normscope.probes.channel_moments import channel_moments
 from normscope.probes.moments_along_step import moments_along_step
-from normscope.statistics.verdict import Verdict, judge, judge_band
+from normscope.statistics.claim import Claim, Scope
+from normscope.statistics.verdict import CONTROL, THE_PAPERS
 
 STEP_WITH_BN = 0.2
 """The largest step of figure 3, of which batch norm takes no harm."""
@@ -24,37 +27,50 @@ TRIED_STEPS = np.geomspace(1e-4, 25.6, 19)
 HALVINGS = 4
 """How often the interval found is halved, in logarithms: the step is known to 2^(1/16), 4 %."""
 
+MULTIPLE = "step size over that of divergence"
 FRACTIONS = np.linspace(0, 1, 21)
-SHALLOW = 30
-"""What the paper sees in layers 44 and 80 is not asked of layers nearer the input than this."""
-
 VISIBLE = 0.1
 """Below a tenth of the end of a linear colour scale nothing is seen to happen."""
+
+
+MULTIPLES = np.geomspace(0.7, 8.0, 13)
+"""Of the step of divergence: where the growth against the step size is measured."""
 
 
 def measure(setting: Setting) -> xr.Dataset:
     """One step on the first mini-batch, before any training.
 
-    Without batch norm the step is twice the one at which the relative loss passes 10³, since the scales depend
-    violently on it; with batch norm it is 0.2.
+    Without batch norm the step is the one at whose end the deepest layer shown reaches the published variance of layer
+    80, 5.6e16, since the scales depend violently on the step (in networks of at most 30 layers, twice the one at which
+    the relative loss passes 10³); with batch norm it is 0.2. The largest variance of the three layers is measured
+    against the step size as well, over multiples of the step of divergence.
     """
 
     def measure_one(norm: str, seed: int) -> xr.Dataset:
         net, batch = setting.build(norm, seed), setting.first_batch(seed)
         layers = shown_layers(channel_moments(net, batch)["depth"])
+        names = layers["layer"].values.tolist()
         diverges = divergence_step_size(net, batch) if norm == "none" else float("nan")
-        step_size = 2 * min(diverges, TRIED_STEPS[-1]) if norm == "none" else STEP_WITH_BN
-        moments = moments_along_step(
-            net, batch, step_size=step_size, fractions=FRACTIONS, layers=layers["layer"].values.tolist()
-        )
-        moments["divergence_step_size"] = (
-            (),
-            diverges,
-            {"long_name": "step size where relative loss passes 10³", "units": "1"},
-        )
+        step_size, against = STEP_WITH_BN, np.full((len(MULTIPLES), len(names)), np.nan)
+        if norm == "none":
+            unit = min(diverges, TRIED_STEPS[-1])
+            moments = moments_along_step(net, batch, step_size=unit, fractions=MULTIPLES, layers=names)
+            against = largest_variance(moments).transpose("fraction", "layer").values
+            step_size = 2 * unit
+            if layers.values[-1] > SHALLOW:
+                reached = crossing(MULTIPLES, against[:, -1], PUBLISHED["figure4"]["max_variance"][-1])
+                step_size = unit * min(reached, MULTIPLES[-1])
+        moments = moments_along_step(net, batch, step_size=step_size, fractions=FRACTIONS, layers=names)
+        moments = moments.assign_coords(multiple=("multiple", MULTIPLES, {"long_name": MULTIPLE, "units": "1"}))
+        more = {
+            "divergence_step_size": ((), diverges, "step size where relative loss passes 10³"),
+            "variance_against_step": (("multiple", "layer"), against, "largest channel variance"),
+        }
+        for name, (dims, values, long_name) in more.items():
+            moments[name] = (dims, values, {"long_name": long_name, "units": "1"})
         return moments.assign_coords(depth=("layer", layers.values, layers.attrs))
 
-    return over_networks(setting, "figure4", measure_one)
+    return over_networks(setting, "figure4", measure_one, norms=("none", "batch"))
 
 
 def divergence_step_size(net: nn.Module, batch: object) -> float:
@@ -84,13 +100,6 @@ def largest_variance(dataset: xr.Dataset) -> xr.DataArray:
     """The largest variance among a layer's channels; not finite as soon as one of them is not."""
     real = dataset["channel"] < dataset["num_channels"]
     return dataset["variance"].where(real, 0.0).max("channel", skipna=False)
-
-
-def growth_per_layer(largest: xr.DataArray) -> xr.DataArray:
-    """Least-squares slope of the log of the largest variance against depth over the layers shown, nat a layer."""
-    log_variance = xr.apply_ufunc(np.log, largest).swap_dims(layer="depth")
-    finite = log_variance.where(np.isfinite(log_variance))
-    return finite.polyfit("depth", 1, skipna=False)["polyfit_coefficients"].sel(degree=1)
 
 
 def visible_from(largest: xr.DataArray) -> xr.DataArray:
@@ -135,100 +144,81 @@ def draw(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """When and how much the layers explode, if there are enough of them; on the paper's data, whether as much as there.
-
-    A network without batch norm that diverges at none of the steps tried has no value.
-    """
-    diverges = np.isfinite(dataset["divergence_step_size"].sel(norm="none"))
-    largest = largest_variance(dataset).where(diverges | (dataset["norm"] != "none"))
-    deepest = int(dataset["depth"].values[-1])
-    change = (largest.isel(fraction=-1) / largest.isel(fraction=0)).isel(layer=-1)
-    result = explosion_verdicts(largest, change) if deepest > SHALLOW else []
-    result.append(
-        judge(
-            f"With BN, a step of α = 0.2 changes the variance of layer {deepest} by less than a factor 100",
-            "Figure 4",
-            change.sel(norm="batch"),
-            below=100,
-            scale="log",
-            unit=" times",
-        )
-    )
-    if on_paper_setting(dataset):
-        result += published_verdicts(largest)
-    return result
+def diverging(dataset: xr.Dataset) -> xr.DataArray:
+    """The largest variances without batch norm along the step; no value where the network diverges at none of the steps
+    tried."""
+    of = dataset.sel(norm="none")
+    return largest_variance(of).where(np.isfinite(of["divergence_step_size"]))
 
 
-def explosion_verdicts(largest: xr.DataArray, change: xr.DataArray) -> list[Verdict]:
-    """Claims that can hold or fail on any data, of a network deep enough."""
-    depths = largest["depth"].values.astype(int)
-    start = visible_from(largest.sel(norm="none"))
-    result = [
-        judge(
-            f"Nothing until the last fifth of the step: without BN, layer {depth} reaches a tenth of its final "
-            "variance only after 80 % of the step",
-            "Figure 4",
-            100 * start.isel(layer=i),
+def begins(dataset: xr.Dataset, place: int) -> xr.DataArray:
+    """How far into the step, in per cent, the layer in this place reaches a tenth of its final variance."""
+    return 100 * visible_from(diverging(dataset)).isel(layer=place)
+
+
+def change_with_bn(dataset: xr.Dataset) -> xr.DataArray:
+    """By what the step with batch norm multiplies the largest variance of the deepest layer."""
+    of = largest_variance(dataset.sel(norm="batch")).isel(layer=-1)
+    return of.isel(fraction=-1) / of.isel(fraction=0)
+
+
+def end_where_published(dataset: xr.Dataset) -> np.ndarray:
+    """The largest variances of the first two layers at the end of the step, (seed, layer); no value where the third
+    does not reach the published one within a factor of 10."""
+    end = diverging(dataset).isel(fraction=-1)
+    off = abs(np.log(end.isel(layer=-1, drop=True) / _PUBLISHED["max_variance"][-1]))
+    return end.where(off < np.log(10)).isel(layer=slice(0, 2)).transpose("seed", "layer").values
+
+
+_PUBLISHED = PUBLISHED["figure4"]
+
+AT_PUBLISHED_VARIANCE = Scope(
+    "ResNet-110 on CIFAR-10", lambda dataset: on_paper_setting(dataset) and "multiple" in dataset.dims
+)
+
+CLAIMS = [
+    *(
+        Claim(
+            statement="Nothing until the last fifth of the step: without BN, the layer in the place of layer "
+            f"{_PUBLISHED['layers'][place]} reaches a tenth of its final variance only after 80 % of the step",
+            where="Figure 4",
+            kind=THE_PAPERS,
+            value=partial(begins, place=place),
             above=80,
             paper="last fifth",
             unit=" %",
+            scope=DEEP,
         )
-        for i, depth in enumerate(depths)
-        if depth > SHALLOW
-    ]
-    return [
-        *result,
-        judge(
-            "Without BN, at the end of the diverging step the variance grows by at least 0.2 nat from layer to layer",
-            "Figure 4",
-            growth_per_layer(largest.sel(norm="none", fraction=1)),
-            above=0.2,
-            paper=f"{published_growth():.2g}",
-            unit=" nat",
-            note=f"slope of the log of the largest channel variance over layers {', '.join(map(str, depths))}",
-        ),
-        judge(
-            f"The step multiplies the variance of layer {depths[-1]} at least 10⁶ times more without BN than with it",
-            "Figure 4",
-            change.sel(norm="none") / change.sel(norm="batch"),
-            above=1e6,
-            scale="log",
-            paper="variances to 5.6e16 at layer 80",
-            unit=" times",
-            note="paired by seed; with BN at α = 0.2, without at twice the step of divergence",
-        ),
-    ]
-
-
-def published_verdicts(largest: xr.DataArray) -> list[Verdict]:
-    """The distance to the published colour scales, which are those of CIFAR-10 and ResNet-110."""
-    end = largest.sel(norm="none", fraction=1)
-    return [
-        judge(
-            "Without BN, the growth of the variance from layer to layer is the published one within a factor 1.5",
-            "Figure 4",
-            growth_per_layer(end),
-            equals=published_growth(),
-            margin=1.5,
-            scale="log",
-            paper=f"{published_growth():.2g}",
-            unit=" nat",
-        ),
-        judge_band(
-            "Without BN, the published variances lie in the seeds' 95 % prediction band",
-            "Figure 4",
-            np.log(end.transpose("seed", "layer").values),
-            np.log(PUBLISHED["figure4"]["max_variance"]),
-            of="layers",
-        ),
-    ]
-
-
-def published_growth() -> float:
-    """`growth_per_layer` of the published colour scales' upper ends."""
-    published = PUBLISHED["figure4"]
-    return float(np.polyfit(published["layers"], np.log(published["max_variance"]), 1)[0])
+        for place in (1, 2)
+    ),
+    Claim(
+        statement="Where layer 80 reaches its published variance, 5.6e16, those of layers 8 and 44 could be one more "
+        "seed's",
+        where="Figure 4",
+        kind=THE_PAPERS,
+        of="band",
+        value=end_where_published,
+        published=_PUBLISHED["max_variance"][:2],
+        points="published variances",
+        scale="log",
+        widest=1e4,
+        paper=", ".join(f"{value:g}" for value in _PUBLISHED["max_variance"][:2]),
+        note="the paper does not state its α",
+        no_value="in which layer 80 does not come near it",
+        scope=AT_PUBLISHED_VARIANCE,
+    ),
+    Claim(
+        statement="With BN, a step of α = 0.2 changes the variance of the layer in the place of 80 by less than a "
+        "factor 100",
+        where="beside Figure 4",
+        kind=CONTROL,
+        value=change_with_bn,
+        below=100,
+        scale="log",
+        unit=" times",
+        scope=DEEP,
+    ),
+]
 
 
 def we_saw(dataset: xr.Dataset) -> str:
@@ -258,6 +248,7 @@ EXHIBIT = Exhibit(
     ),
     measure=measure,
     draw=draw,
-    verdicts=verdicts,
+    claims=CLAIMS,
     we_saw=we_saw,
+    protocol=2,
 )

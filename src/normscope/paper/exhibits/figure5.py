@@ -1,15 +1,19 @@
 """Figure 5: channel means and standard deviations against depth, at initialization."""
 
+from functools import partial
+
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
 from normscope.figures.channel_moments import log_moments, plot_channel_moments
 from normscope.figures.style import COLORS, figure_of, legend_once
-from normscope.paper.exhibit import Exhibit, Setting, on_paper_setting, over_networks
+from normscope.paper.exhibit import DEEP, ON_PAPER_SETTING, Exhibit, Setting, over_networks
 from normscope.paper.published import PUBLISHED
 from normscope.probes.channel_moments import channel_moments
-from normscope.statistics.verdict import Verdict, judge, judge_band
+from normscope.results import attribute
+from normscope.statistics.claim import Claim, Scope
+from normscope.statistics.verdict import LATER_WORKS, THE_PAPERS
 
 NORMS = ("batch", "none")
 CONVOLUTION_LAYERS = PUBLISHED["figure5"]["layer"][:-1]
@@ -67,113 +71,169 @@ def draw(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """Growth with depth without BN, none with it; and, on the paper's data, the distance to its curves."""
-    logs = curves(dataset)
-    result = []
-    if int(logs["depth"].max()) > 30:
-        result += growth_verdicts(logs)
-    if on_paper_setting(dataset):
-        result += published_verdicts(logs)
-    return result
+def growth(dataset: xr.Dataset) -> xr.DataArray:
+    """How fast log std rises over the convolutions without batch norm, nat per 100 layers."""
+    stds = curves(dataset)["log_std"].sel(norm="none").isel(depth=slice(0, -1))
+    return 100 * stds.polyfit("depth", 1)["polyfit_coefficients"].sel(degree=1)
 
 
-def growth_verdicts(logs: xr.Dataset) -> list[Verdict]:
-    """Claims that can hold or fail on any data."""
-    slope = logs["log_std"].isel(depth=slice(0, -1)).polyfit("depth", 1)["polyfit_coefficients"].sel(degree=1)
-    growth = 100 * slope.sel(norm="none")
-    last_block = logs["log_std"].sel(depth=int(logs["depth"].max()) - 2)
-    spread = logs["log_std"].sel(norm="batch").isel(depth=slice(0, -1))
-    return [
-        judge(
-            "Without BN, activations grow with depth: log std rises by at least 1.5 nat per 100 layers",
-            "Figure 5",
-            growth,
-            above=1.5,
-            paper=f"{100 * published_slope('log_std', 'none'):.2g}",
-            unit=" nat",
-        ),
-        judge(
-            "With BN they do not: log std stays within a band 2.5 nat wide over all convolution layers",
-            "Figure 5",
-            spread.max("depth") - spread.min("depth"),
-            below=2.5,
-            paper="0.95 over nine layers",
-            unit=" nat",
-        ),
-        judge(
-            "In the last block's first convolution the std without BN is at least 4 times that with BN",
-            "Figure 5",
-            np.exp((last_block.sel(norm="none") - last_block.sel(norm="batch")).values),
-            above=4,
-            scale="log",
-            paper="8 at layer 102",
-            unit=" times",
-            note="paired by seed",
-        ),
-    ]
+def range_with_bn(dataset: xr.Dataset) -> xr.DataArray:
+    """Between which values log std lies over all convolutions with batch norm, highest less lowest."""
+    stds = curves(dataset)["log_std"].sel(norm="batch").isel(depth=slice(0, -1))
+    return stds.max("depth") - stds.min("depth")
 
 
-def published_verdicts(logs: xr.Dataset) -> list[Verdict]:
-    """The distance to the published curves, which were measured on CIFAR-10 with ResNet-110."""
-    published = PUBLISHED["figure5"]
-    ours: xr.DataArray = logs[list(MOMENTS)].to_array("moment").sel(depth=published["layer"])
-    paper: xr.DataArray = xr.DataArray(
-        [[published[moment][norm] for norm in NORMS] for moment in MOMENTS],
-        dims=("moment", "norm", "depth"),
-        coords={"moment": list(MOMENTS), "norm": list(NORMS), "depth": published["layer"]},
-    )
-    with_bn: xr.DataArray = abs(ours - paper).sel(norm="batch")
-    slopes = ours.sel(norm="none", depth=CONVOLUTION_LAYERS).polyfit("depth", 1)["polyfit_coefficients"].sel(degree=1)
-    result = [
-        judge(
-            "With BN, the nine convolution layers lie within 0.25 nat of the published curves on average",
-            "Figure 5",
-            with_bn.sel(depth=CONVOLUTION_LAYERS).mean(["moment", "depth"]),
-            below=0.25,
-            unit=" nat",
-            note="mean absolute distance of one seed, over layers and both curves",
-        ),
-        judge(
-            f"With BN, layer {LAST_LAYER} lies within 0.5 nat of the published values on average",
-            "Figure 5",
-            with_bn.sel(depth=LAST_LAYER).mean("moment"),
-            below=0.5,
-            unit=" nat",
-            note="ten channels only, so a single seed scatters",
-        ),
-    ]
-    for moment, name in zip(MOMENTS, MOMENT_NAMES, strict=True):
-        slope = published_slope(moment, "none")
-        result.append(
-            judge(
-                f"Without BN, the slope of the {name} against depth is the published one within a factor 1.5",
-                "Figure 5",
-                100 * slopes.sel(moment=moment),
-                equals=100 * slope,
-                margin=1.5,
-                scale="log",
-                paper=f"{100 * slope:.3g}",
-                unit=" nat per 100 layers",
-            )
-        )
-    for moment, name in zip(MOMENTS, MOMENT_NAMES, strict=True):
-        result.append(
-            judge_band(
-                f"Without BN, the published curve of the {name} lies in the seeds' 95 % prediction band",
-                "Figure 5",
-                ours.sel(norm="none", moment=moment).transpose("seed", "depth"),
-                paper.sel(norm="none", moment=moment),
-                of="layers",
-            )
-        )
-    return result
+def last_block(dataset: xr.Dataset) -> np.ndarray:
+    """The std without batch norm over that with it, in the last block's first convolution."""
+    logs = curves(dataset)["log_std"]
+    last = logs.sel(depth=int(logs["depth"].max()) - 2)
+    return np.exp((last.sel(norm="none") - last.sel(norm="batch")).values)
+
+
+def as_published(dataset: xr.Dataset, norm: str) -> xr.DataArray:
+    """Both curves at the published layers, over `seed`, `moment` and `depth`."""
+    ours = curves(dataset)[list(MOMENTS)].to_array("moment").sel(norm=norm, depth=PUBLISHED["figure5"]["layer"])
+    return ours.transpose("seed", "moment", "depth")
+
+
+def distance_with_bn(dataset: xr.Dataset) -> xr.DataArray:
+    """Mean absolute distance from the published curves over the nine convolution layers, with batch norm."""
+    published = [[PUBLISHED["figure5"][moment]["batch"]] for moment in MOMENTS]
+    off = abs(as_published(dataset, "batch") - np.array(published).transpose(1, 0, 2))
+    return off.sel(depth=CONVOLUTION_LAYERS).mean(["moment", "depth"])
+
+
+def slopes(dataset: xr.Dataset) -> np.ndarray:
+    """Of both curves against depth over the published convolution layers, without batch norm, nat per 100 layers."""
+    of = as_published(dataset, "none").sel(depth=CONVOLUTION_LAYERS)
+    return 100 * of.polyfit("depth", 1)["polyfit_coefficients"].sel(degree=1).transpose("seed", "moment").values
+
+
+def slope_within_stage(dataset: xr.Dataset, stage: int) -> xr.DataArray:
+    """The slope of log std against ln k, k being a block's number within the stage, over the first convolutions of its
+    blocks from the second on: that of the first reads the stage before."""
+    stds = curves(dataset)["log_std"].sel(norm="batch")
+    blocks = (int(stds["depth"].max()) - 2) // 6
+    numbers = np.arange(2, blocks + 1)
+    of_stage = stds.sel(depth=2 * (stage * blocks + numbers)).transpose("depth", "seed").values
+    return xr.DataArray(np.polyfit(np.log(numbers), of_stage, 1)[0], dims="seed")
 
 
 def published_slope(moment: str, norm: str) -> float:
     """Least-squares slope of a published curve over its convolution layers, nat per layer."""
     values = PUBLISHED["figure5"][moment][norm][: len(CONVOLUTION_LAYERS)]
     return float(np.polyfit(CONVOLUTION_LAYERS, values, 1)[0])
+
+
+_PUBLISHED_SLOPES = [100 * published_slope(moment, "none") for moment in MOMENTS]
+
+DEEP_RESNET = Scope(
+    "residual networks of more than 30 layers",
+    lambda dataset: DEEP.holds(dataset) and attribute(dataset, "config")["net"].startswith("resnet"),
+)
+
+CLAIMS = [
+    Claim(
+        statement="Without BN, activations grow with depth: log std rises by at least 1.5 nat per 100 layers",
+        where="Figure 5",
+        kind=THE_PAPERS,
+        value=growth,
+        above=1.5,
+        paper=f"{_PUBLISHED_SLOPES[1]:.2g}",
+        unit=" nat",
+        scope=DEEP,
+    ),
+    Claim(
+        statement="With BN they do not: log std stays within a band 2.5 nat wide over all convolution layers",
+        where="Figure 5",
+        kind=THE_PAPERS,
+        value=range_with_bn,
+        below=2.5,
+        paper="0.95 over nine layers",
+        unit=" nat",
+        in_sample=True,
+        scope=DEEP,
+    ),
+    Claim(
+        statement="In the last block's first convolution the std without BN is at least 4 times that with BN",
+        where="Figure 5",
+        kind=THE_PAPERS,
+        value=last_block,
+        above=4,
+        scale="log",
+        paper="8 at layer 102",
+        unit=" times",
+        note="paired by seed",
+        scope=DEEP,
+    ),
+    Claim(
+        statement="With BN, the nine convolution layers lie within 0.25 nat of the published curves on average",
+        where="Figure 5",
+        kind=THE_PAPERS,
+        value=distance_with_bn,
+        below=0.25,
+        unit=" nat",
+        note="mean absolute distance of one seed, over layers and both curves",
+        in_sample=True,
+        scope=ON_PAPER_SETTING,
+    ),
+    Claim(
+        statement=f"With BN, the published pair of layer {LAST_LAYER} could be one more seed's",
+        where="Figure 5",
+        kind=THE_PAPERS,
+        of="band",
+        value=lambda dataset: as_published(dataset, "batch").sel(depth=LAST_LAYER).values,
+        published=[PUBLISHED["figure5"][moment]["batch"][-1] for moment in MOMENTS],
+        points="published moments",
+        widest=4,
+        unit=" nat",
+        note="ten channels only, so a single draw scatters",
+        in_sample=True,
+        scope=ON_PAPER_SETTING,
+    ),
+    Claim(
+        statement="Without BN, the published slopes of means and standard deviations against depth could be one more "
+        "seed's",
+        where="Figure 5",
+        kind=THE_PAPERS,
+        of="band",
+        value=slopes,
+        published=_PUBLISHED_SLOPES,
+        points="published slopes",
+        widest=10,
+        unit=" nat per 100 layers",
+        paper=", ".join(f"{slope:.3g}" for slope in _PUBLISHED_SLOPES),
+        scope=ON_PAPER_SETTING,
+    ),
+    *(
+        Claim(
+            statement=f"Without BN, the published curve of the {name} could be one more seed's, at all layers at once",
+            where="Figure 5",
+            kind=THE_PAPERS,
+            of="band",
+            value=lambda dataset, one=moment: as_published(dataset, "none").sel(moment=one).values,
+            published=PUBLISHED["figure5"][moment]["none"],
+            points="layers",
+            unit=" nat",
+            scope=ON_PAPER_SETTING,
+        )
+        for moment, name in zip(MOMENTS, MOMENT_NAMES, strict=True)
+    ),
+    *(
+        Claim(
+            statement=f"With BN, log std of block k rises as ½ ln k within stage {stage + 1}: slope within 0.1 of a "
+            "half",
+            where="De and Smith 2020",
+            kind=LATER_WORKS,
+            value=partial(slope_within_stage, stage=stage),
+            equals=0.5,
+            margin=0.1,
+            note="first convolutions of blocks 2 and on; batch norm scales the branch down by the square root of depth",
+            scope=DEEP_RESNET,
+        )
+        for stage in range(3)
+    ),
+]
 
 
 EXHIBIT = Exhibit(
@@ -188,6 +248,6 @@ EXHIBIT = Exhibit(
     ),
     measure=measure,
     draw=draw,
-    verdicts=verdicts,
+    claims=CLAIMS,
     we_saw=we_saw,
 )

@@ -1,5 +1,6 @@
 """Figure 7: singular values of products of random matrices, and the same of networks of growing depth."""
 
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -12,11 +13,12 @@ from normscope.figures.singular_values import plot_effective_rank, plot_singular
 from normscope.figures.style import figure_of
 from normscope.paper.exhibit import NORM_TITLES, Exhibit, Setting
 from normscope.paper.published import PUBLISHED
-from normscope.paper.random_matrices import product_singular_values
+from normscope.paper.random_matrices import fuss_catalan_edge, product_singular_values
 from normscope.probes.input_jacobian import input_jacobian
 from normscope.results import Variable, labelled, with_attributes
 from normscope.runtime.progress import progress
-from normscope.statistics.verdict import Verdict, judge
+from normscope.statistics.claim import Bounded, Claim
+from normscope.statistics.verdict import CONTROL, THE_PAPERS
 
 FACTORS = tuple(PUBLISHED["figure7"]["factors"])
 SIZE = 1000
@@ -117,96 +119,110 @@ def draw(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """The law's edge, shape and conditioning, over draws; then whether networks of growing depth follow."""
-    products = "Figure 7"
-    paper = dict(zip(FACTORS, PUBLISHED["figure7"]["largest_singular_value"], strict=True))
-    result = []
-    for factor in dataset["factor"].values.tolist():
-        of = dataset.sel(factor=factor)
-        edge = float(of["edge"])
-        result.append(
-            judge(
-                f"M = {factor}: the largest singular value is the theory's {edge:.3g} within 3 %",
-                products,
-                of["largest"].values,
-                equals=edge,
-                margin=0.03 * edge,
-                paper=paper[factor],
-                note="over draws",
-            )
+def near_zero(dataset: xr.Dataset, factor: int) -> xr.DataArray:
+    """The share of the singular values below a tenth of the theory's edge, draw by draw."""
+    of = dataset.sel(factor=factor)
+    return (of["singular_value"] < 0.1 * of["edge"]).mean("index")
+
+
+def conditions(dataset: xr.Dataset) -> Bounded:
+    """The condition number of the longest product over that of a single matrix, draw by draw; with a bound below the
+    line nothing is known of a ratio."""
+    many, few = (dataset.sel(factor=factor) for factor in (max(FACTORS), min(FACTORS)))
+    known = few["condition_number"].where(~few["condition_is_bound"])
+    return Bounded(many["condition_number"] / known, many["condition_is_bound"].values)
+
+
+def rank_kept(dataset: xr.Dataset, family: str, norm: str) -> np.ndarray:
+    """The effective rank of the deepest network's Jacobian over that of the shallowest."""
+    of = dataset["network_effective_rank"].sel(family=family, norm=norm)
+    return (of.isel(depth=-1) / of.isel(depth=0)).values
+
+
+def rank_gained(dataset: xr.Dataset, family: str) -> np.ndarray:
+    """The effective rank of the deepest network's Jacobian with batch norm over that without."""
+    of = dataset["network_effective_rank"].sel(family=family).isel(depth=-1)
+    return (of.sel(norm="batch") / of.sel(norm="none")).values
+
+
+_LARGEST = dict(zip(FACTORS, PUBLISHED["figure7"]["largest_singular_value"], strict=True))
+
+CLAIMS = [
+    *(
+        Claim(
+            statement=f"M = {factor}: the largest singular value is the theory's {fuss_catalan_edge(factor):.3g} "
+            "within 3 %",
+            where="Figure 7",
+            kind=THE_PAPERS,
+            value=lambda dataset, one=factor: dataset["largest"].sel(factor=one).values,
+            equals=fuss_catalan_edge(factor),
+            margin=0.03 * fuss_catalan_edge(factor),
+            paper=_LARGEST[factor],
+            note="over draws",
         )
-    for factor in dataset["factor"].values.tolist():
-        result.append(
-            judge(
-                f"M = {factor}: the spectrum follows the Fuss–Catalan law, Kolmogorov–Smirnov at most 0.01",
-                products,
-                dataset["ks_distance"].sel(factor=factor).values,
-                below=0.01,
-                note="over draws",
-            )
+        for factor in FACTORS
+    ),
+    *(
+        Claim(
+            statement=f"M = {factor}: the spectrum follows the Fuss–Catalan law, Kolmogorov–Smirnov at most 0.01",
+            where="Figure 7",
+            kind=THE_PAPERS,
+            value=lambda dataset, one=factor: dataset["ks_distance"].sel(factor=one).values,
+            below=0.01,
+            note="over draws",
         )
-    few, many = int(dataset["factor"].min()), int(dataset["factor"].max())
-    near_zero = (dataset["singular_value"] < 0.1 * dataset["edge"]).mean("index")
-    is_bound = dataset["condition_is_bound"]
-    condition = dataset["condition_number"]
-    known = condition.where(~is_bound)  # with a bound below the line, nothing is known of a ratio
-    result += [
-        judge(
-            f"Mass piles up at zero: with M = {many} more than half lies below a tenth of the edge",
-            products,
-            near_zero.sel(factor=many).values,
-            above=0.5,
-            paper="piles up at 0",
-            note=f"over draws; with M = {few} the share is {float(near_zero.sel(factor=few).mean()):.2g}",
+        for factor in FACTORS
+    ),
+    Claim(
+        statement=f"Mass piles up at zero: with M = {max(FACTORS)} more than half lies below a tenth of the edge",
+        where="Figure 7",
+        kind=THE_PAPERS,
+        value=partial(near_zero, factor=max(FACTORS)),
+        above=0.5,
+        paper="piles up at 0",
+        note="over draws",
+        detail=lambda dataset: (
+            f"with M = {min(FACTORS)} the share is {float(near_zero(dataset, min(FACTORS)).mean()):.2g}"
         ),
-        judge(
-            f"The condition number with M = {many} is at least 1000 times that with M = {few}",
-            products,
-            (condition.sel(factor=many) / known.sel(factor=few)).values,
-            above=1000,
-            lower_bound=is_bound.sel(factor=many).values,
+    ),
+    Claim(
+        statement=f"The condition number with M = {max(FACTORS)} is at least 1000 times that with M = {min(FACTORS)}",
+        where="Figure 7",
+        kind=THE_PAPERS,
+        value=conditions,
+        above=1000,
+        scale="log",
+        unit=" times",
+        note="paired by draw",
+    ),
+    *(
+        Claim(
+            statement=f"{family} {NORM_TITLES[norm]}: {DEPTHS[-1]} layers have at most half the rank of {DEPTHS[0]}",
+            where="beside Figure 7",
+            kind=CONTROL,
+            value=partial(rank_kept, family=family, norm=norm),
+            below=0.5,
             scale="log",
             unit=" times",
-            note="paired by draw",
-        ),
-    ]
-    return result + network_verdicts(dataset)
-
-
-def network_verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """What becomes of the effective rank, between 1 and 64, of networks' Jacobians."""
-    rank = dataset["network_effective_rank"]
-    shallow, deep = int(rank["depth"].min()), int(rank["depth"].max())
-    section = "argument about initialization, beside Figure 7"
-    result = []
-    for family in rank["family"].values.tolist():
-        for norm in rank["norm"].values.tolist():
-            of = rank.sel(family=family, norm=norm)
-            result.append(
-                judge(
-                    f"{family} {NORM_TITLES[norm]}: {deep} layers have at most half the rank of {shallow}",
-                    section,
-                    (of.sel(depth=deep) / of.sel(depth=shallow)).values,
-                    below=0.5,
-                    scale="log",
-                    unit=" times",
-                    note="paired by seed; effective rank of d features / d image",
-                )
-            )
-        deepest = rank.sel(family=family, depth=deep)
-        result.append(
-            judge(
-                f"{family}{deep}: batch norm gives a Jacobian of higher effective rank",
-                section,
-                (deepest.sel(norm="batch") / deepest.sel(norm="none")).values,
-                above=1,
-                scale="log",
-                unit=" times",
-                note="paired by seed; effective rank of d features / d image",
-            )
+            note="paired by seed; effective rank of d features / d image",
         )
-    return result
+        for family in FAMILIES
+        for norm in NORMS
+    ),
+    *(
+        Claim(
+            statement=f"{family}{DEPTHS[-1]}: batch norm gives a Jacobian of higher effective rank",
+            where="beside Figure 7",
+            kind=CONTROL,
+            value=partial(rank_gained, family=family),
+            above=1,
+            scale="log",
+            unit=" times",
+            note="paired by seed; effective rank of d features / d image",
+        )
+        for family in FAMILIES
+    ),
+]
 
 
 def we_saw(dataset: xr.Dataset) -> str:
@@ -237,6 +253,7 @@ EXHIBIT = Exhibit(
     ),
     measure=measure,
     draw=draw,
-    verdicts=verdicts,
+    claims=CLAIMS,
     we_saw=we_saw,
+    of_any_network=True,
 )

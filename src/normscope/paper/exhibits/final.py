@@ -1,5 +1,7 @@
 """Batch norm in front of the last layer alone: how much of what batch norm brings does it bring?"""
 
+from collections.abc import Callable
+
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -10,7 +12,8 @@ from normscope.paper.exhibits.figure1 import at_the_end, best_lr, draw_ends, lea
 from normscope.paper.published import PUBLISHED
 from normscope.paper.scale import scale_of
 from normscope.results import attribute
-from normscope.statistics.verdict import Verdict, judge, judge_share
+from normscope.statistics.claim import Bounded, Claim
+from normscope.statistics.verdict import THE_PAPERS
 
 NORMS = ("batch", "none", "final")
 
@@ -45,46 +48,47 @@ def rate_gained(dataset: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
     return ratio, (ratio > 0) & ((over == highest) | under.isnull())
 
 
-def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """What share of the gain, and of the learning rate, batch norm in front of the last layer recovers."""
-    accuracy = best(dataset)
-    ratio, bound = rate_gained(dataset)
-    return [
-        share_recovered(
-            accuracy,
-            "Batch norm before the last layer alone recovers at least half of the accuracy that batch norm brings",
-            "each network at its best rate, chosen on held-out training images",
-        ),
-        judge(
-            "With it the network learns at rates at least 3 times larger than without",
-            "Variants",
-            ratio,
-            above=2.9,
-            lower_bound=bound,
-            scale="log",
-            paper=f"trains at {PUBLISHED['variants']['final_lr']:g}",
-            unit=" times",
-            note="the rates tried lie about a factor 3 apart",
-            no_value="without a ratio: neither learns at any of the rates, or both at all",
-        ),
-    ]
+def share_recovered(statement: str, accuracy: Callable[[xr.Dataset], xr.DataArray], rates: str) -> Claim:
+    """The claim on the share of batch norm's gain that batch norm before the last layer recovers; `accuracy` gives that
+    of every norm, `rates` says for the note at which rate."""
 
+    def gains(dataset: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+        gain = accuracy(dataset) - accuracy(dataset).sel(norm="none")
+        return gain.sel(norm="final"), gain.sel(norm="batch")
 
-def share_recovered(accuracy: xr.DataArray, statement: str, rates: str) -> Verdict:
-    """The verdict on the share of batch norm's gain that batch norm before the last layer recovers; `rates` says for
-    the note which rate each network has."""
-    gain = accuracy - accuracy.sel(norm="none")
     published = PUBLISHED["variants"]["test_accuracy_percent"]
     share = (published["final"] - published["none"]) / (published["batch"] - published["none"])
-    return judge_share(
-        statement,
-        "Variants",
-        gain.sel(norm="final"),
-        gain.sel(norm="batch"),
+    return Claim(
+        statement=statement,
+        where="Variants",
+        kind=THE_PAPERS,
+        of="share",
+        value=gains,
         above=0.5,
         paper=f"about {share:.2g}",
         note=f"share of the gain in test accuracy, {rates}; paired by seed",
     )
+
+
+CLAIMS = [
+    share_recovered(
+        "Batch norm before the last layer alone recovers at least half of the accuracy that batch norm brings",
+        best,
+        "each network at its best rate, chosen on held-out training images",
+    ),
+    Claim(
+        statement="With it the network learns at rates at least 3 times larger than without",
+        where="Variants",
+        kind=THE_PAPERS,
+        value=lambda dataset: Bounded(*rate_gained(dataset)),
+        above=2.9,
+        scale="log",
+        paper=f"trains at {PUBLISHED['variants']['final_lr']:g}",
+        unit=" times",
+        note="the rates tried lie about a factor 3 apart",
+        no_value="without a ratio: neither learns at any of the rates, or both at all",
+    ),
+]
 
 
 def we_saw(dataset: xr.Dataset) -> str:
@@ -119,7 +123,7 @@ EXHIBIT = Exhibit(
     ),
     measure=measure,
     draw=draw,
-    verdicts=verdicts,
+    claims=CLAIMS,
     we_saw=we_saw,
     trains=True,
 )

@@ -1,6 +1,6 @@
 """The first ten updates: mostly wrong, then large corrections, or too large ones."""
 
-from string import ascii_letters
+import math
 
 import numpy as np
 import torch
@@ -13,17 +13,15 @@ from torch.nn import functional as F
 from normscope.descent.loop import Step, descend
 from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.figures.style import COLORS, figure_of
-from normscope.paper.exhibit import NORM_TITLES, Exhibit, Setting, joined
+from normscope.paper.exhibit import DEEP, NORM_TITLES, Exhibit, Setting, joined
 from normscope.probes.output_gradients import common_part, mean_pairwise_cosine, predictions
-from normscope.results import attribute, labelled, with_attributes
+from normscope.results import labelled, with_attributes
 from normscope.runtime.progress import progress
-from normscope.statistics.verdict import Verdict, judge
+from normscope.statistics.claim import Claim
+from normscope.statistics.verdict import CONTROL, THE_PAPERS
 
 RUNS = {"with BN, 0.1": ("batch", 0.1), "without, 0.0001": ("none", 1e-4), "without, 0.1": ("none", 0.1)}
 """Norm and learning rate: those the paper trained with, and the network without batch norm at the other's rate."""
-
-SHALLOW = 30
-"""What goes wrong without batch norm is not asked of networks with fewer layers than this."""
 
 UPDATES = 10
 RUN_COLORS = dict(zip(RUNS, (COLORS["batch"], COLORS["none"], "#e8a13a"), strict=True))
@@ -132,71 +130,90 @@ def _draw_run(ax: Axes, curves: xr.DataArray, color: str, label: str) -> None:
         ax.plot(gone, np.ones(len(gone)), "^", color=color, transform=top, clip_on=False, label="not finite")
 
 
-def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """What the paper says of the first updates without batch norm, if the network is deep, and that with it they go
-    well."""
-    with_bn, small, _ = RUNS
-    result = [
-        judge(
-            "Mostly wrong: without BN at least 80 % of the first mini-batch is misclassified",
-            "Text on figure 6",
-            100 * dataset["error"].sel(run=small, update=0),
-            above=80,
-            paper="one class, typically wrong",
-            unit=" %",
-        )
-    ]
-    if depth_of(attribute(dataset, "config")["net"]) > SHALLOW:
-        result += correction_verdicts(dataset)
-    return [
-        *result,
-        judge(
-            f"With BN the loss does not diverge at 0.1 in the first {UPDATES} updates",
-            "Text on figure 3",
-            diverged_at(dataset).sel(run=with_bn),
-            above=UPDATES,
-            unit=" updates",
-        ),
-    ]
-
-
-def depth_of(net: str) -> int:
-    """The number of layers in a network's name."""
-    return int(net.lstrip(ascii_letters))
-
-
-def correction_verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """How large the corrections are without batch norm: those that help, and those that are too large."""
-    with_bn, small, large = RUNS
+def gradient_ratio(dataset: xr.Dataset) -> xr.DataArray:
+    """The norm of the first gradient without batch norm over that with it."""
     norm = dataset["gradient_norm"].isel(update=0)
-    first_class = share_of_first_class(dataset.sel(run=small)).isel(update=slice(1, None))
-    return [
-        judge(
-            "Then large corrections: without BN the first gradient is at least 10 times as large as with BN",
-            "Text on figure 6",
-            norm.sel(run=small) / norm.sel(run=with_bn),
-            above=10,
-            scale="log",
-            unit=" times",
-            note="norm over all parameters, paired by seed",
-        ),
-        judge(
-            "They do correct: at learning rate 1e-4 the class first predicted falls below half of the images within "
-            f"{UPDATES} updates",
-            "Text on figure 6",
-            100 * first_class.min("update", skipna=False),
-            below=50,
-            unit=" %",
-        ),
-        judge(
-            "Too large at BN's learning rate: without BN the loss diverges within five updates at 0.1",
-            "Text on figure 3",
-            diverged_at(dataset).sel(run=large),
-            below=5.5,
-            paper="the first few updates",
-            unit=" updates",
-        ),
-    ]
+    return norm.sel(run=SMALL) / norm.sel(run=WITH_BN)
+
+
+def left_of_first_class(dataset: xr.Dataset) -> xr.DataArray:
+    """The least share, in per cent, that the class first predicted falls to."""
+    after = share_of_first_class(dataset.sel(run=SMALL)).isel(update=slice(1, None))
+    return 100 * after.min("update", skipna=False)
+
+
+WITH_BN, SMALL, LARGE = RUNS
+
+UNSURE = math.log(10)
+"""The loss of ten classes alike, in nat: that of a network that knows nothing and says so."""
+
+CLAIMS = [
+    Claim(
+        statement="Wrong, and sure of it: without BN the first mini-batch's loss is at least 10 times that of no "
+        "prediction, 2.3 nat",
+        where="Text on figure 6",
+        kind=THE_PAPERS,
+        value=lambda dataset: dataset["loss"].sel(run=SMALL, update=0),
+        above=10 * UNSURE,
+        scale="log",
+        paper="one class, typically wrong",
+        unit=" nat",
+        note="nine in ten are wrong by chance alone, so that confidence is judged",
+        scope=DEEP,
+    ),
+    Claim(
+        statement="With BN it is not: at most twice that of no prediction",
+        where="beside figure 6",
+        kind=CONTROL,
+        value=lambda dataset: dataset["loss"].sel(run=WITH_BN, update=0),
+        below=2 * UNSURE,
+        scale="log",
+        unit=" nat",
+        scope=DEEP,
+    ),
+    Claim(
+        statement="Then large corrections: without BN the first gradient is at least 10 times as large as with BN",
+        where="Text on figure 6",
+        kind=THE_PAPERS,
+        value=gradient_ratio,
+        above=10,
+        scale="log",
+        unit=" times",
+        note="norm over all parameters, paired by seed",
+        scope=DEEP,
+    ),
+    Claim(
+        statement="They do correct: at learning rate 1e-4 the class first predicted falls below half of the images "
+        f"within {UPDATES} updates, in more than half of the networks",
+        where="Text on figure 6",
+        kind=THE_PAPERS,
+        of="proportion",
+        value=lambda dataset: (left_of_first_class(dataset) < 50).where(left_of_first_class(dataset).notnull()),
+        above=0.5,
+        scope=DEEP,
+    ),
+    Claim(
+        statement="Too large at BN's learning rate: without BN the loss diverges within five updates at 0.1, in more "
+        "than half of the networks",
+        where="Text on figure 3",
+        kind=THE_PAPERS,
+        of="proportion",
+        value=lambda dataset: diverged_at(dataset).sel(run=LARGE) <= 5,
+        above=0.5,
+        paper="the first few updates",
+        scope=DEEP,
+    ),
+    Claim(
+        statement=f"With BN the loss does not diverge at 0.1 in the first {UPDATES} updates, in more than half of the "
+        "networks",
+        where="Text on figure 3",
+        kind=THE_PAPERS,
+        of="proportion",
+        value=lambda dataset: diverged_at(dataset).sel(run=WITH_BN) > UPDATES,
+        above=0.5,
+        scope=DEEP,
+    ),
+]
 
 
 def we_saw(dataset: xr.Dataset) -> str:
@@ -208,9 +225,10 @@ def we_saw(dataset: xr.Dataset) -> str:
     diverged = diverged_at(dataset.sel(run=large))
     count, seeds = int(np.isfinite(diverged).sum()), dataset.sizes["seed"]
     when = f", after {float(diverged.median()):.0f} updates in the median" if count > seeds / 2 else ""
-    wrong = float(start["error"].sel(run=small).median())
+    loss = start["loss"].median("seed")
     return (
-        f"Without batch norm {100 * wrong:.0f} % of the first mini-batch is wrong and the gradient's norm is "
+        f"Without batch norm the first mini-batch's loss is {float(loss.sel(run=small)):.3g} nat, with it "
+        f"{float(loss.sel(run=with_bn)):.2g} (2.3 for no prediction); without it the gradient's norm is "
         f"{float(norms.sel(run=small)):.2g}, with it {float(norms.sel(run=with_bn)):.2g}. At learning rate 1e-4 the "
         f"class first predicted falls to {100 * float(after):.0f} % of the images or fewer (medians over seeds); at "
         f"0.1 the loss diverges within {UPDATES} updates for {count} of {seeds} seeds{when}."
@@ -229,6 +247,6 @@ EXHIBIT = Exhibit(
     ),
     measure=measure,
     draw=draw,
-    verdicts=verdicts,
+    claims=CLAIMS,
     we_saw=we_saw,
 )

@@ -10,12 +10,13 @@ from normscope.descent.outcome import Outcome
 from normscope.errors import ResultError
 from normscope.figures.style import COLORS, NAMES, figure_of, legend_once, log_ticks_at
 from normscope.paper.exhibit import Exhibit, Setting
-from normscope.paper.exhibits.figure1 import best_lr, trained
+from normscope.paper.exhibits.figure1 import best_lr, rates_compared, small_rate, trained
 from normscope.paper.scale import scale_of
 from normscope.probes.sharpness import sharpness
 from normscope.results import attribute, with_attributes
 from normscope.runtime.progress import progress
-from normscope.statistics.verdict import Verdict, judge
+from normscope.statistics.claim import Claim
+from normscope.statistics.verdict import CONTROL, THE_PAPERS
 from normscope.sweeps.store import Store
 from normscope.training.config import RunConfig
 from normscope.training.network import trained_network
@@ -66,35 +67,50 @@ def _refuse_lost_weights(store: Store, configs: Sequence[RunConfig]) -> None:
         )
 
 
-def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """Whether the large rate of batch norm ends where the loss is flatter."""
-    scale = scale_of(attribute(dataset, "scale"))
-    eigenvalue = dataset["eigenvalue"].where(dataset["outcome"] == Outcome.LEARNS.value)
-    bn, large = eigenvalue.sel(norm="batch"), best_lr(dataset, "batch")
-    flatter = bn.sel(lr=large) / bn.sel(lr=scale.small)
-    return [
-        judge(
-            f"With BN, training at its best rate, {large:g}, ends where the loss is flatter than training at "
-            f"{scale.small:g} does: the Hessian's largest eigenvalue is smaller",
-            "argument 2: flatter minima",
-            flatter.where(large != scale.small),
-            below=1,
-            scale="log",
-            unit=" times",
-            no_value="in which one of them does not learn, or the rates are the same",
-            note=f"in training mode, on {IMAGES} training images, paired by seed",
-        ),
-        judge(
-            f"At the same small rate, {scale.small:g}, BN ends no flatter: the eigenvalues agree within a factor 3",
-            "argument 2: flatter minima",
-            bn.sel(lr=scale.small) / eigenvalue.sel(norm="none", lr=scale.small),
-            equals=1,
-            margin=3,
-            scale="log",
-            unit=" times",
-            no_value="in which one of them does not learn",
-        ),
-    ]
+def learnt(dataset: xr.Dataset) -> xr.DataArray:
+    """The eigenvalues of what learns."""
+    return dataset["eigenvalue"].where(dataset["outcome"] == Outcome.LEARNS.value)
+
+
+def flatter_at_large(dataset: xr.Dataset) -> xr.DataArray:
+    """With BN, the eigenvalue at its best rate over that at the small one; NaN where the two are the same."""
+    bn, large, small = learnt(dataset).sel(norm="batch"), best_lr(dataset, "batch"), small_rate(dataset)
+    return (bn.sel(lr=large, drop=True) / bn.sel(lr=small, drop=True)).where(large != small)
+
+
+def flatter_at_small(dataset: xr.Dataset) -> xr.DataArray:
+    """At the small rate, the eigenvalue with BN over that without."""
+    at_small = learnt(dataset).sel(lr=small_rate(dataset))
+    return at_small.sel(norm="batch") / at_small.sel(norm="none")
+
+
+CLAIMS = [
+    Claim(
+        statement="With BN, training at its best rate ends where the loss is flatter than training at the small one "
+        "does: the Hessian's largest eigenvalue is smaller",
+        where="argument 2: flatter minima",
+        kind=THE_PAPERS,
+        value=flatter_at_large,
+        below=1,
+        scale="log",
+        unit=" times",
+        no_value="in which one of them does not learn, or the rates are the same",
+        note=f"in training mode, on {IMAGES} training images, paired by seed",
+        detail=rates_compared,
+    ),
+    Claim(
+        statement="At the same small rate BN ends no flatter: the eigenvalues agree within a factor 3",
+        where="argument 2: flatter minima",
+        kind=CONTROL,
+        value=flatter_at_small,
+        equals=1,
+        margin=3,
+        scale="log",
+        unit=" times",
+        no_value="in which one of them does not learn",
+        detail=rates_compared,
+    ),
+]
 
 
 def we_saw(dataset: xr.Dataset) -> str:
@@ -142,7 +158,7 @@ EXHIBIT = Exhibit(
     ),
     measure=measure,
     draw=draw,
-    verdicts=verdicts,
+    claims=CLAIMS,
     we_saw=we_saw,
     trains=True,
 )

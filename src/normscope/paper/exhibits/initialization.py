@@ -1,6 +1,7 @@
 """Is random initialization the cause? The unnormalized network from other starts, beside batch norm."""
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ from normscope.descent.step_line import step_line
 from normscope.figures.style import COLORS, axis_label, figure_of, legend_once
 from normscope.model.loss import output_spread
 from normscope.model.state import untouched
-from normscope.paper.exhibit import Exhibit, Setting, joined
+from normscope.paper.exhibit import DEEP, Exhibit, Setting, depth_of, joined
 from normscope.paper.exhibits.figure5 import curves
 from normscope.probes.channel_moments import channel_moments
 from normscope.probes.sharpness import sharpness
 from normscope.results import labelled, with_attributes
 from normscope.runtime.progress import progress
-from normscope.statistics.verdict import Verdict, judge
+from normscope.statistics.claim import Bounded, Claim, Scope
+from normscope.statistics.verdict import CONTROL
 
 REFERENCE = "batch_norm"
 """The one network with batch norm, from `xavier_uniform` weights; all others have no normalization."""
@@ -59,8 +61,7 @@ def build(setting: Setting, start: str, seed: int) -> nn.Module:
         return setting.build("batch", seed)
     if start != "depth_scaled":
         return setting.build("none", seed, init=start)
-    depth = int("".join(filter(str.isdigit, setting.net)))
-    return setting.build("none", seed, init_scale=max(depth // 2 - 1, 1) ** -0.25)
+    return setting.build("none", seed, init_scale=max(depth_of(setting.net) // 2 - 1, 1) ** -0.25)
 
 
 def divergence_step_size(loss: float, gradient_norm: float, loss_at: Any) -> float:
@@ -155,100 +156,123 @@ def rank_correlation(a: xr.DataArray, b: xr.DataArray) -> list[float]:
         return [float(np.corrcoef(pair)[0, 1]) for pair in ranks]
 
 
-def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """Whether the start alone decides how far a step can go, and whether growth with depth or sharpness tells."""
+def best_start(dataset: xr.Dataset) -> str:
+    """Zero residual branches, where the network has any; else torch's default weights."""
+    return "zero_residual" if "zero_residual" in dataset["init"] else "default"
+
+
+def step_ratio(dataset: xr.Dataset, start: str | None, over: str) -> Bounded:
+    """The step that diverges from one start over that from another; where the first lies beyond the range the ratio is
+    a lower bound."""
     steps = dataset["divergence_step_size"]
-    xavier = dataset.sel(init="xavier_uniform")
-    result = []
-    if dataset.sizes["depth"] > 2:
-        result.append(
-            judge(
-                "Without BN, the faster activations grow with depth, the smaller the step that diverges: rank "
-                "correlation over starts below −0.5",
-                SECTION,
-                rank_correlation(growth(dataset), steps),
-                below=-0.5,
-                note=f"over {dataset.sizes['init'] - 1} starts, one correlation a seed",
-            )
-        )
-    for start, words in {
-        "zero_residual": "with the end of each residual branch set to zero",
-        "depth_scaled": "with Xavier weights scaled down by the number of blocks",
-        "default": "from torch's default weights",
-    }.items():
-        if start in dataset["init"]:
-            result.append(
-                step_verdict(
-                    f"Without BN, {words}, a step can be at least 10 times larger than from Xavier weights",
-                    steps.sel(init=start),
-                    xavier["divergence_step_size"],
-                    above=10,
-                )
-            )
-    best = "zero_residual" if "zero_residual" in dataset["init"] else "default"
-    reference = dataset.sel(init=REFERENCE)
+    larger, smaller = steps.sel(init=start or best_start(dataset)), steps.sel(init=over)
+    return Bounded(larger.clip(max=END) / smaller.where(np.isfinite(smaller)), np.isinf(larger))
+
+
+def best_over_xavier(dataset: xr.Dataset, name: str) -> np.ndarray:
+    """A quantity from the best start over that from Xavier weights."""
+    return (dataset[name].sel(init=best_start(dataset)) / dataset[name].sel(init="xavier_uniform")).values
+
+
+def flatter_with_bn(dataset: xr.Dataset) -> np.ndarray:
+    """The Hessian's largest absolute eigenvalue with batch norm over that without, both from Xavier weights."""
     curved = dataset["spectral_radius"].where(dataset["spectral_radius_converged"])
-    result += [
-        step_verdict(
-            f"Without BN, from the start {best}, a step can be at least a third of what it can be with BN",
-            steps.sel(init=best),
-            reference["divergence_step_size"],
-            above=1 / 3,
-        ),
-        judge(
-            f"Without BN, the start {best} has a gradient at most a tenth of that from Xavier weights",
-            SECTION,
-            (dataset["gradient_norm"].sel(init=best) / xavier["gradient_norm"]).values,
-            below=0.1,
-            scale="log",
-            unit=" times",
-            note="norm of the gradient, paired by seed",
-        ),
-        judge(
-            f"Without BN, from the start {best}, the distance α‖g‖ that the parameters can walk is also at least as "
-            "long as from Xavier weights",
-            SECTION,
-            (dataset["divergence_distance"].sel(init=best) / xavier["divergence_distance"]).values,
-            above=1,
-            scale="log",
-            unit=" times",
-            note="up to where the loss passes 10³ times its start, paired by seed",
-        ),
-        judge(
-            "Without BN, the sharpness at the start tells where a step diverges: rank correlation of 2/λ₁ with it over "
-            "starts above 0.5",
-            "not in the paper",
-            rank_correlation(dataset["edge_lr"].where(dataset["sharpness_converged"]), steps),
-            above=0.5,
-            note=f"over {dataset.sizes['init'] - 1} starts, one correlation a seed",
-        ),
-        judge(
-            "From the same Xavier weights, BN makes the loss flatter at the start: the Hessian's largest absolute "
-            "eigenvalue is below that without",
-            "not in the paper",
-            (curved.sel(init=REFERENCE) / curved.sel(init="xavier_uniform")).values,
-            below=1,
-            scale="log",
-            unit=" times",
-            note=f"Hessian of {dataset.attrs['hessian_examples']} images, paired by seed",
-        ),
-    ]
-    return result
+    return (curved.sel(init=REFERENCE) / curved.sel(init="xavier_uniform")).values
 
 
-def step_verdict(statement: str, larger: xr.DataArray, smaller: xr.DataArray, *, above: float) -> Verdict:
-    """Judge the ratio of two divergence steps; where the first lies beyond the range the ratio is a lower bound."""
-    ratio: xr.DataArray = larger.clip(max=END) / smaller.where(np.isfinite(smaller))
-    return judge(
-        statement,
-        SECTION,
-        ratio,
-        above=above,
-        lower_bound=np.isinf(larger),
+_PAIRED = "step size where the loss passes 10³ times its start, paired by seed"
+
+CLAIMS = [
+    Claim(
+        statement="Without BN, the faster activations grow with depth, the smaller the step that diverges: rank "
+        "correlation over starts below −0.5",
+        where=SECTION,
+        kind=CONTROL,
+        value=lambda dataset: rank_correlation(growth(dataset), dataset["divergence_step_size"]),
+        below=-0.5,
+        note="one correlation a seed",
+        detail=lambda dataset: f"over {dataset.sizes['init'] - 1} starts",
+        scope=DEEP,
+    ),
+    *(
+        Claim(
+            statement=f"Without BN, {words}, a step can be at least 10 times larger than from Xavier weights",
+            where=SECTION,
+            kind=CONTROL,
+            value=partial(step_ratio, start=start, over="xavier_uniform"),
+            above=10,
+            scale="log",
+            unit=" times",
+            note=_PAIRED,
+            scope=Scope(DEEP.words, lambda dataset, one=start: DEEP.holds(dataset) and one in dataset["init"]),
+        )
+        for start, words in {
+            "zero_residual": "with the end of each residual branch set to zero",
+            "depth_scaled": "with Xavier weights scaled down by the number of blocks",
+            "default": "from torch's default weights",
+        }.items()
+    ),
+    Claim(
+        statement="Without BN, from the best start, a step can be at least a third of what it can be with BN",
+        where=SECTION,
+        kind=CONTROL,
+        value=partial(step_ratio, start=None, over=REFERENCE),
+        above=1 / 3,
         scale="log",
         unit=" times",
-        note="step size where the loss passes 10³ times its start, paired by seed",
-    )
+        note=_PAIRED,
+        detail=lambda dataset: f"best start: {best_start(dataset)}",
+        scope=DEEP,
+    ),
+    Claim(
+        statement="Without BN, the best start has a gradient at most a tenth of that from Xavier weights",
+        where=SECTION,
+        kind=CONTROL,
+        value=partial(best_over_xavier, name="gradient_norm"),
+        below=0.1,
+        scale="log",
+        unit=" times",
+        note="norm of the gradient, paired by seed",
+        scope=DEEP,
+    ),
+    Claim(
+        statement="Without BN, from the best start, the distance α‖g‖ that the parameters can walk is also at least as "
+        "long as from Xavier weights",
+        where=SECTION,
+        kind=CONTROL,
+        value=partial(best_over_xavier, name="divergence_distance"),
+        above=1,
+        scale="log",
+        unit=" times",
+        note="up to where the loss passes 10³ times its start, paired by seed",
+        scope=DEEP,
+    ),
+    Claim(
+        statement="Without BN, the sharpness at the start tells where a step diverges: rank correlation of 2/λ₁ with "
+        "it over starts above 0.5",
+        where="not in the paper",
+        kind=CONTROL,
+        value=lambda dataset: rank_correlation(
+            dataset["edge_lr"].where(dataset["sharpness_converged"]), dataset["divergence_step_size"]
+        ),
+        above=0.5,
+        note="one correlation a seed",
+        detail=lambda dataset: f"over {dataset.sizes['init'] - 1} starts",
+    ),
+    Claim(
+        statement="From the same Xavier weights, BN makes the loss flatter at the start: the Hessian's largest "
+        "absolute eigenvalue is below that without",
+        where="not in the paper",
+        kind=CONTROL,
+        value=flatter_with_bn,
+        below=1,
+        scale="log",
+        unit=" times",
+        note="paired by seed",
+        detail=lambda dataset: f"Hessian of {dataset.attrs['hessian_examples']} images",
+        scope=DEEP,
+    ),
+]
 
 
 def we_saw(dataset: xr.Dataset) -> str:
@@ -339,7 +363,7 @@ EXHIBIT = Exhibit(
     ),
     measure=measure,
     draw=draw,
-    verdicts=verdicts,
+    claims=CLAIMS,
     we_saw=we_saw,
     protocol=2,
 )

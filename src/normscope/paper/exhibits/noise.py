@@ -1,6 +1,7 @@
 """The noise of SGD's gradient: estimators against exact enumeration, the law C/|B| with and without batch norm, and
 the size of gradients against depth."""
 
+from functools import partial
 from itertools import combinations, product
 from typing import Any
 
@@ -16,12 +17,13 @@ from normscope.figures.style import COLORS, axis_label, figure_of, legend_once
 from normscope.model.batch import take
 from normscope.model.loss import default_loss
 from normscope.model.state import untouched
-from normscope.paper.exhibit import NORM_TITLES, Exhibit, Setting, over_networks
+from normscope.paper.exhibit import DEEP, NORM_TITLES, Exhibit, Setting, over_networks
 from normscope.per_example import gradient, trainable
 from normscope.probes.gradient_noise import gradient_noise
 from normscope.probes.gradient_norms import gradient_norms
 from normscope.results import labelled
-from normscope.statistics.verdict import Verdict, judge
+from normscope.statistics.claim import Claim
+from normscope.statistics.verdict import CONTROL
 
 SMALL_NET = "resnet20"
 """Fast enough to run all mini-batches of a small population."""
@@ -181,148 +183,122 @@ def draw_batch_sizes(dataset: xr.Dataset, ax: Axes) -> None:
     legend_once(ax)
 
 
-def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """Whether the estimators are right, whether C exists under batch norm, and where gradients explode."""
-    return [*estimator_verdicts(dataset), *law_verdicts(dataset), *depth_verdicts(dataset)]
+def variance_ratio(dataset: xr.Dataset, sampling: str) -> xr.DataArray:
+    """Without BN, the variance of the gradient from all mini-batches over that predicted from C."""
+    of = dataset.sel(norm="none", sampling=sampling)
+    return of["exact_variance"] / of["predicted_variance"]
 
 
-def estimator_verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """The probe against all mini-batches, each run by itself."""
-    section = "argument 2: noise and C/|B|"
-    without, with_bn = dataset.sel(norm="none"), dataset.sel(norm="batch")
-    exact, predicted = without["exact_variance"], without["predicted_variance"]
-    bound = predicted.sel(sampling=SAMPLINGS[0])
-    result = []
-    for sampling, law in zip(SAMPLINGS, ("C/|B|", "C/|B| · (N − |B|)/(N − 1)"), strict=True):
-        result.append(
-            judge(
-                f"Drawn {sampling}, the variance of the gradient is {law} within 1 %",
-                section,
-                exact.sel(sampling=sampling) / predicted.sel(sampling=sampling),
-                equals=1,
-                margin=0.01,
-                unit=" times",
-                paper="at most C/|B|",
-                note=f"without BN; C from one pass, the variance from all mini-batches of {PAIR} out of {POPULATION}",
-            )
+def falls_with_size(dataset: xr.Dataset) -> xr.DataArray:
+    """With BN, |B| times the variance at the smallest |B| over that at the largest; 1 where the variance is C/|B|."""
+    scaled = (dataset["variance"] * dataset["batch_size"]).sel(norm="batch")
+    return scaled.isel(batch_size=0) / scaled.isel(batch_size=-1)
+
+
+def bias_of_smallest(dataset: xr.Dataset) -> xr.DataArray:
+    """With BN, the squared bias at the smallest |B| over the squared gradient."""
+    of = dataset.sel(norm="batch")
+    return of["bias"].isel(batch_size=0) / of["squared_norm"]
+
+
+def deep_noise_ratio(dataset: xr.Dataset) -> xr.DataArray:
+    """The variance of the deep network's gradient without BN over that with it."""
+    return dataset["deep_variance"].sel(norm="none") / dataset["deep_variance"].sel(norm="batch")
+
+
+def weight_gradient_ratio(dataset: xr.Dataset) -> xr.DataArray:
+    """The norm of a weight's gradient without BN over that with it, geometric mean over all convolutions."""
+    of = on_main_path(dataset)["weight_gradient_norm"].isel(depth=slice(0, -1))
+    logs = xr.apply_ufunc(np.log, of.sel(norm="none") / of.sel(norm="batch"))
+    return xr.apply_ufunc(np.exp, logs.mean("depth", skipna=False))
+
+
+_NOISE = "argument 2: noise and C/|B|"
+
+CLAIMS = [
+    *(
+        Claim(
+            statement=f"Drawn {sampling}, the variance of the gradient is {law} within 1 %",
+            where=_NOISE,
+            kind=CONTROL,
+            value=partial(variance_ratio, sampling=sampling),
+            equals=1,
+            margin=0.01,
+            unit=" times",
+            paper="at most C/|B|",
+            note=f"without BN; C from one pass, the variance from all mini-batches of {PAIR} out of {POPULATION}",
         )
-    return [
-        *result,
-        judge(
-            "The bound α²C/|B| holds for mini-batches drawn without replacement, as training draws them",
-            section,
-            exact.sel(sampling=SAMPLINGS[1]) / bound,
-            below=1,
-            unit=" of the bound",
-            paper="at most 1",
-            note="without BN; α is on both sides",
-        ),
-        judge(
-            "With BN there is no C: the loss does not decouple into examples",
-            section,
-            1 - with_bn["decouples"].astype(float),
-            above=0.99,
-            unit=" of the seeds",
-            note="found out by number; without BN it does in "
-            f"{int(without['decouples'].sum())} of {without.sizes['seed']} seeds",
-        ),
-        judge(
-            "With BN the variance estimated from random mini-batches is that by enumeration, within a factor 1.25",
-            section,
-            with_bn["estimated_variance"] / with_bn["exact_fresh_variance"],
-            equals=1,
-            margin=1.25,
-            scale="log",
-            unit=" times",
-            note=f"{PARTITIONS} partitions of {POPULATION} images; between mini-batches without a common image",
-        ),
-        judge(
-            "With BN so is the bias of the mini-batch's gradient, within a factor 1.5",
-            section,
-            with_bn["estimated_bias"] / with_bn["exact_bias"],
-            equals=1,
-            margin=1.5,
-            scale="log",
-            unit=" times",
-            note="squared distance of the mean mini-batch gradient from that of the whole population",
-        ),
-    ]
-
-
-def law_verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """What is left of C/|B| under batch norm, and how the two networks compare."""
-    section = "argument 2: noise and C/|B|"
-    smallest, largest = int(dataset["batch_size"].min()), int(dataset["batch_size"].max())
-    scaled = dataset["variance"].sel(norm="batch") * dataset["batch_size"]
-    bias = dataset["bias"].sel(norm="batch", batch_size=smallest) / dataset["squared_norm"].sel(norm="batch")
-    deep = dataset["deep_variance"]
-    return [
-        judge(
-            f"With BN the noise is no C/|B|: |B| · variance at {smallest} is at least twice that at {largest}",
-            section,
-            scaled.sel(batch_size=smallest) / scaled.sel(batch_size=largest),
-            above=2,
-            scale="log",
-            unit=" times",
-            note=f"{SMALL_NET}; without BN it is 1",
-        ),
-        judge(
-            f"With BN a mini-batch of {smallest} is biased: its squared bias is at least a tenth of the squared "
-            "gradient",
-            section,
-            bias,
-            above=0.1,
-            scale="log",
-            unit=" of the squared gradient",
-            note=f"{SMALL_NET}; against the gradient of the whole batch",
-        ),
-        judge(
-            "At initialization the deep network without BN has at least 100 times the noise of that with BN",
-            "arguments 2 and 4",
-            deep.sel(norm="none") / deep.sel(norm="batch"),
-            above=100,
-            scale="log",
-            unit=" times",
-            note="variance of a mini-batch's gradient, paired by seed: more noise cannot be better across networks",
-        ),
-    ]
-
-
-def depth_verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """Whether gradients explode backwards, for activations and for weights."""
-    section = "argument 4: gradients at initialization"
-    growth = backward_growth(dataset)
-    convolutions = on_main_path(dataset)["weight_gradient_norm"].isel(depth=slice(0, -1))
-    ratio = np.exp(np.log(convolutions.sel(norm="none") / convolutions.sel(norm="batch")).mean("depth", skipna=False))  # pyright: ignore
-    return [
-        judge(
-            "Without BN activation gradients explode backwards: their rms grows at least tenfold from the last "
-            "convolution to the first",
-            section,
-            growth.sel(norm="none"),
-            above=10,
-            scale="log",
-            unit=" times",
-        ),
-        judge(
-            "With BN they do not: it grows less than tenfold",
-            section,
-            growth.sel(norm="batch"),
-            below=10,
-            scale="log",
-            unit=" times",
-        ),
-        judge(
-            "Weight gradients without BN are at least 10 times those with BN, over all convolutions",
-            "Figure 2",
-            ratio,
-            above=10,
-            scale="log",
-            paper="about 100 at layer 55",
-            unit=" times",
-            note="geometric mean over layers, paired by seed",
-        ),
-    ]
+        for sampling, law in zip(SAMPLINGS, ("C/|B|", "C/|B| · (N − |B|)/(N − 1)"), strict=True)
+    ),
+    Claim(
+        statement="With BN the variance estimated from random mini-batches is that by enumeration, within a factor "
+        "1.25",
+        where=_NOISE,
+        kind=CONTROL,
+        value=lambda dataset: (dataset["estimated_variance"] / dataset["exact_fresh_variance"]).sel(norm="batch"),
+        equals=1,
+        margin=1.25,
+        scale="log",
+        unit=" times",
+        note=f"{PARTITIONS} partitions of {POPULATION} images; between mini-batches without a common image",
+    ),
+    Claim(
+        statement="With BN so is the bias of the mini-batch's gradient, within a factor 1.5",
+        where=_NOISE,
+        kind=CONTROL,
+        value=lambda dataset: (dataset["estimated_bias"] / dataset["exact_bias"]).sel(norm="batch"),
+        equals=1,
+        margin=1.5,
+        scale="log",
+        unit=" times",
+        note="squared distance of the mean mini-batch gradient from that of the whole population",
+    ),
+    Claim(
+        statement=f"With BN the noise is no C/|B|: |B| · variance at {BATCH_SIZES[0]} is at least twice that at "
+        f"{BATCH_SIZES[-1]}",
+        where=_NOISE,
+        kind=CONTROL,
+        value=falls_with_size,
+        above=2,
+        scale="log",
+        unit=" times",
+        note=f"{SMALL_NET}; without BN it is 1",
+    ),
+    Claim(
+        statement=f"With BN a mini-batch of {BATCH_SIZES[0]} is biased: its squared bias is at least a tenth of the "
+        "squared gradient",
+        where=_NOISE,
+        kind=CONTROL,
+        value=bias_of_smallest,
+        above=0.1,
+        scale="log",
+        unit=" of the squared gradient",
+        note=f"{SMALL_NET}; against the gradient of the whole batch",
+    ),
+    Claim(
+        statement="At initialization the deep network without BN has at least 100 times the noise of that with BN",
+        where="arguments 2 and 4",
+        kind=CONTROL,
+        value=deep_noise_ratio,
+        above=100,
+        scale="log",
+        unit=" times",
+        note="variance of a mini-batch's gradient, paired by seed: more noise cannot be better across networks",
+        scope=DEEP,
+    ),
+    Claim(
+        statement="Weight gradients without BN are at least 10 times those with BN, over all convolutions",
+        where="beside Figure 2",
+        kind=CONTROL,
+        value=weight_gradient_ratio,
+        above=10,
+        scale="log",
+        paper="about 100 at layer 55",
+        unit=" times",
+        note="geometric mean over layers, paired by seed",
+        scope=DEEP,
+    ),
+]
 
 
 def on_main_path(dataset: xr.Dataset) -> xr.Dataset:
@@ -362,6 +338,6 @@ EXHIBIT = Exhibit(
     ),
     measure=measure,
     draw=draw,
-    verdicts=verdicts,
+    claims=CLAIMS,
     we_saw=we_saw,
 )

@@ -12,7 +12,8 @@ from normscope.paper.exhibit import Exhibit, Setting
 from normscope.paper.exhibits.figure1 import at_the_end, trained_on
 from normscope.paper.scale import scale_of
 from normscope.results import attribute
-from normscope.statistics.verdict import Verdict, judge
+from normscope.statistics.claim import Claim
+from normscope.statistics.verdict import THE_PAPERS
 
 
 def measure(setting: Setting) -> xr.Dataset:
@@ -46,26 +47,31 @@ def rank_correlation(dataset: xr.Dataset, accuracy: str) -> np.ndarray:
     return np.array([spearmanr(flat, one)[0] if np.ptp(one) else np.nan for one in ends])  # pyright: ignore
 
 
-def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """Whether rate and mini-batch act alike, and whether test accuracy rises with the noise."""
+def apart(dataset: xr.Dataset) -> xr.DataArray:
+    """How far the test accuracies lie apart where α/|B| is the same, in points; NaN where none of them learns."""
     same = diagonal(dataset)
-    return [
-        judge(
-            f"Rate and mini-batch act alike: at equal α/|B| the test accuracies of {same.sizes['rung']} combinations "
-            "lie within 3 points of each other",
-            "argument 2: α/|B|",
-            (same.max("rung") - same.min("rung")).where(same["learns"].any("rung")),
-            below=3,
-            unit=" points",
-            no_value="in which none of them learns",
-        ),
-        judge(
-            "Test accuracy rises with the noise, α/|B|: rank correlation above 0.5",
-            "argument 2: α/|B|",
-            rank_correlation(dataset, "test_accuracy"),
-            above=0.5,
-        ),
-    ]
+    return (same.max("rung") - same.min("rung")).where(same["learns"].any("rung"))
+
+
+CLAIMS = [
+    Claim(
+        statement="Rate and mini-batch act alike: at equal α/|B| the test accuracies lie within 3 points of each other",
+        where="argument 2: α/|B|",
+        kind=THE_PAPERS,
+        value=apart,
+        below=3,
+        unit=" points",
+        no_value="in which none of them learns",
+        detail=lambda dataset: f"{diagonal(dataset).sizes['rung']} combinations",
+    ),
+    Claim(
+        statement="Test accuracy rises with the noise, α/|B|: rank correlation above 0.5",
+        where="argument 2: α/|B|",
+        kind=THE_PAPERS,
+        value=lambda dataset: rank_correlation(dataset, "test_accuracy"),
+        above=0.5,
+    ),
+]
 
 
 def we_saw(dataset: xr.Dataset) -> str:
@@ -110,7 +116,7 @@ EXHIBIT = Exhibit(
     ),
     measure=measure,
     draw=draw,
-    verdicts=verdicts,
+    claims=CLAIMS,
     we_saw=we_saw,
     trains=True,
 )

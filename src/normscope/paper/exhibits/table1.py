@@ -6,10 +6,11 @@ from matplotlib.figure import Figure
 
 from normscope.figures.gradient_cancellation import plot_gradient_cancellation
 from normscope.figures.style import COLORS, figure_of
-from normscope.paper.exhibit import Exhibit, Setting, on_paper_setting, over_networks
+from normscope.paper.exhibit import DEEP, ON_PAPER_SETTING, Exhibit, Setting, on_paper_setting, over_networks
 from normscope.paper.published import PUBLISHED
 from normscope.probes.gradient_cancellation import gradient_cancellation
-from normscope.statistics.verdict import Verdict, judge
+from normscope.statistics.claim import Claim
+from normscope.statistics.verdict import CONTROL, THE_PAPERS
 
 NETWORKS = ("batch", "frozen", "none")
 """Batch norm, the same with its statistics as constants, and no norm."""
@@ -61,66 +62,83 @@ def paper_num_terms() -> np.ndarray:
     return 128 * np.array([32, 16, 8]) ** 2
 
 
-def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """Whether summands cancel with BN, whether they do without, and what of it is BN's backward pass."""
-    table = paper_layers(dataset)
-    places = ", ".join(str(int(depth)) for depth in table["depth"])
-    published = PUBLISHED["table1"]["ratio"]
-    with_bn, control, without = (table.sel(norm=norm) for norm in NETWORKS)
-    quotients = [b / n for b, n in zip(published["batch"], published["none"], strict=True)]
-    result = [
-        judge(
-            f"With BN the summands cancel like independent signs: (a/b)/√n is at least 0.25 at layers {places}",
-            "Table 1",
-            with_bn["normalized_ratio"].min("depth", skipna=False),
+def over_layers(dataset: xr.Dataset, norm: str, name: str) -> xr.DataArray:
+    """A quantity of one network at the table's three layers, over `seed` and `depth`."""
+    return paper_layers(dataset)[name].sel(norm=norm)
+
+
+def smallest_quotient(dataset: xr.Dataset) -> xr.DataArray:
+    """a/b with batch norm over that without, at the layer where it is smallest."""
+    quotient = over_layers(dataset, "batch", "ratio") / over_layers(dataset, "none", "ratio")
+    return quotient.min("depth", skipna=False)
+
+
+_PUBLISHED = PUBLISHED["table1"]["ratio"]
+_QUOTIENTS = [b / n for b, n in zip(_PUBLISHED["batch"], _PUBLISHED["none"], strict=True)]
+
+CLAIMS = [
+    Claim(
+        statement="With BN the summands cancel like independent signs: (a/b)/√n is at least 0.25 in the places of "
+        "layers 18, 54, 90",
+        where="Table 1",
+        kind=THE_PAPERS,
+        value=lambda dataset: over_layers(dataset, "batch", "normalized_ratio").min("depth", skipna=False),
+        above=0.25,
+        paper=f"about {min(np.array(_PUBLISHED['batch']) / np.sqrt(paper_num_terms())):.2g}",
+        note="the smallest of the three layers, seed by seed",
+        scope=DEEP,
+    ),
+    Claim(
+        statement="Without BN they share their sign: a/b is at most 5 at those layers",
+        where="Table 1",
+        kind=THE_PAPERS,
+        value=lambda dataset: over_layers(dataset, "none", "ratio").max("depth", skipna=False),
+        below=5,
+        scale="log",
+        paper=f"about {max(_PUBLISHED['none'])}",
+        note="the largest of the three layers, seed by seed",
+        scope=DEEP,
+    ),
+    Claim(
+        statement="a/b with BN is at least 5 times that without, at those layers",
+        where="Table 1",
+        kind=THE_PAPERS,
+        value=smallest_quotient,
+        above=5,
+        scale="log",
+        paper=f"about {min(_QUOTIENTS):.0f}",
+        unit=" times",
+        note="the smallest of the three layers, paired by seed",
+        scope=DEEP,
+    ),
+    *(
+        Claim(
+            statement=f"In the place of layer {layer}, not by BN's backward pass alone: with frozen statistics "
+            "(a/b)/√n is at least 0.25",
+            where="beside Table 1",
+            kind=CONTROL,
+            value=lambda dataset, one=place: over_layers(dataset, "frozen", "normalized_ratio").isel(depth=one),
             above=0.25,
-            paper=f"about {min(np.array(published['batch']) / np.sqrt(paper_num_terms())):.2g}",
-            note="the smallest of the three layers, seed by seed",
-        ),
-        judge(
-            f"Without BN they share their sign: a/b is at most 5 at layers {places}",
-            "Table 1",
-            without["ratio"].max("depth", skipna=False),
-            below=5,
-            scale="log",
-            paper=f"about {max(published['none'])}",
-            note="the largest of the three layers, seed by seed",
-        ),
-        judge(
-            f"a/b with BN is at least 5 times that without, at layers {places}",
-            "Table 1",
-            (with_bn["ratio"] / without["ratio"]).min("depth", skipna=False),
-            above=5,
-            scale="log",
-            paper=f"about {min(quotients):.0f}",
-            unit=" times",
-            note="the smallest of the three layers, paired by seed",
-        ),
-    ]
-    for place in table["depth"].values:
-        result.append(
-            judge(
-                f"Layer {place:.0f}: not by BN's backward pass alone: with frozen statistics (a/b)/√n is at least 0.25",
-                "Table 1",
-                control["normalized_ratio"].sel(depth=place),
-                above=0.25,
-                note="a control that the paper does not have; with frozen statistics the backward pass centres nothing",
-            )
+            note="with frozen statistics the backward pass centres nothing",
+            scope=DEEP,
         )
-    if on_paper_setting(dataset):
-        for i, place in enumerate(table["depth"].values):
-            result.append(
-                judge(
-                    f"Layer {place:.0f}: a/b with BN is of the published size, within a factor 2",
-                    "Table 1",
-                    with_bn["ratio"].sel(depth=place),
-                    equals=published["batch"][i],
-                    margin=2,
-                    scale="log",
-                    paper=f"about {published['batch'][i]}",
-                )
-            )
-    return result
+        for place, layer in enumerate(PAPER_LAYERS)
+    ),
+    *(
+        Claim(
+            statement=f"Layer {layer}: a/b with BN is of the published size, within a factor 2",
+            where="Table 1",
+            kind=THE_PAPERS,
+            value=lambda dataset, one=place: over_layers(dataset, "batch", "ratio").isel(depth=one),
+            equals=_PUBLISHED["batch"][place],
+            margin=2,
+            scale="log",
+            paper=f"about {_PUBLISHED['batch'][place]}",
+            scope=ON_PAPER_SETTING,
+        )
+        for place, layer in enumerate(PAPER_LAYERS)
+    ),
+]
 
 
 def we_saw(dataset: xr.Dataset) -> str:
@@ -147,6 +165,6 @@ EXHIBIT = Exhibit(
     ),
     measure=measure,
     draw=draw,
-    verdicts=verdicts,
+    claims=CLAIMS,
     we_saw=we_saw,
 )
