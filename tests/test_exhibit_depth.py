@@ -60,7 +60,7 @@ def found(
     ],
 )
 def test_every_verdict_can_fail(dataset: xr.Dataset, expected: str) -> None:
-    claims = depth.verdicts(dataset)
+    claims = depth.EXHIBIT.verdicts(dataset)
     assert {claim.verdict for claim in claims} == {expected}
     assert not any("nan" in claim.measured for claim in claims)
     shallow_learns = dataset["lr_usable_found"].sel(depth=8).isin(["bracketed", "unfinished"]).all()

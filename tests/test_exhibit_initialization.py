@@ -20,7 +20,7 @@ from normscope.paper.exhibits.initialization import (
     measure,
     rank_correlation,
 )
-from normscope.results import load, save
+from normscope.results import attribute, load, save, with_attributes
 from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED
 
 
@@ -106,7 +106,8 @@ def as_if(dataset: xr.Dataset, steps: list[float], gradients: list[float], slope
     for known in ("sharpness_converged", "spectral_radius_converged"):
         changed[known] = xr.ones_like(changed[known])
     changed["log_std"] = (along["slopes"] * dataset["depth"] / 100).transpose("init", "seed", "depth")
-    return changed
+    config = {**attribute(dataset, "config"), "net": "resnet110"}
+    return with_attributes(changed, **{**dataset.attrs, "config": config})
 
 
 def test_verdicts_follow_the_numbers(dataset: xr.Dataset) -> None:

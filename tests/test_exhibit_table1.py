@@ -67,7 +67,7 @@ def test_the_picture_has_every_network_twice(dataset: xr.Dataset) -> None:
 
 
 def test_the_papers_own_numbers_are_reproduced_and_no_cancellation_is_not(dataset: xr.Dataset) -> None:
-    assert len(EXHIBIT.verdicts(dataset)) == 6
+    assert not EXHIBIT.verdicts(dataset), "twenty layers are not asked"
     ratio = PUBLISHED["table1"]["ratio"]
     verdicts = EXHIBIT.verdicts(as_if_on_cifar10(dataset, ratio))
     assert "252, 113, 41 with batch norm" in EXHIBIT.we_saw(as_if_on_cifar10(dataset, ratio))

@@ -28,7 +28,7 @@ def dataset(setting: Setting) -> xr.Dataset:
 
 
 def verdict(dataset: xr.Dataset, words: str) -> Verdict:
-    (found,) = [v for v in figure7.verdicts(dataset) if words in v.statement]
+    (found,) = [v for v in figure7.EXHIBIT.verdicts(dataset) if words in v.statement]
     return found
 
 
@@ -65,7 +65,9 @@ def test_the_networks_jacobian_is_that_of_the_features(setting: Setting) -> None
 def test_it_survives_the_disk_and_can_be_judged_and_drawn_there(dataset: xr.Dataset, tmp_path) -> None:
     again = load(save(dataset, tmp_path / "figure7.nc"))
     assert again.identical(dataset)
-    assert [v.verdict for v in figure7.verdicts(again)] == [v.verdict for v in figure7.verdicts(dataset)]
+    assert [v.verdict for v in figure7.EXHIBIT.verdicts(again)] == [
+        v.verdict for v in figure7.EXHIBIT.verdicts(dataset)
+    ]
     figure = figure7.draw(again)
     panels = figure.axes
     assert [ax.get_title() for ax in panels[:3]] == ["M = 1, N = 64", "M = 3, N = 64", "M = 5, N = 64"]
@@ -107,7 +109,7 @@ def test_a_condition_number_beyond_resolution_counts_as_a_bound(dataset: xr.Data
 def test_batch_norm_is_compared_by_seed(dataset: xr.Dataset, with_norm: tuple, judged: str) -> None:
     norm = xr.DataArray([[1.0, 1, 1], with_norm], dims=("norm", "seed"))
     rank = (dataset["network_effective_rank"] * 0 + 1) * norm
-    assert verdict(dataset.assign(network_effective_rank=rank), "resnet14: batch norm").verdict == judged
+    assert verdict(dataset.assign(network_effective_rank=rank), "resnet110: batch norm").verdict == judged
 
 
 def test_what_we_saw_names_the_deepest_networks(dataset: xr.Dataset) -> None:

@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, judge, judge_band, judge_share
+from normscope.statistics.intervals import prediction_band, proportion_interval
+from normscope.statistics.judge import judge, judge_band, judge_proportion, judge_share
+from normscope.statistics.multiplicity import benjamini_hochberg
+from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED
 
 FINITE = st.floats(-1e6, 1e6)
 
@@ -109,6 +112,69 @@ def test_fewer_than_three_seeds_are_not_enough(values):
     assert verdict(values, above=0) == NOT_ENOUGH
 
 
+def test_the_interval_of_an_equality_is_that_of_two_one_sided_tests():
+    values = [1.0, 2.0, 4.0, 7.0]
+    claim = judge("", "", values, equals=3.5, margin=4)
+    assert (claim.low, claim.high) == pytest.approx(stats.t.interval(0.90, 3, loc=3.5, scale=stats.sem(values)))
+    sides = stats.ttest_1samp(values, -0.5, alternative="greater"), stats.ttest_1samp(values, 7.5, alternative="less")
+    assert claim.p_value == pytest.approx(max(side.pvalue for side in sides)) and claim.interval == "90 %"
+
+
+def test_p_values_are_one_sided():
+    values = [1.0, 2.0, 4.0, 7.0]
+    assert judge("", "", values, above=1).p_value == pytest.approx(
+        stats.ttest_1samp(values, 1, alternative="greater").pvalue
+    )
+    assert judge("", "", values, below=1).p_value == pytest.approx(
+        stats.ttest_1samp(values, 1, alternative="less").pvalue
+    )
+    assert judge("", "", [math.inf] * 4, above=1).p_value == 0.5**4
+    assert math.isnan(judge("", "", [1.0, 2.0, math.nan], above=1).p_value)
+
+
+@given(st.integers(0, 12), st.integers(1, 12))
+def test_the_interval_of_a_proportion_is_the_exact_one(successes, trials):
+    successes = min(successes, trials)
+    expected = stats.binomtest(successes, trials).proportion_ci(0.95, method="exact")
+    assert proportion_interval(successes, trials) == pytest.approx((expected.low, expected.high))
+
+
+def test_proportions():
+    def verdict_on(values, **more):
+        return judge_proportion("in most", "Figure 1", values, above=0.5, **more)
+
+    assert verdict_on([1] * 8).verdict == REPRODUCED
+    assert verdict_on([1] * 7 + [0]).verdict == NOT_ENOUGH, "the exact interval of 7 of 8 begins at 0.473"
+    assert verdict_on([0] * 8).verdict == NOT_REPRODUCED
+    assert verdict_on([1] * 8 + [math.nan]).verdict == NOT_ENOUGH
+    assert verdict_on([1] * 7 + [0]).measured == "7 of 8 seeds, a share of [0.473, 0.997]"
+    assert verdict_on([1] * 8).p_value == pytest.approx(0.5**8)
+    open_ = verdict_on([1] * 4)
+    assert open_.seeds_needed == 6, "6 of 6 begin at 0.54"
+    assert verdict_on([1, 1, math.nan], awaits=True).seeds_needed == 6
+
+
+def test_what_is_open_says_how_many_seeds_would_settle_it():
+    values = np.array([0.0, 1.0, 2.0, 3.0])
+    claim = judge("", "", values, above=1)
+    n, std = claim.seeds_needed, values.std(ddof=1)
+    assert n is not None and claim.settled_by == f"about {n} seeds would settle it"
+    half = [stats.t.ppf(0.975, k - 1) * std / math.sqrt(k) for k in (n - 1, n)]
+    assert half[1] < 0.5 <= half[0]
+    assert judge("", "", values, above=-9).settled_by == ""
+    assert judge("", "", values[:2], above=1).settled_by == "it takes 3 seeds or more"
+    assert judge("", "", [*values, math.nan], above=1).settled_by == "more seeds alone would not settle it"
+    assert judge("", "", [*values, math.nan], above=1, awaits=True).seeds_needed == n
+
+
+def test_benjamini_hochberg_is_scipys():
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        p = random.uniform(size=12) ** random.integers(1, 6)
+        assert (benjamini_hochberg(p) == (stats.false_discovery_control(p) <= 0.05)).all()
+    assert benjamini_hochberg([]).tolist() == []
+
+
 def test_equality_is_a_test_of_equivalence():
     assert verdict([1.0, 1.01, 0.99], equals=1, margin=0.1) == REPRODUCED
     assert verdict([0.0, 1.0, 2.0], equals=1, margin=0.1) == NOT_ENOUGH, "the mean fits, the interval does not"
@@ -155,11 +221,28 @@ def test_exactly_one_requirement(requirement):
         judge("it grows", "Figure 1", [1.0, 2.0, 3.0], **requirement)
 
 
-def test_band_holds_one_more_seed_of_the_same_kind():
-    """The band holds a new draw at 95 % of the points on average: with 2,000 of them ± 0.02 is four sigma."""
-    draws = np.random.default_rng(0).normal(size=(6, 2000))
-    claim = judge_band("a seed like the others", "Figure 5", draws[:5], draws[5], of="points")
-    assert claim.mean / 2000 == pytest.approx(0.95, abs=0.02)
+@pytest.mark.parametrize("points", [1, 2, 10])
+def test_a_true_replica_lies_in_the_band_at_all_points_at_once_in_95_of_100_cases(points):
+    """Of 2,000 draws ± 0.02 is four sigma; the points are independent, where Bonferroni loses next to nothing."""
+    draws = np.random.default_rng(points).normal(size=(2000, 9, points))
+    verdicts = [judge_band("", "", of[:8], of[8], of="points").verdict for of in draws]
+    assert verdicts.count(REPRODUCED) / 2000 == pytest.approx(0.95, abs=0.02)
+    assert verdicts.count(NOT_REPRODUCED) == 2000 - verdicts.count(REPRODUCED)
+
+
+def test_the_prediction_interval_is_students():
+    values = np.array([[1.0], [2.0], [4.0], [7.0]])
+    low, high = prediction_band(values)
+    half = stats.t.ppf(0.975, 3) * values.std(ddof=1) * math.sqrt(1 + 1 / 4)
+    assert (low[0], high[0]) == pytest.approx((3.5 - half, 3.5 + half))
+
+
+def test_a_band_so_wide_that_it_holds_nearly_anything_says_nothing():
+    seeds = np.exp(2 * np.random.default_rng(0).normal(size=(12, 1)))
+    claim = judge_band("", "", seeds, [1.0], of="the value", scale="log", widest=30)
+    assert claim.verdict == NOT_ENOUGH and claim.seeds_needed is None
+    assert judge_band("", "", seeds, [1.0], of="the value", scale="log", widest=1e9).verdict == REPRODUCED
+    assert judge_band("", "", seeds, [1e9], of="the value", scale="log", widest=30).verdict == NOT_REPRODUCED
 
 
 def test_band_verdicts():
@@ -167,7 +250,7 @@ def test_band_verdicts():
     assert judge_band("", "", seeds, seeds.mean(0), of="layers").verdict == REPRODUCED
     assert judge_band("", "", seeds, seeds.mean(0) + 100, of="layers").verdict == NOT_REPRODUCED
     shifted = seeds.mean(0) + 100 * (np.arange(10) < 2)
-    assert judge_band("", "", seeds, shifted, of="layers").verdict == NOT_ENOUGH
+    assert judge_band("", "", seeds, shifted, of="layers").verdict == NOT_REPRODUCED, "a replica is not so far off"
     assert judge_band("", "", seeds[:2], seeds.mean(0), of="layers").verdict == NOT_ENOUGH
     assert judge_band("", "", seeds[:1], seeds.mean(0), of="layers").measured == "–", "one seed has no band"
 

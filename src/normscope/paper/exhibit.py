@@ -59,6 +59,8 @@ class Setting:
     """The folder that keeps what of an unfinished exhibit is measured, network by network; None to keep nothing."""
     protocol: int = 1
     """The exhibit's that is measured: parts of another one are measured again."""
+    trains: bool = True
+    """False to take those runs of the protocol that are finished and train none: see `exhibits.figure1_reduced`."""
     ray: str | None = None
     """The address of a Ray cluster that trains the runs, as for `sweep`; None for this machine's processes."""
 
@@ -105,6 +107,7 @@ class Setting:
             device=self.device,
             train_size=scale.train_size,
             held_out=scale.held_out,
+            image_size=scale.image_size,
         )
 
     def config(self) -> dict[str, Any]:
@@ -166,11 +169,24 @@ class Exhibit:
     """Whether it trains networks to the end, at the setting's scale."""
     applies: "Callable[[Setting], bool]" = lambda setting: True
     """Whether there is anything to measure on a setting: not every scale trains everything."""
+    scales: Sequence[str] = ()
+    """Of those that train: the scales that have it; by default all but those with an exhibit of their own."""
+    complete: "Callable[[xr.Dataset], bool]" = lambda dataset: True
+    """Whether a result is whole; one that is not is gathered again the next time."""
     protocol: int = 1
     """Raised whenever `measure` changes what it measures: older results are then measured again."""
 
     of_any_network: bool = False
     """Whether what the paper claims here has nothing to do with its network and data."""
+
+    def measured_on(self, setting: Setting) -> bool:
+        """Whether there is anything to measure on a setting."""
+        if not self.trains:
+            return True
+        from normscope.paper.scale import scale_of
+
+        own = setting.scale in self.scales if self.scales else not scale_of(setting.scale).own_exhibit
+        return own and self.applies(setting)
 
     def verdicts(self, dataset: "xr.Dataset") -> list[Verdict]:
         """The claims that are made of such a result, judged. Where it is not of the paper's size, the paper's claims

@@ -30,7 +30,7 @@ def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
         ResultError: for a folder whose manifest is damaged, before anything is measured.
         OutputError: for a folder that cannot be written, before anything is measured; for a full disk, when it is.
     """
-    wanted = [exhibit for exhibit in chosen(list(names)) if exhibit.applies(setting)]
+    wanted = [exhibit for exhibit in chosen(list(names)) if exhibit.measured_on(setting)]
     if left_out := set(names) - {exhibit.name for exhibit in wanted}:
         raise InvalidConfig(f"{min(left_out)} is not measured at scale {setting.scale}: choose another --scale")
     if not setting.seeds:
@@ -52,7 +52,7 @@ def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
 
 def _is_kept(path: Path, exhibit: Exhibit, known: dict[str, Any]) -> bool:
     dataset = load_if_kept(path, known)
-    if dataset is None or dataset.attrs.get(EXHIBIT, exhibit.name) != exhibit.name:
+    if dataset is None or dataset.attrs.get(EXHIBIT, exhibit.name) != exhibit.name or not exhibit.complete(dataset):
         return False
     # A file from before files had checksums is compared with the manifest's.
     return is_sealed(read_bytes(path)) or is_as_listed(path)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from normscope.errors import unknown
+from normscope.paper.reduced import PROTOCOL, SMALL
 
 if TYPE_CHECKING:
     from normscope.training.config import RunConfig
@@ -43,6 +44,10 @@ class Scale:
     """... and by norm the one rate that each is trained at."""
     reduced: str
     """What is smaller than in the paper, for the report; empty where nothing is."""
+    image_size: int | None = None
+    """Pixels a side that images are averaged to; None for those that are stored."""
+    own_exhibit: bool = False
+    """Whether its runs are those of a protocol of its own, which one exhibit alone is made of."""
 
     def configs(self, norms: Sequence[str], seeds: Sequence[int], device: str) -> "list[RunConfig]":
         """Every norm at every rate with every seed."""
@@ -140,6 +145,28 @@ SCALES = {
         deeper_lrs={"batch": 0.1, "final": 0.03, "none": 0.003},
         reduced="ResNet-20 (noise: ResNet-8) and, at one rate each, ResNet-56 on 10,000 images of CIFAR-10 for 30 "
         "epochs, in place of ResNet-110 on 50,000 for 165.",
+    ),
+    "reduced": Scale(
+        net="resnet20",
+        data=PROTOCOL["data"],
+        train_size=PROTOCOL["train_size"],
+        held_out=PROTOCOL["held_out"],
+        epochs=PROTOCOL["epochs"],
+        batch_size=PROTOCOL["batch_size"],
+        evaluate_every=PROTOCOL["evaluate_every"],
+        lrs=(),
+        small=SMALL["resnet20"],
+        noise_net="resnet20",
+        noise_lrs=(),
+        noise_batch_sizes=(),
+        depths=(),
+        depth_steps=0,
+        deeper_net=None,
+        deeper_lrs={},
+        reduced="ResNet-20, 56 and 110 on 4,000 images of CIFAR-10, averaged to 16 × 16 pixels, for 100 epochs with "
+        "mini-batches of 32 and without augmentation, in place of ResNet-110 on 50,000 for 165.",
+        image_size=PROTOCOL["image_size"],
+        own_exhibit=True,
     ),
     "full": Scale(
         net="resnet110",

@@ -64,6 +64,8 @@ class Claim:
     note: str = ""
     no_value: str = "not finite"
     """What a seed is, in words, that has no value."""
+    awaits: bool = False
+    """Whether a seed without a value is one that is still to come, so that more of them can settle it."""
     in_sample: bool = False
     """Whether the set-up was chosen by fitting the very numbers that it is compared with."""
     scope: Scope = ANY
@@ -91,8 +93,10 @@ class Claim:
             "kind": kind or self.kind,
             "in_sample": self.in_sample,
             "no_value": self.no_value,
+            "awaits": self.awaits,
         }
         if self.of == "band":
+            del more["awaits"]
             return judge_band(
                 self.statement,
                 self.where,

@@ -38,6 +38,7 @@ def judge(
     lower_bound: ArrayLike | None = None,
     scale: Scale = "linear",
     unit: str = "",
+    awaits: bool = False,
     **more: Any,
 ) -> Verdict:
     """Judge one claim from one value a seed (for a comparison: one paired difference or ratio a seed).
@@ -61,6 +62,7 @@ def judge(
             censored): then being below a threshold, or equal to it, cannot be concluded, nor that "above" fails.
         scale: "log" takes the mean and the interval of the logarithms; values must be positive.
         unit: written behind the number, with its own leading space.
+        awaits: whether a seed without a value is one that is still to come: then it is said how many would settle it.
         more: other fields of `Verdict`: `paper`, `note`, `no_value`, `kind`, `in_sample`.
     """
     values = np.asarray(measured, dtype=np.float64).ravel()
@@ -93,9 +95,10 @@ def judge(
     if missing or contrary or not len(values):
         p_value = math.nan if missing or not len(values) else 1.0
     needed = None
-    if verdict == NOT_ENOUGH and len(finite) > 1 and not (missing or len(infinite) or bounded):
+    if verdict == NOT_ENOUGH and len(finite) > 1 and not (len(infinite) or bounded) and (awaits or not missing):
         spread = finite if scale == "linear" else np.log(finite) if (finite > 0).all() else np.array([math.nan] * 2)
-        needed = seeds_for_mean(spread, [logs(x) for x in (low_limit, high_limit)], confidence)
+        ends = [logs(limit) for limit in (low_limit, high_limit)]
+        needed = seeds_for_mean(spread, ends, confidence, more_than=0 if missing else len(finite))
     return Verdict(
         statement,
         where,
@@ -124,6 +127,7 @@ def judge_share(
     *,
     above: float | None = None,
     below: float | None = None,
+    awaits: bool = False,
     **more: Any,
 ) -> Verdict:
     """Judge which share of one effect another one is: mean(part) / mean(whole), paired by seed.
@@ -140,17 +144,19 @@ def judge_share(
     """
     low_limit, high_limit, wanted = limits(above, below, None, None, "linear", "")
     parts, wholes = np.asarray(part, dtype=np.float64).ravel(), np.asarray(whole, dtype=np.float64).ravel()
-    missing = int((~np.isfinite(parts) | ~np.isfinite(wholes)).sum())
+    known = np.isfinite(parts) & np.isfinite(wholes)
+    missing = int((~known).sum())
     mean, low, high, verdict = math.nan, math.nan, math.nan, NOT_ENOUGH
     p_value, needed = math.nan, None
-    if not missing and len(parts) > 1:
-        mean, low, high = ratio_interval(parts, wholes)
+    if known.sum() > 1 and (awaits or not missing):
+        mean, low, high = ratio_interval(parts[known], wholes[known])
         threshold = low_limit if above is not None else high_limit
-        rest = parts - threshold * wholes
+        rest = (parts - threshold * wholes)[known]
         zero = (0.0, math.inf) if above is not None else (-math.inf, 0.0)
-        p_value = p_of_mean(rest, *zero, "linear")
-        needed = seeds_for_mean(rest, zero, CONFIDENCE) if wholes.mean() > 0 else None
-    if len(parts) >= MIN_SEEDS:
+        p_value = math.nan if missing else p_of_mean(rest, *zero, "linear")
+        if wholes[known].mean() > 0:
+            needed = seeds_for_mean(rest, zero, CONFIDENCE, more_than=0 if missing else len(rest))
+    if len(parts) >= MIN_SEEDS and not missing:
         if low > low_limit and high < high_limit:
             verdict = REPRODUCED
         elif high < low_limit or low > high_limit:
@@ -178,6 +184,7 @@ def judge_proportion(
     *,
     above: float | None = None,
     below: float | None = None,
+    awaits: bool = False,
     **more: Any,
 ) -> Verdict:
     """Judge in which share of all networks something is so, from k of n seeds, by the exact interval of Clopper and
@@ -199,18 +206,18 @@ def judge_proportion(
         p_value = float(bdtrc(successes - 1, trials, low_limit)) if above is not None and successes else 1.0
         if below is not None:
             p_value = float(bdtr(successes, trials, high_limit))
+
+    def settles(n: int) -> bool:
+        ends = proportion_interval(round(mean * n), n)
+        return (ends[0] > low_limit and ends[1] < high_limit) or ends[1] < low_limit or ends[0] > high_limit
+
     if len(values) >= MIN_SEEDS and not missing:
         if low > low_limit and high < high_limit:
             verdict = REPRODUCED
         elif high < low_limit or low > high_limit:
             verdict = NOT_REPRODUCED
-        else:
-
-            def settles(n: int) -> bool:
-                ends = proportion_interval(round(mean * n), n)
-                return (ends[0] > low_limit and ends[1] < high_limit) or ends[1] < low_limit or ends[0] > high_limit
-
-            needed = fewest(settles, trials + 1)
+    if verdict == NOT_ENOUGH and trials and (awaits or not missing):
+        needed = fewest(settles, 0 if missing else trials + 1)
     return Verdict(
         statement,
         where,
@@ -319,14 +326,15 @@ def p_of_mean(values: np.ndarray, low_limit: float, high_limit: float, scale: Sc
     return max(beyond(mean - low_limit), beyond(high_limit - mean))
 
 
-def seeds_for_mean(values: np.ndarray, threshold: Sequence[float], confidence: float) -> int | None:
+def seeds_for_mean(values: np.ndarray, threshold: Sequence[float], confidence: float, *, more_than: int) -> int | None:
     """How many seeds would have an interval that lies wholly on one side of every limit, were their mean and scatter
     those of these values."""
-    mean, std = float(values.mean()), float(values.std(ddof=1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = float(values.mean()), float(values.std(ddof=1))
     distance = min(abs(mean - limit) for limit in threshold if math.isfinite(limit))
-    if not math.isfinite(std) or distance == 0:
+    if not math.isfinite(std) or not distance > 0:
         return None
-    return fewest(lambda n: student_t(n - 1, confidence) * std / math.sqrt(n) < distance, len(values) + 1)
+    return fewest(lambda n: student_t(n - 1, confidence) * std / math.sqrt(n) < distance, more_than + 1)
 
 
 def fewest(settles: Callable[[int], bool], start: int) -> int | None:

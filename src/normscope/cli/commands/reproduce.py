@@ -24,9 +24,20 @@ def command(
         str,
         typer.Option(
             help="Size of the exhibits that train to the end: quick (digits, minutes), short (CIFAR-10, two to "
-            "three hours), standard (CIFAR-10, longer) or full (the paper's own)."
+            "three hours), standard (CIFAR-10, longer), reduced (figure 1 to the end, 13 core-hours) or full (the "
+            "paper's own)."
         ),
     ] = "quick",
+    train: Annotated[
+        bool,
+        typer.Option(
+            help="Whether `--scale reduced` trains the runs that are missing, or judges those that are there."
+        ),
+    ] = True,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Train on a Ray cluster, as `normscope sweep --ray` does."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto.")] = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder for results and report; what it holds is not measured again.")
@@ -60,6 +71,8 @@ def command(
         batch_size=batch_size,
         scale=scale,
         data_dir=data_dir,
+        trains=train,
+        ray=ray,
     )
     reproduce(names, setting, folder)
     write_manifest(folder, ["normscope", *sys.argv[1:]], note)

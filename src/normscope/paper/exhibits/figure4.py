@@ -152,8 +152,10 @@ def diverging(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def begins(dataset: xr.Dataset, place: int) -> xr.DataArray:
-    """How far into the step, in per cent, the layer in this place reaches a tenth of its final variance."""
-    return 100 * visible_from(diverging(dataset)).isel(layer=place)
+    """How far into the step, in per cent, the layer in this place reaches a tenth of its final variance; no value where
+    that is not finite."""
+    largest = diverging(dataset).isel(layer=place)
+    return 100 * visible_from(largest).where(np.isfinite(largest.isel(fraction=-1)))
 
 
 def change_with_bn(dataset: xr.Dataset) -> xr.DataArray:
