@@ -21,7 +21,7 @@ from normscope.paper.manifest import notes_of, write_manifest
 from normscope.paper.measurement import reproduce
 from normscope.paper.reproduction import measured_on, report_reproduction
 from normscope.results import save
-from normscope.statistics.judge import judge
+from normscope.statistics.judgement import judge
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from normscope.statistics.intervals import prediction_band, proportion_interval
-from normscope.statistics.judge import judge, judge_band, judge_proportion, judge_share
+from normscope.statistics.judgement import judge, judge_band, judge_proportion, judge_share
 from normscope.statistics.multiplicity import benjamini_hochberg
 from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED
 

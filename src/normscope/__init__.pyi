@@ -37,8 +37,8 @@ from .rates.stable_lr import stable_lr as stable_lr
 from .results import load as load
 from .results import load_tree as load_tree
 from .results import save as save
+from .statistics.judgement import judge as judge
 from .statistics.verdict import Verdict as Verdict
-from .statistics.verdict import judge as judge
 from .surgery import with_init as with_init
 from .surgery import with_norm as with_norm
 from .sweeps.runs import load_runs as load_runs

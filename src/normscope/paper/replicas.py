@@ -89,7 +89,7 @@ def frequencies(
     world: World, scatter: float, replicas: int = REPLICAS, seeds: Sequence[int] | None = None
 ) -> dict[str, dict[str, float]]:
     """By claim, in which share of the replicas it comes out in each way."""
-    counts = {claim.statement: dict.fromkeys(VERDICTS, 0) for claim in CLAIMS}
+    counts: dict[str, dict[str, int]] = {claim.statement: {word: 0 for word in VERDICTS} for claim in CLAIMS}
     tried = range(replicas) if seeds is None else seeds
     for seed in tried:
         dataset = drawn(world, scatter, seed)

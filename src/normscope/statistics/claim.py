@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from normscope.statistics.intervals import Scale
-from normscope.statistics.judge import band_requirement, judge, judge_band, judge_proportion, judge_share, limits
+from normscope.statistics.judgement import band_requirement, judge, judge_band, judge_proportion, judge_share, limits
 from normscope.statistics.verdict import KINDS, Verdict
 
 Of = Literal["mean", "share", "proportion", "band"]
