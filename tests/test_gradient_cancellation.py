@@ -332,13 +332,6 @@ def test_nan_stays_nan():
     assert np.isnan(dataset["ratio"].sel(layer="0"))
 
 
-@pytest.mark.parametrize("entry", ZOO, ids=str)
-def test_leaves_no_trace(entry):
-    model, batch = disturb(entry.build(0)), entry.batch(0)
-    with no_trace(model, batch):
-        ns.gradient_cancellation(model, batch, loss_fn=entry.loss_fn)
-
-
 def test_leaves_no_trace_with_frozen_statistics_nor_when_it_fails():
     model, batch = disturb(by_name("batch_norm").build(0)), by_name("batch_norm").batch(0)
     with no_trace(model, batch):
@@ -430,15 +423,6 @@ def test_layers_by_pattern_are_the_same_numbers():
     second = ns.gradient_cancellation(model, batch, layers="2")
     assert second["layer"].values.tolist() == ["2"]
     np.testing.assert_allclose(second["ratio"], everything["ratio"].sel(layer=["2"]), rtol=1e-6)
-
-
-def test_a_dataset_that_describes_itself_and_survives_the_disk(tmp_path):
-    model, batch = by_name("batch_norm").build(0), by_name("batch_norm").batch(0)
-    dataset = ns.gradient_cancellation(model, batch)
-    assert dataset["depth"].values.tolist() == [1, 2, 3]
-    for variable in (*dataset.data_vars.values(), *dataset.coords.values()):
-        assert variable.attrs["long_name"] and variable.attrs["units"]
-    assert ns.load(ns.save(dataset, tmp_path / "x.nc")).identical(dataset)
 
 
 def test_the_plot_shows_every_layer_and_what_has_no_value():

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from zoo import ZOO, by_name, disturb, in_float64, no_trace, scaled
+from zoo import ZOO, by_name, in_float64, scaled
 
 import normscope as ns
 from normscope.errors import InvalidConfig, InvalidModel
@@ -208,21 +208,6 @@ def test_options_that_cannot_be_are_refused(options):
     model, batch = by_name("mlp").build(0), by_name("mlp").batch(0)
     with pytest.raises(InvalidConfig, match=next(iter(options))):
         ns.gradient_histogram(model, batch, **options)
-
-
-@pytest.mark.parametrize("entry", ZOO, ids=str)
-def test_leaves_no_trace(entry):
-    model, batch = disturb(entry.build(0)), entry.batch(0)
-    with no_trace(model, batch):
-        ns.gradient_histogram(model, batch, loss_fn=entry.loss_fn)
-
-
-def test_a_dataset_that_describes_itself_and_survives_the_disk(tmp_path):
-    model, batch = by_name("mlp").build(0), by_name("mlp").batch(0)
-    dataset = ns.gradient_histogram(model, batch)
-    for variable in (*dataset.data_vars.values(), *dataset.coords.values()):
-        assert variable.attrs["long_name"] and variable.attrs["units"]
-    assert ns.load(ns.save(dataset, tmp_path / "x.nc")).identical(dataset)
 
 
 def test_the_plot_shows_every_entry():

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from zoo import ZOO, by_name, disturb, in_float64, no_trace, scaled, squared_error
+from zoo import ZOO, by_name, in_float64, scaled, squared_error
 
 import normscope as ns
 from normscope.errors import InvalidBatch, InvalidConfig, InvalidModel
@@ -62,13 +62,6 @@ def test_equals_its_twin(entry):
     for name, whole in (("noise_per_example", variance), ("gradient_squared_norm", (mean**2).sum())):
         np.testing.assert_allclose(dataset[f"layer_{name}"].sum(), whole, rtol=rtol)
     assert dataset.attrs["in_one_pass"] == ("false" if entry.name == "recurrent" else "true")
-
-
-@pytest.mark.parametrize("entry", ZOO, ids=str)
-def test_leaves_no_trace(entry):
-    model, batch = disturb(entry.build(0)), entry.batch(0)
-    with no_trace(model, batch):
-        ns.gradient_noise(model, batch, loss_fn=entry.loss_fn, batch_size=2)
 
 
 def test_the_layers_are_the_modules_that_own_parameters():

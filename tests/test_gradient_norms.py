@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from torch import nn
-from zoo import ZOO, by_name, disturb, in_float64, no_trace, scaled
+from zoo import ZOO, by_name, in_float64, scaled
 
 import normscope as ns
 from normscope.errors import InvalidModel
@@ -73,13 +73,6 @@ def test_equals_its_twin(entry):
         np.testing.assert_allclose(one["activation_gradient_norm"], output_gradient, rtol=rtol)
         np.testing.assert_allclose(one["activation_gradient_rms"], output_gradient / np.sqrt(outputs), rtol=rtol)
         assert one["has_weight_gradient"] == (not np.isnan(weight_gradient)) and one["has_activation_gradient"]
-
-
-@pytest.mark.parametrize("entry", ZOO, ids=str)
-def test_leaves_no_trace(entry):
-    model, batch = disturb(entry.build(0)), entry.batch(0)
-    with no_trace(model, batch):
-        ns.gradient_norms(model, batch, loss_fn=entry.loss_fn)
 
 
 def test_in_a_chain_of_orthogonal_layers_the_activations_gradient_keeps_its_norm():

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from zoo import CLASSES, ZOO, by_name, disturb, in_float64, no_trace, scaled
+from zoo import CLASSES, ZOO, by_name, in_float64, scaled
 
 import normscope as ns
 from normscope.errors import InvalidConfig, InvalidModel
@@ -76,13 +76,6 @@ def test_equals_its_float64_twin(entry):
         np.testing.assert_allclose(at["variance"].values[:width], variance, rtol=rtol, atol=atol)
         assert np.isnan(at["mean"].values[width:]).all()
     np.testing.assert_allclose(dataset["loss"], losses, rtol=rtol)
-
-
-@pytest.mark.parametrize("entry", ZOO, ids=str)
-def test_leaves_no_trace(entry):
-    model, batch = disturb(entry.build(0)), entry.batch(0)
-    with no_trace(model, batch):
-        ns.moments_along_step(model, batch, step_size=0.5, fractions=[0, 1], loss_fn=entry.loss_fn)
 
 
 def test_the_step_starts_at_the_network_as_it_is():
@@ -160,12 +153,6 @@ def test_a_point_depends_on_its_own_step_size_only(fractions, step_size):
     assert whole.isel(fraction=[-1]).equals(alone)
 
 
-def test_survives_the_disk(tmp_path):
-    entry = by_name("attention")
-    dataset = ns.moments_along_step(entry.build(0), entry.batch(0), step_size=0.1, fractions=[0, 1])
-    assert ns.load(ns.save(dataset, tmp_path / "moments.nc")).identical(dataset)
-
-
 @pytest.mark.parametrize("step_size", [0, -1.0, float("nan"), float("inf")])
 def test_refuses_a_step_size_that_is_none(step_size):
     entry = by_name("mlp")
@@ -178,12 +165,6 @@ def test_refuses_fractions_that_are_none(fractions):
     entry = by_name("mlp")
     with pytest.raises(InvalidConfig, match="fractions must be"):
         ns.moments_along_step(entry.build(0), entry.batch(0), step_size=1, fractions=fractions)
-
-
-def test_says_which_layers_there_are():
-    entry = by_name("mlp")
-    with pytest.raises(InvalidModel, match="no layer matches 'conv'"):
-        ns.moments_along_step(entry.build(0), entry.batch(0), step_size=1, layers="conv")
 
 
 class Fickle(nn.Module):

@@ -36,6 +36,11 @@ def default_loss(model: nn.Module, batch: Batch) -> Tensor:
     return cross_entropy(model(inputs), labels)
 
 
+def loss_units(batch: Batch, loss_fn: LossFn | None) -> str:
+    """The unit of a loss: nat for the default cross-entropy, "1" for what a model or somebody's loss_fn gives."""
+    return "nat" if loss_fn is None and not isinstance(batch, Mapping) else "1"
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy, with the classes along dimension 1 or, where only that fits the labels, along the last."""
     if not isinstance(logits, Tensor):

@@ -22,7 +22,16 @@ from normscope.model.state import untouched
 from normscope.probes.moments.exact import exact_moments
 from normscope.probes.moments.fast import SMALL, ShortSums, short_sums, trusted
 from normscope.probes.moments.from_batch_norm import BatchNormMoments
-from normscope.results import labelled, provenance
+from normscope.results.schema import DEPTH, LAYER, coord, measured, variable
+
+VARIABLES = (
+    LAYER,
+    coord("channel", "channel", "its number; padded up to the widest layer"),
+    DEPTH,
+    variable("mean", "layer channel", "channel mean", "E over examples and positions; NaN beyond `num_channels`"),
+    variable("variance", "layer channel", "channel variance", "biased; NaN beyond `num_channels`"),
+    variable("num_channels", "layer", "number of channels", "how many of the channels are real"),
+)
 
 Reading = ShortSums | tuple[Tensor, Tensor]
 """What is known of an output: sums still to be pooled, or mean and variance."""
@@ -110,13 +119,12 @@ def channel_moments(
     for row, (stop, width) in enumerate(zip(np.cumsum(widths), widths, strict=True)):
         table[:, row, :width] = flat[:, stop - width : stop].numpy()
     parameter = next(model.parameters())
-    dataset = labelled(
-        {
-            "mean": (("layer", "channel"), table[0], "channel mean", "1"),
-            "variance": (("layer", "channel"), table[1], "channel variance", "1"),
-            "num_channels": ("layer", widths, "number of channels", "1"),
-        },
-        {"layer": (names, "layer", "1"), "channel": (np.arange(table.shape[2]), "channel", "1")},
-        **provenance(device=parameter.device, dtype=parameter.dtype),
-    )
-    return dataset.assign_coords(depth=("layer", depths(names), {"long_name": "layer on the main path", "units": "1"}))
+    values = {
+        "mean": table[0],
+        "variance": table[1],
+        "num_channels": widths,
+        "layer": names,
+        "channel": np.arange(table.shape[2]),
+        "depth": depths(names),
+    }
+    return measured(VARIABLES, values, device=parameter.device, dtype=parameter.dtype)

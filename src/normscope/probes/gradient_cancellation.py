@@ -26,7 +26,18 @@ from normscope.model.layers import LayerCall, channel_dim, depths, record_calls,
 from normscope.model.loss import LossFn, checked_loss, readable_errors
 from normscope.model.state import untouched
 from normscope.probes.moments.fast import moments
-from normscope.results import labelled, provenance
+from normscope.results.schema import DEPTH, LAYER, measured, variable
+
+VARIABLES = (
+    LAYER,
+    DEPTH,
+    variable("sum_of_absolutes", "layer", "a, mean over entries of Σ|d|", "a = Σ|d|, a mean over the kernel's entries"),
+    variable("absolute_of_sum", "layer", "b, mean over entries of |Σd|", "b = |Σd|, a mean over the kernel's entries"),
+    variable("ratio", "layer", "cancellation a/b", "a/b; inf where everything cancels, NaN where all is zero"),
+    variable("normalized_ratio", "layer", "cancellation (a/b)/√n", "(a/b)/√n: about 1 for independent signs"),
+    variable("num_terms", "layer", "number of summands n", "n: examples times output positions, padding counted"),
+    variable("num_entries", "layer", "entries of the kernel"),
+)
 
 SMALLEST_SAFE_SUM = 1e-30
 """Below this float32 products start to lose digits, and the sums are taken again in float64."""
@@ -118,7 +129,7 @@ def gradient_cancellation(
     """
     watched = watched_modules(model, layers)
     for smallest in (torch.float32, torch.float64):
-        measured, kernels = _kernels(model, batch, loss_fn, watched, frozen_statistics, smallest)
+        found, kernels = _kernels(model, batch, loss_fn, watched, frozen_statistics, smallest)
         sums = torch.stack([_sums(kernel) for kernel in kernels]).cpu().numpy()
         if np.isfinite(sums).all() and (sums[sums > 0] > SMALLEST_SAFE_SUM).all():
             break
@@ -128,21 +139,21 @@ def gradient_cancellation(
         ratio = a / b
     names = [kernel.layer for kernel in kernels]
     parameter = next(model.parameters())
-    dataset = labelled(
-        {
-            "sum_of_absolutes": ("layer", a, "a, mean over entries of Σ|d|", "1"),
-            "absolute_of_sum": ("layer", b, "b, mean over entries of |Σd|", "1"),
-            "ratio": ("layer", ratio, "cancellation a/b", "1"),
-            "normalized_ratio": ("layer", ratio / np.sqrt(n), "cancellation (a/b)/√n", "1"),
-            "num_terms": ("layer", n, "number of summands n", "1"),
-            "num_entries": ("layer", [k.signed_sum.numel() for k in kernels], "entries of the kernel", "1"),
-        },
-        {"layer": (names, "layer", "1")},
-        frozen_statistics=frozen_statistics,
-        left_out=[path for path in watched if path not in measured],
-        **provenance(device=parameter.device, dtype=parameter.dtype),
-    )
-    return dataset.assign_coords(depth=("layer", depths(names), {"long_name": "layer on the main path", "units": "1"}))
+    values = {
+        "sum_of_absolutes": a,
+        "absolute_of_sum": b,
+        "ratio": ratio,
+        "normalized_ratio": ratio / np.sqrt(n),
+        "num_terms": n,
+        "num_entries": [kernel.signed_sum.numel() for kernel in kernels],
+        "layer": names,
+        "depth": depths(names),
+    }
+    attrs = {
+        "frozen_statistics": frozen_statistics,
+        "left_out": [path for path in watched if path not in found],
+    }
+    return measured(VARIABLES, values, device=parameter.device, dtype=parameter.dtype, attrs=attrs)
 
 
 def _sums(kernel: Kernel) -> Tensor:

@@ -21,26 +21,36 @@ from normscope.errors import InvalidConfig, InvalidModel
 from normscope.model.layers import LayerCall, depths, own_parameters, record_calls, watched_modules
 from normscope.model.loss import LossFn, checked_loss, readable_errors
 from normscope.model.state import untouched
-from normscope.results import labelled, provenance
+from normscope.results.schema import DEPTH, LAYER, coord, measured, variable
 
 TAIL_SHARE = 0.05
 """The tail index is estimated from this share of the entries that are not zero, the largest: for a normal distribution
 it gives 6.0."""
 
-VARIABLES = {
-    "num_below": "entries below the range shown",
-    "num_above": "entries above the range shown",
-    "num_not_finite": "entries that are not finite",
-    "num_zero": "entries that are exactly zero",
-    "num_entries": "entries of the gradient",
-    "minimum": "smallest entry",
-    "maximum": "largest entry",
-    "mean": "mean over entries",
-    "std": "standard deviation over entries",
-    "kurtosis": "kurtosis",
-    "tail_index": "tail index",
-}
-"""What is said of every layer beside its histogram, with the long names."""
+NUMBERS = (
+    variable("num_below", "layer", "entries below the range shown", "finite entries below `limits`"),
+    variable("num_above", "layer", "entries above the range shown", "finite entries above `limits`"),
+    variable("num_not_finite", "layer", "entries that are not finite", "NaN or infinite, in no bin"),
+    variable("num_zero", "layer", "entries that are exactly zero"),
+    variable("num_entries", "layer", "entries of the gradient", "N"),
+    variable("minimum", "layer", "smallest entry"),
+    variable("maximum", "layer", "largest entry"),
+    variable("mean", "layer", "mean over entries"),
+    variable("std", "layer", "standard deviation over entries", "biased: over N"),
+    variable("kurtosis", "layer", "kurtosis", "fourth central moment over the squared variance: 3 for a normal one"),
+    variable("tail_index", "layer", "tail index", "Hill's estimate: the heavier the tail, the smaller"),
+)
+"""What is said of every layer beside its histogram."""
+
+VARIABLES = (
+    LAYER,
+    coord("bin", "bin", "its number, from the lowest"),
+    coord("edge", "edge of a bin", "its number, one more than there are bins"),
+    DEPTH,
+    variable("count", "layer bin", "number of entries", "finite entries in the bin"),
+    variable("bin_edge", "layer edge", "gradient entry", "where the bin begins; the last one's end is in it"),
+    *NUMBERS,
+)
 
 
 def histogram(
@@ -124,29 +134,25 @@ def gradient_histogram(
     names = list(gradients)
     counts = np.zeros((len(names), num_bins), dtype=np.int64)
     edges = np.zeros((len(names), num_bins + 1))
-    numbers: dict[str, list[float]] = {name: [] for name in VARIABLES}
+    numbers: dict[str, list[float]] = {one.name: [] for one in NUMBERS}
     with np.errstate(all="ignore"):  # NaN and infinity are results
         for i, (_, gradient) in enumerate(gradients.values()):
-            values = gradient.double().cpu().numpy()  # one layer at a time
-            counts[i], edges[i] = histogram(values, num_bins, limits)
-            for name, number in _numbers(values, limits).items():
+            entries = gradient.double().cpu().numpy()  # one layer at a time
+            counts[i], edges[i] = histogram(entries, num_bins, limits)
+            for name, number in _numbers(entries, limits).items():
                 numbers[name].append(number)
     parameter = next(model.parameters())
-    variables: dict[str, Any] = {
-        "count": (("layer", "bin"), counts, "number of entries", "1"),
-        "bin_edge": (("layer", "edge"), edges, "gradient entry", "1"),
+    values = {
+        **numbers,
+        "count": counts,
+        "bin_edge": edges,
+        "layer": names,
+        "bin": np.arange(num_bins),
+        "edge": np.arange(num_bins + 1),
+        "depth": [gradients[layer][0] for layer in names],
     }
-    for name, long_name in VARIABLES.items():
-        variables[name] = ("layer", numbers[name], long_name, "1")
-    coords = {
-        "layer": (names, "layer", "1"),
-        "bin": (np.arange(num_bins), "bin", "1"),
-        "edge": (np.arange(num_bins + 1), "edge of a bin", "1"),
-    }
-    origin = provenance(device=parameter.device, dtype=parameter.dtype)
-    dataset = labelled(variables, coords, left_out=left_out, tail_share=TAIL_SHARE, **origin)
-    depth = [gradients[layer][0] for layer in names]
-    return dataset.assign_coords(depth=("layer", depth, {"long_name": "layer on the main path", "units": "1"}))
+    attrs = {"left_out": left_out, "tail_share": TAIL_SHARE}
+    return measured(VARIABLES, values, device=parameter.device, dtype=parameter.dtype, attrs=attrs)
 
 
 def layer_gradients(

@@ -27,7 +27,42 @@ from normscope.model.loss import LossFn, checked_loss
 from normscope.model.state import untouched
 from normscope.model.vector_norm import Gradient, norm_of_each
 from normscope.per_example import gradient, per_example, trainable
-from normscope.results import labelled, provenance
+from normscope.results.schema import LAYER, coord, measured, variable
+
+VARIABLES = (
+    coord("example", "example of the batch"),
+    LAYER,
+    coord("depth", "layer on the main path", "place among layers with a weight; NaN for others", along="layer"),
+    variable("squared_norm", "example", "squared norm of an example's gradient", "‖∇ℓ_i‖²; NaN where the loss couples"),
+    variable("noise_per_example", "", "gradient noise C of one example", "C, unbiased; NaN where the loss couples"),
+    variable(
+        "batch_variance",
+        "",
+        "variance of a mini-batch's gradient",
+        "E‖∇_B − E∇_B‖², unbiased; C/|B| where it decouples",
+    ),
+    variable(
+        "batch_bias",
+        "",
+        "squared bias of a mini-batch's gradient",
+        "‖E∇_B − ∇ℓ‖², at times negative; 0 where it decouples",
+    ),
+    variable(
+        "gradient_squared_norm",
+        "",
+        "squared norm of the gradient",
+        "‖∇ℓ‖² of the whole batch, its own noise C/n included",
+    ),
+    variable(
+        "noise_scale", "", "gradient noise scale", "C / ‖∇ℓ‖²: the |B| at which noise equals signal", units="examples"
+    ),
+    variable("decouples", "", "loss is a mean of losses of single examples", "or their sum; found out by number"),
+    variable("decoupling_error", "", "relative distance from a loss that decouples"),
+    variable("is_random", "", "loss draws random numbers", "dropout, whose noise is then part of the result"),
+    variable("layer_noise_per_example", "layer", "gradient noise C of one example", "a layer's part of C"),
+    variable("layer_batch_variance", "layer", "variance of a mini-batch's gradient", "a layer's part"),
+    variable("layer_gradient_squared_norm", "layer", "squared norm of the gradient", "a layer's part"),
+)
 
 DEFAULT_MINI_BATCHES = 8
 """How many mini-batches the batch is taken apart into, where nothing else is asked for."""
@@ -141,8 +176,8 @@ def gradient_noise(
                     f"mini-batches of {batch_size}: give a larger batch, or a smaller batch_size"
                 )
             options = {"batch_size": batch_size, "partitions": partitions, "seed": seed}
-            measured = mini_batch_noise(model, batch, loss_fn, **options)
-            variance, bias, squared_norm = measured.variance, measured.squared_bias, measured.squared_norm
+            of_parts = mini_batch_noise(model, batch, loss_fn, **options)
+            variance, bias, squared_norm = of_parts.variance, of_parts.squared_bias, of_parts.squared_norm
             noise = torch.full_like(variance, torch.nan)
             of_examples = torch.full((num_examples,), torch.nan)
         layers, owner = owners(model)
@@ -152,33 +187,32 @@ def gradient_noise(
     layer_noise, layer_variance, layer_squared_norm = by_layer.numpy()
     c, of_batch = layer_noise.sum(), layer_squared_norm.sum()
     signal = of_batch - c / num_examples
-    dataset = labelled(
-        {
-            "squared_norm": ("example", of_examples.cpu(), "squared norm of an example's gradient", "1"),
-            "noise_per_example": ((), c, "gradient noise C of one example", "1"),
-            "batch_variance": ((), layer_variance.sum(), "variance of a mini-batch's gradient", "1"),
-            "batch_bias": ((), float(bias.sum()), "squared bias of a mini-batch's gradient", "1"),
-            "gradient_squared_norm": ((), of_batch, "squared norm of the gradient", "1"),
-            "noise_scale": ((), c / signal if not signal <= 0 else np.inf * c, "gradient noise scale", "examples"),
-            "decouples": ((), found.decouples, "loss is a mean of losses of single examples", "1"),
-            "decoupling_error": ((), found.error, "relative distance from a loss that decouples", "1"),
-            "is_random": ((), found.is_random, "loss draws random numbers", "1"),
-            "layer_noise_per_example": ("layer", layer_noise, "gradient noise C of one example", "1"),
-            "layer_batch_variance": ("layer", layer_variance, "variance of a mini-batch's gradient", "1"),
-            "layer_gradient_squared_norm": ("layer", layer_squared_norm, "squared norm of the gradient", "1"),
-        },
-        {"example": (np.arange(num_examples), "example of the batch", "1"), "layer": (layers, "layer", "1")},
-        probe="gradient_noise",
-        batch_size=batch_size,
-        num_examples=num_examples,
-        reduction="sum" if found.is_sum else "mean",
-        in_one_pass=found.in_one_pass,
-        **provenance(
-            device=parameter.device, dtype=parameter.dtype, training=training, partitions=partitions, seed=seed
-        ),
-    )
-    place = {"long_name": "layer on the main path", "units": "1"}
-    return dataset.assign_coords(depth=("layer", depths_of(model, layers), place))
+    values = {
+        "squared_norm": of_examples.cpu(),
+        "noise_per_example": c,
+        "batch_variance": layer_variance.sum(),
+        "batch_bias": float(bias.sum()),
+        "gradient_squared_norm": of_batch,
+        "noise_scale": c / signal if not signal <= 0 else np.inf * c,
+        "decouples": found.decouples,
+        "decoupling_error": found.error,
+        "is_random": found.is_random,
+        "layer_noise_per_example": layer_noise,
+        "layer_batch_variance": layer_variance,
+        "layer_gradient_squared_norm": layer_squared_norm,
+        "example": np.arange(num_examples),
+        "layer": layers,
+        "depth": depths_of(model, layers),
+    }
+    attrs = {
+        "probe": "gradient_noise",
+        "batch_size": batch_size,
+        "num_examples": num_examples,
+        "reduction": "sum" if found.is_sum else "mean",
+        "in_one_pass": found.in_one_pass,
+    }
+    config = {"training": training, "partitions": partitions, "seed": seed}
+    return measured(VARIABLES, values, device=parameter.device, dtype=parameter.dtype, attrs=attrs, **config)
 
 
 def owners(model: nn.Module) -> tuple[list[str], list[int]]:

@@ -20,7 +20,20 @@ from normscope.model.layers import LayerCall, depths, own_parameters, record_cal
 from normscope.model.loss import LossFn, checked_loss, readable_errors
 from normscope.model.state import untouched
 from normscope.model.vector_norm import norm_of_each, norms_of
-from normscope.results import labelled, provenance
+from normscope.results.schema import DEPTH, LAYER, measured, variable
+
+VARIABLES = (
+    LAYER,
+    DEPTH,
+    variable("weight_gradient_norm", "layer", "norm of the weight's gradient", "‖∂ℓ/∂W‖"),
+    variable("weight_norm", "layer", "norm of the weight", "‖W‖"),
+    variable("update_ratio", "layer", "update to weight at a learning rate of 1", "‖∂ℓ/∂W‖ / ‖W‖"),
+    variable("activation_gradient_norm", "layer", "norm of the output's gradient", "‖∂ℓ/∂y‖"),
+    variable("activation_gradient_rms", "layer", "rms of the output's gradient", "‖∂ℓ/∂y‖ / √n"),
+    variable("num_weights", "layer", "number of weights"),
+    variable("has_weight_gradient", "layer", "weight has a gradient", "False where nothing differentiates it"),
+    variable("has_activation_gradient", "layer", "output has one", "False where the loss does not depend on it"),
+)
 
 
 def gradient_norms(
@@ -90,21 +103,19 @@ def gradient_norms(
     with np.errstate(divide="ignore", invalid="ignore"):
         update_ratio = weight_gradient / weight
     parameter = parameters[0]
-    dataset = labelled(
-        {
-            "weight_gradient_norm": ("layer", weight_gradient, "norm of the weight's gradient", "1"),
-            "weight_norm": ("layer", weight, "norm of the weight", "1"),
-            "update_ratio": ("layer", update_ratio, "update to weight at a learning rate of 1", "1"),
-            "activation_gradient_norm": ("layer", activation, "norm of the output's gradient", "1"),
-            "activation_gradient_rms": ("layer", activation / np.sqrt(sizes), "rms of the output's gradient", "1"),
-            "num_weights": ("layer", [sum(p.numel() for p in own) for own in weights], "number of weights", "1"),
-            "has_weight_gradient": ("layer", [bool(each) for each in found], "weight has a gradient", "1"),
-            "has_activation_gradient": ("layer", [i in of_output for i in range(len(names))], "output has one", "1"),
-        },
-        {"layer": (names, "layer", "1")},
-        **provenance(device=parameter.device, dtype=parameter.dtype, training=training),
-    )
-    return dataset.assign_coords(depth=("layer", depths(names), {"long_name": "layer on the main path", "units": "1"}))
+    values = {
+        "weight_gradient_norm": weight_gradient,
+        "weight_norm": weight,
+        "update_ratio": update_ratio,
+        "activation_gradient_norm": activation,
+        "activation_gradient_rms": activation / np.sqrt(sizes),
+        "num_weights": [sum(p.numel() for p in own) for own in weights],
+        "has_weight_gradient": [bool(each) for each in found],
+        "has_activation_gradient": [i in of_output for i in range(len(names))],
+        "layer": names,
+        "depth": depths(names),
+    }
+    return measured(VARIABLES, values, device=parameter.device, dtype=parameter.dtype, training=training)
 
 
 def weights_of(module: nn.Module) -> list[nn.Parameter]:

@@ -22,7 +22,20 @@ from normscope.errors import InvalidBatch, InvalidConfig, InvalidModel
 from normscope.model.loss import LossFn, readable_errors
 from normscope.model.output import call, entry
 from normscope.model.state import untouched
-from normscope.results import labelled, provenance
+from normscope.results.schema import coord, measured, variable
+
+OF = "of the input-output Jacobian"
+
+VARIABLES = (
+    coord("example", "example of the batch"),
+    coord("index", "place, the largest first"),
+    variable("singular_value", "example index", f"singular value {OF}", "of J_b, descending"),
+    variable("resolved", "example index", "above the rounding of the Jacobian", "False where rounding may hide it"),
+    variable("condition_number", "example", f"condition number {OF}", "largest over smallest singular value"),
+    variable("condition_is_bound", "example", "the condition number is only a lower bound"),
+    variable("effective_rank", "example", f"effective rank {OF}", "(Σs²)² / Σs⁴"),
+    variable("outside_share", "example", "share in other examples' inputs", "0 where examples do not see each other"),
+)
 
 MAX_OUTPUTS = 4096
 """Every output costs a backward pass; more than this, such as all logits of a text, is hardly meant."""
@@ -54,8 +67,8 @@ def input_jacobian(
         Over (example, index): `singular_value`, descending, and `resolved`, False where rounding may have
         eaten the value. Over (example): `condition_number` = largest / smallest with `condition_is_bound`,
         True where the smallest is not resolved (or zero, as ReLU leaves it) and the true number is larger;
-        `effective_rank` = (sum s^2)^2 / sum s^4; and `outside_share`. A Jacobian that is not finite gives
-        NaN.
+        `effective_rank` = (sum s^2)^2 / sum s^4; and `outside_share`. A Jacobian or an output that is not
+        finite gives NaN.
 
     Raises:
         InvalidBatch: inputs that cannot be differentiated, such as token numbers, or that the model does not
@@ -69,28 +82,27 @@ def input_jacobian(
         leaf, outputs = _forward(model, batch, loss_fn)
         own, share = own_jacobians(leaf, outputs, min(num_examples, len(leaf)))
     matrices = own.double().cpu().numpy()
+    matrices[~outputs[: len(matrices)].detach().isfinite().all(1).cpu().numpy()] = (
+        np.nan
+    )  # there is no derivative there
     finite = np.isfinite(matrices).all((1, 2))
     values = np.full((len(matrices), min(matrices.shape[1:])), np.nan)
     values[finite] = np.linalg.svd(matrices[finite], compute_uv=False)
     eps = torch.finfo(own.dtype).eps
     condition, is_bound, resolved = conditioning(values, RESOLUTION / torch.finfo(torch.float64).eps * eps)
-    of = "of the input-output Jacobian"
-    return labelled(
-        {
-            "singular_value": (("example", "index"), values, f"singular value {of}", "1"),
-            "resolved": (("example", "index"), resolved, "above the rounding of the Jacobian", "1"),
-            "condition_number": (("example",), condition, f"condition number {of}", "1"),
-            "condition_is_bound": (("example",), is_bound, "the condition number is only a lower bound", "1"),
-            "effective_rank": (("example",), effective_rank(values), f"effective rank {of}", "1"),
-            "outside_share": (("example",), share.cpu().numpy(), "share in other examples' inputs", "1"),
-        },
-        {
-            "example": (np.arange(len(values)), "example of the batch", "1"),
-            "index": (np.arange(values.shape[1]), "place, the largest first", "1"),
-        },
-        probe="input_jacobian",
-        **provenance(device=own.device, dtype=own.dtype, training=training, batch_size=len(leaf)),
-    )
+    result = {
+        "singular_value": values,
+        "resolved": resolved,
+        "condition_number": condition,
+        "condition_is_bound": is_bound,
+        "effective_rank": effective_rank(values),
+        "outside_share": share.cpu().numpy(),
+        "example": np.arange(len(values)),
+        "index": np.arange(values.shape[1]),
+    }
+    config = {"training": training, "batch_size": len(leaf)}
+    attrs = {"probe": "input_jacobian"}
+    return measured(VARIABLES, result, device=own.device, dtype=own.dtype, attrs=attrs, **config)
 
 
 def own_jacobians(leaf: Tensor, outputs: Tensor, num_examples: int) -> tuple[Tensor, Tensor]:

@@ -21,9 +21,21 @@ from normscope.descent.step_line import StepLine, step_line
 from normscope.descent.update import update_of
 from normscope.errors import InvalidConfig, InvalidModel
 from normscope.model.layers import LayerCall, channel_dim, depths, record_calls
-from normscope.model.loss import LossFn
+from normscope.model.loss import LossFn, loss_units
 from normscope.probes.moments.fast import moments
-from normscope.results import labelled, provenance
+from normscope.results.schema import DEPTH, LAYER, OF_LOSS, coord, measured, variable
+
+VARIABLES = (
+    coord("fraction", "fraction of the step", "f, from 0"),
+    LAYER,
+    coord("channel", "channel", "its number; padded up to the widest layer"),
+    DEPTH,
+    variable("mean", "fraction layer channel", "channel mean", "NaN beyond `num_channels`"),
+    variable("variance", "fraction layer channel", "channel variance", "biased; NaN beyond `num_channels`"),
+    variable("loss", "fraction", "loss along the step", "ℓ_B(θ + f α u)", units=OF_LOSS),
+    variable("step_size", "", "step size α", "of the whole step"),
+    variable("num_channels", "layer", "number of channels", "how many of the channels are real"),
+)
 
 DEFAULT_FRACTIONS = np.linspace(0, 1, 51)
 """Every second percent of the step."""
@@ -111,26 +123,21 @@ def moments_along_step(
     steps = (points * step_size).tolist()
     direction = None if optimizer is None else update_of(optimizer, model)
     with step_line(model, batch, loss_fn, direction=direction) as line:
-        names, widths, measured, losses = moments_along(line, model, steps, layers)
+        names, widths, found, losses = moments_along(line, model, steps, layers)
     table = np.full((2, len(points), len(names), max(widths)), np.nan)
     for row, (stop, width) in enumerate(zip(np.cumsum(widths), widths, strict=True)):
-        table[:, :, row, :width] = measured[:, :, stop - width : stop].numpy()
+        table[:, :, row, :width] = found[:, :, stop - width : stop].numpy()
     parameter = next(p for p in model.parameters() if p.requires_grad)
-    dims = ("fraction", "layer", "channel")
-    dataset = labelled(
-        {
-            "mean": (dims, table[0], "channel mean", "1"),
-            "variance": (dims, table[1], "channel variance", "1"),
-            "loss": ("fraction", losses.numpy(), "loss along the step", "nat"),
-            "step_size": ((), float(step_size), "step size α", "1"),
-            "num_channels": ("layer", widths, "number of channels", "1"),
-        },
-        {
-            "fraction": (points, "fraction of the step", "1"),
-            "layer": (names, "layer", "1"),
-            "channel": (np.arange(table.shape[3]), "channel", "1"),
-        },
-        **provenance(device=parameter.device, dtype=parameter.dtype),
-    )
-    depth = ("layer", depths(names), {"long_name": "layer on the main path", "units": "1"})
-    return dataset.assign_coords(depth=depth)
+    values = {
+        "mean": table[0],
+        "variance": table[1],
+        "loss": losses.numpy(),
+        "step_size": float(step_size),
+        "num_channels": widths,
+        "fraction": points,
+        "layer": names,
+        "channel": np.arange(table.shape[3]),
+        "depth": depths(names),
+    }
+    units = loss_units(batch, loss_fn)
+    return measured(VARIABLES, values, device=parameter.device, dtype=parameter.dtype, loss_units=units)

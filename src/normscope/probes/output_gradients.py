@@ -22,10 +22,21 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from normscope.errors import InvalidModel
 from normscope.model.batch import targets_of
 from normscope.model.layers import channel_dim
-from normscope.model.loss import LossFn, checked_loss, readable_errors
+from normscope.model.loss import LossFn, checked_loss, loss_units, readable_errors
 from normscope.model.output import output_tensor
 from normscope.model.state import untouched
-from normscope.results import labelled, provenance
+from normscope.results.schema import OF_LOSS, coord, measured, variable
+
+VARIABLES = (
+    coord("example", "example", "of the output: positions are examples too"),
+    coord("label", "label", "output of the model"),
+    variable("gradient", "example label", "gradient of the loss at the output", "g_b = ∂ℓ_B/∂z_b"),
+    variable("predicted", "example", "predicted label", "of the largest output; −1 where one is NaN"),
+    variable("commonest_share", "", "share of the commonest prediction"),
+    variable("mean_cosine", "", "mean cosine between two examples' gradients", "over pairs that are not zero"),
+    variable("common_part", "", "part of the gradient that all examples share", "‖mean g‖² / mean ‖g‖²"),
+    variable("loss", "", "loss", "ℓ_B(θ)", units=OF_LOSS),
+)
 
 
 def mean_pairwise_cosine(rows: Tensor) -> float:
@@ -131,21 +142,18 @@ def output_gradients(model: nn.Module, batch: Any, *, loss_fn: LossFn | None = N
     rows = rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
     share = commonest_share(predicted) if rows.shape[1] > 1 else float("nan")
     parameter = next(p for p in model.parameters() if p.requires_grad)
-    return labelled(
-        {
-            "gradient": (("example", "label"), rows.cpu().numpy(), "gradient of the loss at the output", "1"),
-            "predicted": ("example", predicted.cpu().numpy(), "predicted label", "1"),
-            "commonest_share": ((), share, "share of the commonest prediction", "1"),
-            "mean_cosine": ((), mean_pairwise_cosine(rows), "mean cosine between two examples' gradients", "1"),
-            "common_part": ((), common_part(rows), "part of the gradient that all examples share", "1"),
-            "loss": ((), float(loss.detach()), "loss", "nat"),
-        },
-        {
-            "example": (np.arange(rows.shape[0]), "example", "1"),
-            "label": (np.arange(rows.shape[1]), "label", "1"),
-        },
-        **provenance(device=parameter.device, dtype=parameter.dtype),
-    )
+    values = {
+        "gradient": rows.cpu().numpy(),
+        "predicted": predicted.cpu().numpy(),
+        "commonest_share": share,
+        "mean_cosine": mean_pairwise_cosine(rows),
+        "common_part": common_part(rows),
+        "loss": float(loss.detach()),
+        "example": np.arange(rows.shape[0]),
+        "label": np.arange(rows.shape[1]),
+    }
+    units = loss_units(batch, loss_fn)
+    return measured(VARIABLES, values, device=parameter.device, dtype=parameter.dtype, loss_units=units)
 
 
 def _class_dim(model: nn.Module, output: Tensor, batch: Any) -> int:

@@ -20,8 +20,20 @@ from normscope.descent.optimizers import OptimizerFactory
 from normscope.descent.step_line import crossing, lowest_step_size, step_line
 from normscope.descent.update import update_of
 from normscope.errors import InvalidConfig
-from normscope.model.loss import LossFn
-from normscope.results import labelled, provenance
+from normscope.model.loss import LossFn, loss_units
+from normscope.results.schema import OF_LOSS, coord, measured, variable
+
+VARIABLES = (
+    coord("step_size", "step size α"),
+    variable(
+        "relative_loss", "step_size", "relative loss", "ℓ_B(θ + α u) / ℓ_B(θ); inf or NaN where the network overflows"
+    ),
+    variable("loss", "step_size", "loss after the step", "ℓ_B(θ + α u)", units=OF_LOSS),
+    variable("loss_before", "", "loss before the step", "ℓ_B(θ)", units=OF_LOSS),
+    variable("gradient_norm", "", "norm of the gradient", "‖∇ℓ_B(θ)‖ of all parameters"),
+    variable("lowest_step_size", "", "step size of the lowest relative loss"),
+    variable("divergence_step_size", "", "step size where relative loss passes 10³", "the first; inf if none"),
+)
 
 DEFAULT_STEP_SIZES = np.geomspace(1e-5, 1e1, 61)
 """Ten a decade, over all that has been seen to matter in networks with and without normalization."""
@@ -73,15 +85,14 @@ def relative_loss(
     parameter = next(p for p in model.parameters() if p.requires_grad)
     with np.errstate(divide="ignore", invalid="ignore"):  # a loss of exactly 0 has no relative loss: inf or NaN
         relative = after / before
-    return labelled(
-        {
-            "relative_loss": ("step_size", relative, "relative loss", "1"),
-            "loss": ("step_size", after, "loss after the step", "nat"),
-            "loss_before": ((), before, "loss before the step", "nat"),
-            "gradient_norm": ((), norm, "norm of the gradient", "1"),
-            "lowest_step_size": ((), lowest_step_size(steps, relative), "step size of the lowest relative loss", "1"),
-            "divergence_step_size": ((), crossing(steps, relative), "step size where relative loss passes 10³", "1"),
-        },
-        {"step_size": (steps, "step size α", "1")},
-        **provenance(device=parameter.device, dtype=parameter.dtype),
-    )
+    values = {
+        "relative_loss": relative,
+        "loss": after,
+        "loss_before": before,
+        "gradient_norm": norm,
+        "lowest_step_size": lowest_step_size(steps, relative),
+        "divergence_step_size": crossing(steps, relative),
+        "step_size": steps,
+    }
+    units = loss_units(batch, loss_fn)
+    return measured(VARIABLES, values, device=parameter.device, dtype=parameter.dtype, loss_units=units)

@@ -19,9 +19,27 @@ from torch import Tensor, nn
 from normscope.curvature.hessian import Hessian, hessian
 from normscope.curvature.lanczos import Ritz, lanczos, unit
 from normscope.errors import InvalidConfig
-from normscope.model.loss import LossFn
+from normscope.model.loss import LossFn, loss_units
 from normscope.model.vector_norm import norm
-from normscope.results import labelled, provenance
+from normscope.results.schema import OF_LOSS, coord, measured, variable
+
+VARIABLES = (
+    coord("rank", "rank, the largest first", "1 is the largest"),
+    variable("eigenvalue", "rank", "eigenvalue of the Hessian", "λ"),
+    variable("residual", "rank", "residual of the eigenvector", "‖Hv − λv‖"),
+    variable("error", "rank", "error of the eigenvalue, at most", "products' rounding included"),
+    variable("converged", "rank", "known to the tolerance"),
+    variable("lowest_eigenvalue", "", "lowest eigenvalue of the Hessian", "an upper bound"),
+    variable("lowest_error", "", "error of the lowest eigenvalue, at most"),
+    variable("lowest_converged", "", "lowest known to the tolerance", "relative to the largest absolute eigenvalue"),
+    variable("curvature", "", "curvature along the gradient", "gᵀHg / gᵀg"),
+    variable("edge_lr", "", "learning rate at the edge of stability, 2(1 + μ)/λ₁"),
+    variable("num_products", "", "Hessian-vector products"),
+    variable("loss", "", "loss", "ℓ_B(θ)", units=OF_LOSS),
+    variable("gradient_norm", "", "norm of the gradient", "‖g‖"),
+    variable("threshold", "", "threshold 2(1 + μ)/lr", optional=True),
+    variable("lr", "", "learning rate", "the one in use", optional=True),
+)
 
 
 def start_vector(gradient: Tensor, seed: int) -> Tensor:
@@ -129,28 +147,26 @@ def sharpness(
     converged = errors <= tolerance * np.abs(values)
     edge = 2 * (1 + momentum) / values[0] if values[0] > 0 else math.inf if converged[0] else math.nan
     parameter = next(p for p in model.parameters() if p.requires_grad)
-    dataset = labelled(
-        {
-            "eigenvalue": ("rank", values, "eigenvalue of the Hessian", "1"),
-            "residual": ("rank", residuals, "residual of the eigenvector", "1"),
-            "error": ("rank", errors, "error of the eigenvalue, at most", "1"),
-            "converged": ("rank", converged, "known to the tolerance", "1"),
-            "lowest_eigenvalue": ((), low, "lowest eigenvalue of the Hessian", "1"),
-            "lowest_error": ((), low_error, "error of the lowest eigenvalue, at most", "1"),
-            "lowest_converged": ((), low_error <= tolerance * scale, "lowest known to the tolerance", "1"),
-            "curvature": ((), curvature, "curvature along the gradient", "1"),
-            "edge_lr": ((), edge, "learning rate at the edge of stability, 2(1 + μ)/λ₁", "1"),
-            "num_products": ((), products, "Hessian-vector products", "1"),
-            "loss": ((), loss, "loss", "nat"),
-            "gradient_norm": ((), gradient_norm, "norm of the gradient", "1"),
-        },
-        {"rank": (np.arange(1, num_eigenvalues + 1), "rank, the largest first", "1")},
-        **provenance(device=parameter.device, dtype=parameter.dtype, momentum=momentum, tolerance=tolerance, seed=seed),
-    )
+    result = {
+        "eigenvalue": values,
+        "residual": residuals,
+        "error": errors,
+        "converged": converged,
+        "lowest_eigenvalue": low,
+        "lowest_error": low_error,
+        "lowest_converged": low_error <= tolerance * scale,
+        "curvature": curvature,
+        "edge_lr": edge,
+        "num_products": products,
+        "loss": loss,
+        "gradient_norm": gradient_norm,
+        "rank": np.arange(1, num_eigenvalues + 1),
+    }
     if lr is not None:
-        dataset["threshold"] = ((), 2 * (1 + momentum) / lr, {"long_name": "threshold 2(1 + μ)/lr", "units": "1"})
-        dataset["lr"] = ((), lr, {"long_name": "learning rate", "units": "1"})
-    return dataset
+        result |= {"threshold": 2 * (1 + momentum) / lr, "lr": lr}
+    config = {"momentum": momentum, "tolerance": tolerance, "seed": seed}
+    units = loss_units(batch, loss_fn)
+    return measured(VARIABLES, result, device=parameter.device, dtype=parameter.dtype, loss_units=units, **config)
 
 
 def _check(num_eigenvalues: int, lr: float | None, momentum: float, tolerance: float, max_products: int) -> None:

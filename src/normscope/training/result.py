@@ -14,13 +14,13 @@ from normscope.training.epochs import Descent
 from normscope.training.evaluation import EVALUATION_BATCH
 
 LABELS: dict[str, tuple[str, str]] = {
-    "train_loss": ("training loss", "nats"),
+    "train_loss": ("training loss", "nat"),
     "train_accuracy": ("training accuracy", "1"),
-    "held_out_loss": ("held-out loss", "nats"),
+    "held_out_loss": ("held-out loss", "nat"),
     "held_out_accuracy": ("held-out accuracy", "1"),
-    "test_loss": ("test loss", "nats"),
+    "test_loss": ("test loss", "nat"),
     "test_accuracy": ("test accuracy", "1"),
-    "clean_train_loss": ("loss of the training images in evaluation mode", "nats"),
+    "clean_train_loss": ("loss of the training images in evaluation mode", "nat"),
     "clean_train_accuracy": ("accuracy on the training images in evaluation mode", "1"),
     "sharpness": ("largest eigenvalue of the Hessian over training images", "1"),
     "weight_norm": ("norm of all parameters", "1"),
