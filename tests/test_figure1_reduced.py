@@ -14,7 +14,7 @@ from normscope.paper.exhibits import figure1_reduced
 from normscope.paper.exhibits.figure1_reduced import CLAIMS, EXHIBIT, at_gate, finished, gathered, name_of, passes
 from normscope.paper.reduced import ARMS, PROTOCOL, configs
 from normscope.results import load, save
-from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
+from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, VERDICTS, Verdict
 from normscope.sweeps.record import RunRecord
 
 AS_IN_THE_PAPER, NOT_SO = replicas.WORLDS
@@ -158,3 +158,17 @@ def test_runs_are_gathered_by_arm_and_seed(monkeypatch) -> None:
     assert float(one["sharpness_at_loss"][0]) == 7 and float(one["clean_train_loss_at_loss"][0]) == 0.03
     assert np.isnan(one["sharpness_at_loss"][1])
     assert dataset["outcome"].sel(arm=name_of(ARMS[3]), seed=4).item() == figure1_reduced.NOT_PLANNED
+
+
+def test_the_simulation_of_replicas_is_the_committed_one() -> None:
+    """The first replica of each world again: its verdicts are among those counted."""
+    committed = json.loads((RESULTS / "replicas.json").read_text(encoding="utf-8"))
+    assert set(committed["worlds"]) == {world.words for world in replicas.WORLDS}
+    for world in replicas.WORLDS:
+        counted = committed["worlds"][world.words]
+        for scatter in (replicas.SCATTERS[1],):
+            of = replicas.frequencies(world, scatter, seeds=[0])
+            for statement, shares in counted[f"{scatter:g} points"].items():
+                assert sum(shares.values()) == pytest.approx(1) and set(shares) == set(VERDICTS)
+                (verdict,) = [word for word, share in of[statement].items() if share]
+                assert shares[verdict] >= 1 / committed["replicas"] - 1e-9
