@@ -247,7 +247,7 @@ import normscope as ns
 names = [m.name for m in pkgutil.walk_packages(ns.__path__, "normscope.")]
 random.Random({seed}).shuffle(names)
 for name in names:
-    if name.rpartition(".")[2] != "__main__":
+    if name.rpartition(".")[2] != "__main__" and not name.startswith("normscope.integrations."):
         importlib.import_module(name)
 for name in ns.__all__:
     value = getattr(ns, name)

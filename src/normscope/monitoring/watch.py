@@ -5,7 +5,7 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from normscope.monitoring.rule import AHEAD, LOWER, PATIENCE, PRECISION, THRESHO
 from normscope.monitoring.schedule import Schedule
 from normscope.monitoring.signals import FreeStep, Signals, gradient_norm
 from normscope.monitoring.snapshot import batch_arrays, tensors_of, weight_arrays
+from normscope.monitoring.trackers import Tracker, alarm_value, check_tracker, scalars_of, track
 from normscope.results import provenance
 from normscope.statistics.numbers import number
 
@@ -60,6 +61,7 @@ def watch(
     *,
     on_alarm: Callable[[Alarm], object] | str = "tell",
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    trackers: Sequence[Tracker] = (),
 ) -> "Watch":
     """Watch a training from inside its loop; it goes on bit for bit as without.
 
@@ -85,6 +87,8 @@ def watch(
         on_alarm: "tell" writes the alarm to standard error; "stop" also sets `Watch.should_stop`; "raise" raises
             `TrainingAlarm`; a function is called with the `Alarm`.
         autocast: makes the context that the training's forward pass runs in.
+        trackers: that get every measurement as scalars: TensorBoard's SummaryWriter, or anything with
+            `log(values, step=...)`, as accelerate's trackers have.
 
     Raises:
         InvalidConfig: an overhead that is not a share, an interval below 1, an unknown `on_alarm`, no optimizer.
@@ -100,7 +104,9 @@ def watch(
         raise InvalidConfig(f"every is a number of steps, 1 or more, not {every}")
     if not callable(on_alarm) and on_alarm not in ON_ALARM:
         raise InvalidConfig(f"on_alarm is a function or one of {', '.join(ON_ALARM)}, not {on_alarm!r}")
-    return Watch(model, optimizer, loss_fn, overhead, every, out, on_alarm, autocast)
+    for tracker in trackers:
+        check_tracker(tracker)
+    return Watch(model, optimizer, loss_fn, overhead, every, out, on_alarm, autocast, trackers)
 
 
 class Watch:
@@ -123,9 +129,11 @@ class Watch:
         out: str | Path | None,
         on_alarm: Callable[[Alarm], object] | str,
         autocast: Callable[[], AbstractContextManager[Any]],
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self.model, self.optimizer = unwrapped(model), inside(optimizer)
         self.loss_fn, self.on_alarm, self.autocast = loss_fn, on_alarm, autocast
+        self.trackers = list(trackers)
         self.alarms, self.notes, self.should_stop = [], [], False
         self.measurements: list[Measurement] = []
         self.signals, self.outlook = Signals(), Outlook()
@@ -239,6 +247,7 @@ class Watch:
         if self._told:
             self._write(None, None)
         for alarm in new:
+            self._track(alarm_value(alarm.confidence), alarm.step)
             self._tell(alarm)
 
     @property
@@ -349,6 +358,15 @@ class Watch:
         del self.measurements[1:-KEPT_IN_MEMORY]
         self.outlook.measure(step, found.scalars, found.per_layer)
         self._write(found, batch)
+        self._track(scalars_of(found), step)
+
+    def _track(self, values: dict[str, float], step: int) -> None:
+        for tracker in list(self.trackers):
+            try:
+                track(tracker, values, step)
+            except Exception as error:  # somebody's own code must not end a training
+                self.trackers.remove(tracker)
+                self.note(f"{type(tracker).__name__} gets nothing from here on: {one_line(error)}")
 
     def _write(self, measurement: Measurement | None, batch: Any) -> None:
         """Remember the state of this measurement, and write what is new into the flight record."""
