@@ -6,12 +6,15 @@
 Needs the extra: pip install normscope[lightning].
 """
 
+# The library is not there when types are checked, and a checker takes this file for it.
+# pyright: reportMissingImports=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer  # pyright: ignore[reportMissingImports]
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from normscope.model.loss import LossFn
 from normscope.monitoring.alarm import Alarm

@@ -6,12 +6,15 @@
 Needs the extra: pip install normscope[transformers].
 """
 
+# The library is not there when types are checked, and a checker takes this file for it.
+# pyright: reportMissingImports=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import (  # pyright: ignore[reportMissingImports]
+from transformers import (
     TrainerCallback,
     TrainerControl,
     TrainerState,
