@@ -4,27 +4,16 @@ import re
 from pathlib import Path
 
 import xarray as xr
-from matplotlib.figure import Figure
 
 from normscope.checkup.answer import AS_IT_IS, MEASURED, Row, conclusion, headline, notes, rows, table_title
+from normscope.checkup.pictures import of_variant, proof
 from normscope.diagnosis.finding import as_findings
 from normscope.errors import NormscopeError, ResultError, raised
-from normscope.figures.first_step import plot_first_step
-from normscope.figures.output_gradients import plot_output_gradients
 from normscope.figures.repairs import plot_repairs
-from normscope.figures.size_along_step import plot_size_along_step
-from normscope.figures.stable_lr import plot_stable_lr
 from normscope.figures.style import figure_of
-from normscope.html.page import Page, Paragraph, Section, as_svg, render
+from normscope.html.page import Page, Paragraph, Picture, Section, as_svg, render
 from normscope.results import load_tree, write_text
 from normscope.statistics.numbers import number
-
-PICTURES = (
-    "Top left: the loss at the end of every short descent, against its rate. Top right: the loss after one step over "
-    "the loss before; the dotted line is a thousandfold. Bottom left: the size of the activations layer by layer, at "
-    "fractions of the step that diverges. Bottom right: the gradient at the output, one row an example; a column of "
-    "one colour is a class that all examples push the same way."
-)
 
 
 def report(tree: xr.DataTree | str | Path, path: str | Path) -> Path:
@@ -57,13 +46,14 @@ def page_of(tree: xr.DataTree) -> Page:
     facts = [(name, attrs.get(name, "")) for name in ("model", "data", "parameters", "optimizer", "steps", "seeds")]
     facts += [(name, attrs[name]) for name in ("device", "dtype")]
     return Page(
-        title=f"The learning rate of {attrs['model']}",
-        question="How large a learning rate does this network take, what stops it, and what would help?",
+        title=f"What learning rate does {attrs['model']} take?",
+        question="Measured by short descents: how large a rate, what stops it, and what would help.",
         facts=[(name, str(value)) for name, value in facts if str(value)],
-        lead=[headline(tree), *notes(tree)],
+        lead=[" ".join([headline(tree), *([conclusion(tree)] if len(rows(tree)) > 1 else [])]), *notes(tree)],
+        pictures=proof(tree),
         sections=[
-            _answer(tree),
             _findings(tree),
+            _answer(tree),
             *(_variant(tree, row) for row in rows(tree) if row.status == MEASURED),
         ],
     )
@@ -71,14 +61,13 @@ def page_of(tree: xr.DataTree) -> Page:
 
 def _answer(tree: xr.DataTree) -> Section:
     every = rows(tree)
-    figure, axes = figure_of(1, 1, panel=(9.0, 1.6 + 0.4 * len(every)))
+    figure, axes = figure_of(1, 1, panel=(6.5, 1.5 + 0.32 * len(every)))
     plot_repairs(tree.to_dataset(), ax=axes[0, 0])
     heads = ("", "stable up to", "learns up to", "best rates", "lowest loss")
     return Section(
         anchor="answer",
         title=table_title(tree),
-        paragraphs=[Paragraph("In short", conclusion(tree))] if len(every) > 1 else [],
-        pictures=[as_svg(figure, "repairs")],
+        pictures=[Picture(as_svg(figure, "repairs"))],
         caption=f"Loss: mean over the last tenth of {tree.attrs['steps']} steps, and over seeds. "
         "Best rates: not told apart from the lowest loss.",
         table=[heads, *(_cells(row) for row in every)],
@@ -117,23 +106,12 @@ def _variant(tree: xr.DataTree, row: Row) -> Section:
     return Section(
         anchor=anchor,
         title=row.title[0].upper() + row.title[1:],
-        pictures=[as_svg(_picture(tree, node), anchor)],
-        caption=PICTURES,
+        pictures=of_variant(tree, node),
         setup=[
             ("training steps of all tries", str(int(rates["train_steps"]))),
             *((str(key).replace("_", " "), str(value)) for key, value in rates.attrs.items()),
         ],
     )
-
-
-def _picture(tree: xr.DataTree, node: str) -> Figure:
-    evidence = tree[f"{node}/evidence"].to_dataset()
-    figure, axes = figure_of(2, 2, panel=(5.4, 3.6))
-    plot_stable_lr(tree[f"{node}/rates"].to_dataset(), ax=axes[0, 0])
-    plot_first_step(evidence, ax=axes[0, 1])
-    plot_size_along_step(evidence, ax=axes[1, 0])
-    plot_output_gradients(tree[f"{node}/output_gradients"].to_dataset(), ax=axes[1, 1])
-    return figure
 
 
 def _plain(array: xr.DataArray) -> str:

@@ -54,5 +54,5 @@ def plot_descents(
     if len(finite) and finite.min() > 0 and finite.max() > 10 * finite.min():
         ax.set_yscale("log")
     ax.set(xlabel="step", ylabel=axis_label(dataset["loss"]))
-    legend_once(ax, fontsize="x-small")
+    legend_once(ax, fontsize="small")
     return ax

@@ -26,6 +26,10 @@ POWER_OF_TEN = re.compile(r"\d[\d.]*e[-+]\d+")
 """Browsers break lines behind its hyphen."""
 
 
+BACKGROUND = re.compile(r'(<g id="[\w-]*patch_\d+">\s*<path [^>]*?style="[^"]*?fill: )#ffffff')
+"""The white behind a figure, its axes and its legends."""
+
+
 @dataclass(frozen=True)
 class Paragraph:
     """A heading of its own and its text, for example "What the paper saw"."""
@@ -35,15 +39,25 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An SVG and the words below it."""
+
+    svg: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
-    """One part of the page: text, pictures (SVG), the claims with their numbers, the set-up as name and value."""
+    """One part of the page: text, pictures, the claims with their numbers, the set-up as name and value."""
 
     anchor: str
     title: str
     where: str = ""
     paragraphs: Sequence[Paragraph] = ()
-    pictures: Sequence[str] = ()
+    pictures: Sequence[Picture | str] = ()
+    """Several stand beside each other where there is room."""
     caption: str = ""
+    """Below them all."""
     claims: Sequence[Verdict] = ()
     table: Sequence[Sequence[str]] = ()
     """Rows of a plain table, the first its heads. The last cell of a row that is too short goes on to the end."""
@@ -59,7 +73,9 @@ class Page:
     lead: Sequence[str]
     sections: Sequence[Section]
     facts: Sequence[tuple[str, str]] = field(default=())
-    """Short name-and-value pairs under the title: data, network, seeds."""
+    """Short name-and-value pairs under the answer: data, network, seeds."""
+    pictures: Sequence[Picture] = ()
+    """What proves the answer."""
 
 
 def render(page: Page) -> str:
@@ -79,7 +95,12 @@ def render(page: Page) -> str:
         version=__version__,
         made=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         svg=Markup,
+        pictures_of=_pictures_of,
     )
+
+
+def _pictures_of(part: Section | Page) -> list[Picture]:
+    return [one if isinstance(one, Picture) else Picture(one) for one in part.pictures]
 
 
 def whole_numbers(text: str) -> Markup:
@@ -89,7 +110,8 @@ def whole_numbers(text: str) -> Markup:
 
 def as_svg(figure: Figure, name: str) -> str:
     """A matplotlib figure as inline SVG that scales with the page; `name` keeps its ids apart from other pictures', and
-    the style sheet knows its own width as `--width`."""
+    the style sheet knows its own width as `--width`. Its black and white are the page's ink and paper, by day and by
+    night, and what it shows is said to those who hear the page."""
     buffer = io.StringIO()
     plain_powers(figure)
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": name}):
@@ -102,7 +124,24 @@ def as_svg(figure: Figure, name: str) -> str:
     opening, rest = svg.split(">", 1)
     width = opening.split('viewBox="0 0 ', 1)[1].split(" ", 1)[0]
     opening = re.sub(r' (?:width|height)="[^"]+"', "", opening)
-    return f'{opening} style="--width: {width}px">{rest}'
+    label = str(escape(described(figure))).replace("\n", " ")
+    rest = BACKGROUND.sub(r"\g<1>var(--paper)", rest).replace("stroke: #000000", "stroke: currentColor")
+    return f'{opening} role="img" aria-label="{label}" style="--width: {width}px">{rest}'
+
+
+def described(figure: Figure) -> str:
+    """What a figure shows, in words: each panel's title, axes and lines."""
+    panels = []
+    for ax in figure.axes:
+        title = ax.get_title() or ax.get_title("left")
+        upwards, along = ax.get_ylabel(), ax.get_xlabel()
+        words = f"{upwards} against {along}" if upwards and along else upwards or along
+        legend = ax.get_legend()
+        lines = [text.get_text() for text in legend.get_texts()] if legend else []
+        said = ": ".join(part for part in (title, words, ", ".join(lines)) if part)
+        if said:
+            panels.append(said)
+    return ". ".join(panels).replace("$", "") or "a picture"
 
 
 def _write_svg(figure: Figure, buffer: io.StringIO) -> None:
