@@ -15,7 +15,7 @@ from normscope.runtime.allocator import keep_large_blocks
 from normscope.runtime.quiet import be_quiet
 from normscope.version import __version__
 
-FAILURE, INTERRUPTED = 2, 130
+FOUND, FAILURE, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="normscope",
@@ -62,9 +62,11 @@ def main() -> None:
     keep_large_blocks()
     words = sorted(sys.argv[1:], key=lambda word: word not in GLOBAL)  # the order of the others stays
     try:
-        # On Ctrl-C some releases of typer return this code, others raise Abort.
-        if command_line()(words, standalone_mode=False, prog_name=app.info.name) == INTERRUPTED:
+        code = command_line()(words, standalone_mode=False, prog_name=app.info.name)
+        if code == INTERRUPTED:  # on Ctrl-C some releases of typer return this code, others raise Abort
             raise KeyboardInterrupt
+        if code == FOUND:  # a command's own answer, and no failure
+            sys.exit(FOUND)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted: what is done is kept, run the same command to go on", INTERRUPTED)
     except NormscopeError as error:

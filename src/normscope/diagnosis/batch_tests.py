@@ -20,12 +20,12 @@ def extensivity(model: nn.Module, batch: Any, loss_fn: LossFn | None = None, *, 
     twice = joined([batch, batch])
     if twice is None:
         return float("nan")
-    with untouched(model), torch.no_grad(), readable_errors():
+    with untouched(model), torch.enable_grad(), readable_errors():
         model.train()
         losses = []
         for each in (batch, twice):
             torch.manual_seed(seed)
-            losses.append(float((loss_fn or default_loss)(model, each).double()))
+            losses.append(float((loss_fn or default_loss)(model, each).detach().double()))
     return losses[1] / losses[0] if losses[0] else float("nan")
 
 
@@ -39,7 +39,7 @@ def coupling(model: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None = 
     together = joined(batches)
     if together is None or len(batches) < 2:
         return float("nan")
-    with untouched(model), torch.no_grad(), readable_errors():
+    with untouched(model), torch.enable_grad(), readable_errors():
         model.train()
         apart = [_outputs(model, batch, loss_fn, seed) for batch in batches]
         pooled, again = _outputs(model, together, loss_fn, seed), _outputs(model, together, loss_fn, seed + 1)
@@ -73,6 +73,40 @@ def standardized(batch: Any) -> Any:
         return scaled.to(x.dtype)
 
     return map_inputs(batch, standardize)
+
+
+def feature_statistics(batches: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviation of every feature of the floating-point inputs over all batches, (features,) in
+    float64; None where there is none, or several."""
+    rows: list[Tensor] = []
+    for batch in batches:
+        before = len(rows)
+        map_inputs(batch, lambda x: rows.append(_per_feature(x)) or x)
+        if len(rows) != before + 1 or rows[-1].shape[1] != rows[0].shape[1]:
+            return None
+    if not rows:
+        return None
+    count = sum(len(r) for r in rows)
+    mean = torch.stack([r.sum(0) for r in rows]).sum(0) / count
+    square = torch.stack([(r - mean).square().sum(0) for r in rows]).sum(0) / count
+    return mean, square.sqrt()
+
+
+def with_standardized_inputs(batches: Sequence[Any]) -> list[Any] | None:
+    """All batches with every input feature at mean 0 and standard deviation 1 over all of them; None where their inputs
+    are not one floating-point tensor each."""
+    statistics = feature_statistics(batches)
+    if statistics is None:
+        return None
+    mean, std = statistics
+    constant = std <= 1e-9 * (mean.abs() + std)
+    divisor = torch.where(constant, torch.ones_like(std), std)
+
+    def standardize(x: Tensor) -> Tensor:
+        shape = [1, -1, *[1] * (x.ndim - 2)] if x.ndim > 3 else [*[1] * (x.ndim - 1), -1]
+        return ((x.double() - mean.view(shape)) / divisor.view(shape)).to(x.dtype)
+
+    return [map_inputs(batch, standardize) for batch in batches]
 
 
 def _per_feature(x: Tensor) -> Tensor:

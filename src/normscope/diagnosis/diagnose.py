@@ -1,24 +1,68 @@
-"""What is wrong with this model? Evidence first, then what it means: `diagnose(model, batches, optimizer="sgd")`."""
+"""What is wrong with this model? Evidence first, then what it means: `diagnose(model, batches, optimizer="sgd")`.
 
+Three stages. Before anything is measured, every batch is passed through once (`first_pass`). Then the model and its
+first step are looked at (`evidence`), and the program as a whole: its layers, output, loss and data (`facts`). Then it
+is trained, as its user does where rate and steps are given, and trained again with suspected faults mended
+(`experiments`): a fault is said where it is certain, or where its repair is needed.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
+import torch
 import xarray as xr
+from torch import nn
 
 from normscope.descent.optimizers import OptimizerFactory, optimizer_factory
 from normscope.descent.recipe import Recipe
-from normscope.diagnosis.evidence import measure_evidence
-from normscope.diagnosis.finding import findings_dataset
-from normscope.diagnosis.rules import findings
-from normscope.errors import InvalidBatch
+from normscope.diagnosis.evidence import measure_evidence, trial_rates, with_descents
+from normscope.diagnosis.experiments import LEARNED, PARTLY, Needed, Search, best_of_rates, search
+from normscope.diagnosis.facts import Facts, facts_of
+from normscope.diagnosis.fault import Fault, faults
+from normscope.diagnosis.finding import Finding, findings_dataset
+from normscope.diagnosis.first_pass import FirstPass, first_pass
+from normscope.diagnosis.program import Program, Run, tried
+from normscope.diagnosis.rules import curvature, symptoms
+from normscope.diagnosis.words import NOT_LEARNING
+from normscope.errors import InvalidBatch, NormscopeError
+from normscope.model.batch import on_device
 from normscope.model.build import eager
 from normscope.model.loss import LossFn
 from normscope.rates.starting_point import Starts
+from normscope.results import labelled
+from normscope.statistics.numbers import percent
 
 NUM_BATCHES = 40
 """Different mini-batches looked at, most of them in the short descents."""
 
+MOST_BATCHES = 1000
+"""Different mini-batches that the user's own training is run on."""
+
 TRIAL_STEPS = 40
 """Length of the short descents."""
+
+SECONDS = 10.0
+"""Of one processor, for all trainings together, where nothing else is asked for."""
+
+SYMPTOM = "zero_gradient"
+"""What is told after its causes."""
+
+
+@dataclass
+class Diagnosis:
+    """All that a diagnosis came to."""
+
+    findings: list[Finding]
+    first: FirstPass
+    facts: Facts | None = None
+    search: Search = field(default_factory=Search)
+    evidence: xr.DataTree | None = None
+    skipped: list[str] = field(default_factory=list)
+    """What could not be measured, a line each."""
 
 
 def diagnose(
@@ -27,48 +71,220 @@ def diagnose(
     *,
     optimizer: str | OptimizerFactory,
     loss_fn: LossFn | None = None,
-    steps: int = TRIAL_STEPS,
+    steps: int | None = None,
     seed: int = 0,
     lr: float | None = None,
+    seconds: float = SECONDS,
 ) -> xr.DataTree:
-    """What limits the rate of a network and what is wrong with it, with the evidence; the rates themselves are
+    """What is wrong with a model or its training, and what mends it, with the evidence; the rates themselves are
     `stable_lr`'s to find.
 
-    One step of the optimizer is walked along to where it diverges, gradients are looked at layer by layer, and a few
-    short descents ask whether anything can be learned. The model comes back untouched.
+    Every batch is passed through once; one step of the optimizer is walked along to where it diverges, and gradients
+    are looked at layer by layer; then the program is trained, and trained again with suspected faults mended. The model
+    comes back untouched.
 
     Args:
-        model_or_build, batches, optimizer, loss_fn: as for `stable_lr`.
-        steps: length of the short descents, in mini-batches.
+        model_or_build, batches, optimizer, loss_fn: as for `stable_lr`. One batch, of all data, will do.
+        steps: number of mini-batches that you train on; 40 if None.
         seed: of the build, of the order of batches and of dropout.
-        lr: a rate known to be good for the short descents; several are tried if None.
+        lr: the rate that you train at. It is judged too: too large, too small, too few steps. If None, rates are tried,
+            and nothing is said of them.
+        seconds: of one processor, that all trainings together may take; what does not fit is left unsaid.
 
     Returns:
-        Tree of `findings` (see `finding.findings_dataset`), `evidence` and `output_gradients` (see
-        `evidence.measure_evidence`).
+        Tree of `findings` (see `finding.findings_dataset`), the first one first to be mended; `batches`, what the first
+        pass over each gave; `training`, the losses of the program as it is and mended; and, where they could be
+        measured, `evidence` and `output_gradients` (see `evidence.measure_evidence`). The attribute `skipped` says what
+        could not be.
 
     Raises:
-        InvalidBatch: fewer than two different batches; and see `stable_lr`.
+        InvalidModel, InvalidBatch: nothing at all can be measured; see `stable_lr`.
     """
-    recipe = Recipe(optimizer_factory(optimizer), steps, loss_fn)
-    starts = Starts(eager(model_or_build), batches, NUM_BATCHES, loss_fn=loss_fn, fine_tuning=None)
-    return diagnosis(starts, recipe, seed=seed, lr=lr)
+    recipe = Recipe(optimizer_factory(optimizer), steps or TRIAL_STEPS, loss_fn)
+    kept = min(max(recipe.steps, NUM_BATCHES), MOST_BATCHES)
+    starts = Starts(eager(model_or_build), batches, kept, loss_fn=loss_fn, fine_tuning=None)
+    return diagnosis(starts, recipe, seed=seed, lr=lr, own=lr is not None, seconds=seconds)
 
 
-def diagnosis(starts: Starts, recipe: Recipe, *, seed: int = 0, lr: float | None = None) -> xr.DataTree:
-    """`diagnose`, from where the tries of a search start."""
-    refuse_one_batch(starts)
-    number = starts.num_batches
-    taken = starts.first_batches(seed, NUM_BATCHES if number is None else min(NUM_BATCHES, number))
-    measured = measure_evidence(starts.model(seed), taken, recipe=recipe, seed=seed, lr=lr)
-    found = findings(measured["evidence"].to_dataset())
-    return xr.DataTree.from_dict(
-        {
-            "findings": findings_dataset(found),
-            "evidence": measured["evidence"].to_dataset(),
-            "output_gradients": measured["output_gradients"].to_dataset(),
-        }
+def diagnosis(
+    starts: Starts,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    lr: float | None = None,
+    own: bool = False,
+    seconds: float = SECONDS,
+) -> xr.DataTree:
+    """`diagnose`, from where the tries of a search start.
+
+    Args:
+        lr: a rate known to be good, or with `own` the rate that its user trains at.
+    """
+    limit = MOST_BATCHES if own else NUM_BATCHES
+    number_of = starts.num_batches
+    model = starts.model(seed)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    some = islice(starts.batches(None), limit if number_of is None else min(limit, number_of))
+    taken = [on_device(batch, device) for batch in some]
+    return as_tree(diagnosed(model, taken, recipe, seed=seed, lr=lr, own=own, seconds=seconds))
+
+
+def diagnosed(
+    model: nn.Module,
+    batches: Sequence[Any],
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    lr: float | None = None,
+    own: bool = False,
+    seconds: float = SECONDS,
+) -> Diagnosis:
+    """`diagnose` of a model on batches that are there."""
+    until = time.process_time() + seconds * torch.get_num_threads()
+    first = first_pass(model, batches, recipe.loss_fn, seed=seed)
+    refuse_hopeless(model, batches, first, recipe)
+    program = Program(lambda _seed: model, batches, recipe.optimizer, lr or 0.0, recipe.steps, recipe.loss_fn)
+    early = told_early(Facts(program, first=first))
+    found = Diagnosis(early, first)
+    usable = [batches[i] for i in first.usable]
+    if not usable or first.garbage:
+        found.skipped.append("No batch has a finite loss and gradient: nothing else was measured.")
+        return found
+    try:
+        found.evidence = measure_evidence(model, usable[:NUM_BATCHES], recipe=recipe, seed=seed, lr=lr)
+    except NormscopeError as error:
+        found.skipped.append(f"The first step was not looked at: {error}")
+    facts = replace(facts_of(replace(program, batches=usable), seed=seed), first=first, own=own)
+    found.facts = facts = trained(facts, found.evidence, lr, seed, until)
+    found.search = search(facts, seed=seed, until=until)
+    found.findings = conclude(found, model, usable, recipe, seed, lr)
+    if found.search.cut:
+        found.skipped.append("There was no time for every repair: what is not said was not looked at.")
+    return found
+
+
+def refuse_hopeless(model: nn.Module, batches: Sequence[Any], first: FirstPass, recipe: Recipe) -> None:
+    """Raise what `checked_loss` says where no batch can be measured at all."""
+    from normscope.model.loss import checked_loss, readable_errors
+
+    if len(first.refused) == len(first.losses) or not any(p.requires_grad for p in model.parameters()):
+        with readable_errors(), torch.enable_grad():
+            checked_loss(model, batches[0], recipe.loss_fn)
+        raise InvalidBatch(f"no batch can be measured: {next(iter(first.refused.values()), 'nothing depends on it')}")
+
+
+def told_early(facts: Facts) -> list[Finding]:
+    """What the first pass shows."""
+    found = []
+    for fault in faults():
+        if fault.early and fault.suspected is not None and (suspicion := fault.suspected(facts)) is not None:
+            advice, code = fault.advice(facts) if fault.advice else ("", "")
+            if fault.repairs is not None and not code:
+                repair = next(fault.repairs(facts.program, facts), None)
+                advice, code = (f"Do it with {repair.done}.", repair.code) if repair else ("", "")
+            parts = suspicion.title, suspicion.sentence, advice
+            found.append(Finding(fault.name, *parts, True, suspicion.numbers, fault.category, suspicion.place, code))
+    return found
+
+
+def trained(facts: Facts, evidence: xr.DataTree | None, lr: float | None, seed: int, until: float) -> Facts:
+    """The facts with the program's own run: at the rate given, or at the best of several."""
+    if facts.own:
+        return replace(facts, run=tried(facts.program, seed=seed, until=until))
+    rates = [lr] if lr is not None else []
+    if evidence is not None and lr is None:
+        rates = trial_rates(evidence["evidence"].to_dataset(), lr)
+    best: tuple[Program, Run] | None = None
+    for rate in rates or [0.01]:
+        program = replace(facts.program, lr=rate)
+        run = best_of_rates(program, own=True, seed=seed, until=until)
+        if run is not None and (best is None or run.score > best[1].score):
+            best = program, run
+        if best is not None and best[1].score >= LEARNED:
+            break
+    return facts if best is None else replace(facts, program=best[0], run=best[1])
+
+
+def conclude(
+    found: Diagnosis, model: nn.Module, batches: Sequence[Any], recipe: Recipe, seed: int, lr: float | None
+) -> list[Finding]:
+    """The findings in their order: what the first pass shows, what is certain, what is needed, what the evidence alone
+    shows of a program that does not learn, and what limits every network where there is nothing else."""
+    facts = found.facts
+    assert facts is not None
+    needed = [as_finding(one, found.search, facts) for one in found.search.needed]
+    told = {finding.name for finding in needed}
+    early = [finding for finding in found.findings if finding.name not in told]
+    # That no gradient arrives is what a fault does: behind those whose repair is known.
+    faulty = sorted([*early, *needed], key=lambda finding: finding.name == SYMPTOM)
+    if found.evidence is None:
+        return faulty
+    evidence = found.evidence["evidence"].to_dataset()
+    learning = facts.own and facts.score >= NOT_LEARNING
+    if not learning:
+        faulty += [finding for finding in symptoms(evidence) if finding.name not in told]
+    if not faulty and not learning and found.search.best < PARTLY and len(batches) > 1:
+        evidence = with_descents(evidence, model, batches[:NUM_BATCHES], recipe=recipe, seed=seed, lr=lr)
+        found.evidence["evidence"] = xr.DataTree(evidence)
+        faulty += symptoms(evidence, last=True)
+    return faulty if any(f.name == "exploding" for f in faulty) else [*faulty, curvature(evidence)]
+
+
+def as_finding(one: Needed, search_: Search, facts: Facts) -> Finding:
+    """A repair that is needed, in words: what was measured, what it gains, and what else has to be done."""
+    fault: Fault = one.step.fault
+    suspicion, others = one.step.suspicion, [n for n in search_.needed if n is not one]
+    others = [n for n in others if n.repair.code != one.repair.code]
+    gained, score = "", search_.score
+    numbers = {**suspicion.numbers, "score": facts.score, "score_mended": score, "score_without": one.without}
+    steps = search_.program.steps if search_.program else facts.program.steps
+    if score > max(facts.score, 0.0) + 0.05:
+        together = f" and {', '.join(n.repair.done for n in others)}" if others else ""
+        gained = (
+            f" With {one.repair.done}{together}, {steps} steps learn {percent(score)} of what there is to learn, in "
+            f"place of {percent(max(facts.score, 0.0))}."
+        )
+    advice = one.repair.done[0].upper() + one.repair.done[1:] + "."
+    if others:
+        advice += f" That alone does not suffice: also {', '.join(n.repair.done for n in others)}."
+    code = "\n".join([one.repair.code, *(f"# and also\n{n.repair.code}" for n in others)])
+    numbers = {name: value for name, value in numbers.items() if not math.isnan(value)}
+    place = one.repair.place or suspicion.place
+    return Finding(
+        fault.name, suspicion.title, suspicion.sentence + gained, advice, True, numbers, fault.category, place, code
     )
+
+
+def as_tree(found: Diagnosis) -> xr.DataTree:
+    """A diagnosis as labelled arrays."""
+    first, nodes = found.first, {"findings": findings_dataset(found.findings)}
+    place = (list(range(len(first.losses))), "batch", "1")
+    nodes["batches"] = labelled(
+        {
+            "loss": ("batch", list(first.losses), "loss before any step", "1"),
+            "gradient_norm": ("batch", list(first.gradients), "norm of the gradient", "1"),
+            "examples": ("batch", list(first.examples), "examples", "1"),
+        },
+        {"batch": place},
+    )
+    runs = [("as it is", found.facts.run if found.facts else None), ("mended", found.search.run)]
+    for name, run in runs:
+        if run is not None and len(run.losses):
+            nodes[f"training/{name.replace(' ', '_')}"] = labelled(
+                {
+                    "loss": ("step", run.losses, "loss before the step", "1"),
+                    "score": ((), run.score, "share of what there is to learn", "1"),
+                    "diverged": ((), run.diverged, "whether it diverged", "1"),
+                    "constant_loss": ((), run.constant_loss, "loss of the best constant output", "1"),
+                },
+                {"step": (list(range(len(run.losses))), "step", "1")},
+            )
+    if found.evidence is not None:
+        for name in ("evidence", "output_gradients"):
+            nodes[name] = found.evidence[name].to_dataset()
+    tree = xr.DataTree.from_dict(nodes)
+    tree.attrs["skipped"] = "\n".join(found.skipped)
+    return tree
 
 
 def refuse_one_batch(starts: Starts) -> None:

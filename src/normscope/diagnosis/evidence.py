@@ -1,6 +1,6 @@
 """What is measured of a model before anything is said about it: `measure_evidence`. What it means is for `findings`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from normscope.diagnosis.counterfactuals import (
 )
 from normscope.diagnosis.learnability import NOT_TRIED, Learnability, learnability
 from normscope.diagnosis.profile import CURVE_LRS, profile, with_depth
-from normscope.diagnosis.rules import faults
 from normscope.diagnosis.signal import Signal, repeated_calls, signal
 from normscope.errors import NormscopeError
 from normscope.model.loss import constant_loss, output_spread, readable_errors
@@ -70,7 +69,6 @@ def measure_evidence(
     later, spread_later = some_steps_later(
         model, batches, settled * min(TRIAL_SHARES) if lr is None else lr, recipe, seed
     )
-    lrs = [settled * s for s in TRIAL_SHARES] if lr is None else [lr * s for s in SHARES_OF_BEST]
     scale, imbalance = input_scale(first), feature_imbalance(first)
     suspected = max(scale, 1 / max(scale, 1e-30), imbalance) > OUT_OF_SCALE
     resized, resized_gain = diverging_without_outsized_layer(model, first, seen, recipe, diverging, seed)
@@ -97,10 +95,15 @@ def measure_evidence(
             "constant_loss": ((), _constant_loss(model, batches, recipe, seed), "loss of the best constant", "nat"),
             "trainable_share": ((), seen.trainable_share, "trainable share of the parameters", "1"),
             "reached_share": ((), seen.reached_share, "share of those that the loss depends on", "1"),
-            "extensivity": ((), extensivity(model, first, loss_fn, seed=seed), "loss of a batch taken twice", "1"),
+            "extensivity": (
+                (),
+                or_nan(extensivity, model, first, loss_fn, seed=seed),
+                "loss of a batch taken twice",
+                "1",
+            ),
             "coupling": (
                 (),
-                coupling(model, batches[:COUPLING_BATCHES], loss_fn, seed=seed),
+                or_nan(coupling, model, batches[:COUPLING_BATCHES], loss_fn, seed=seed),
                 "change of an example's output with its batch",
                 "1",
             ),
@@ -145,11 +148,38 @@ def measure_evidence(
         {"layer": (names, "layer", "1")},
     )
     measured = with_depth(xr.merge([shown.drop_vars("depth").reindex(layer=names), dataset], compat="equals"))
-    # Whether anything can be learned is asked only of a model that has nothing else wrong: it costs most of the time.
-    tried = NOT_TRIED if faults(measured) else short_descents(model, batches, lrs, recipe, seed)
-    merged = xr.merge([measured, trial_variables(tried)], compat="equals")
+    merged = xr.merge([measured, trial_variables(NOT_TRIED)], compat="equals")
     merged.attrs = shown.attrs
     return xr.DataTree.from_dict({"evidence": merged, "output_gradients": gradients})
+
+
+def or_nan(measure: Callable[..., float], *given: Any, **options: Any) -> float:
+    """What is measured; NaN where the model or its loss does not take what was made of the batches."""
+    try:
+        return measure(*given, **options)
+    except NormscopeError:
+        return float("nan")
+
+
+def trial_rates(evidence: xr.Dataset, lr: float | None) -> list[float]:
+    """The rates of short descents, in the order of trying."""
+    if lr is not None:
+        return [lr * share for share in SHARES_OF_BEST]
+    lowest = float(evidence["lowest_lr"])
+    settled = lowest / float(evidence["amplification"]) if np.isfinite(lowest) else float(CURVE_LRS[0])
+    return [settled * share for share in TRIAL_SHARES]
+
+
+def with_descents(
+    evidence: xr.Dataset, model: nn.Module, batches: Sequence[Any], *, recipe: Recipe, seed: int, lr: float | None
+) -> xr.Dataset:
+    """The second stage: the evidence with what short descents on one batch and on many came to. It costs most of the
+    time, and is asked only of a model in which nothing else is found."""
+    tried = short_descents(model, batches, trial_rates(evidence, lr), recipe, seed)
+    rest = evidence.drop_vars([str(name) for name in trial_variables(NOT_TRIED).data_vars])
+    merged = xr.merge([rest, trial_variables(tried)], compat="equals")
+    merged.attrs = evidence.attrs
+    return merged
 
 
 def trial_variables(tried: Learnability) -> xr.Dataset:

@@ -103,9 +103,9 @@ def _after(
             if not loss <= DIVERGENCE_FACTOR * abs(start):
                 return float("nan"), np.full(len(judged), np.nan)
         losses, permuted = [], []
-        with torch.no_grad():
+        with torch.enable_grad():  # a loss may differentiate inside itself
             for batch in judged:
-                losses.append(float(loss_fn(model, batch).double()))
+                losses.append(float(loss_fn(model, batch).detach().double()))
                 try:
                     permuted.append(constant_loss(model, [batch], loss_fn))
                 except NormscopeError:

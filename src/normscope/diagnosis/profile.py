@@ -10,6 +10,7 @@ from normscope.descent.first_update import first_update_line
 from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.descent.recipe import Recipe
 from normscope.descent.step_line import StepLine, crossing, lowest_step_size
+from normscope.errors import NormscopeError
 from normscope.model.layers import LayerCall, depths, record_calls
 from normscope.model.vector_norm import norm
 from normscope.probes.output_gradients import output_gradients
@@ -75,8 +76,27 @@ def profile(model: nn.Module, batch: Any, *, recipe: Recipe, seed: int = 0) -> x
         seed=seed,
         **provenance(device=parameter.device, dtype=parameter.dtype),
     )
-    gradients = output_gradients(model, batch, loss_fn=recipe.loss_fn)
+    try:
+        gradients = output_gradients(model, batch, loss_fn=recipe.loss_fn)
+    except NormscopeError:  # a loss that never calls the model itself, a model that gives losses: no output to see
+        gradients = no_output()
     return xr.DataTree.from_dict({"evidence": with_depth(dataset), "output_gradients": gradients})
+
+
+def no_output() -> xr.Dataset:
+    """What stands in the place of the gradient at an output that cannot be seen: NaN for one example and one label."""
+    names = {
+        "commonest_share": "share of the commonest prediction",
+        "mean_cosine": "mean cosine of two gradients",
+        "common_part": "common part",
+    }
+    return labelled(
+        {
+            "gradient": (("example", "label"), [[np.nan]], "gradient at the output", "1"),
+            **{name: ((), np.nan, title, "1") for name, title in names.items()},
+        },
+        {"example": ([0], "example", "1"), "label": ([0], "label", "1")},
+    )
 
 
 def with_depth(dataset: xr.Dataset) -> xr.Dataset:

@@ -1,60 +1,35 @@
-"""What was found in a model, decided from what was measured of it: which rules there are and in which order. No torch.
+"""What was found in a model, decided from what was measured of it, in the order of the faults. No torch.
 
-Rules stand in the order in which causes hide effects: a dead layer also silences all gradients below it, and a summed
+Faults stand in the order in which causes hide effects: a dead layer also silences all gradients below it, and a summed
 loss also makes the step that diverges shorter.
 """
 
 import math
-from collections.abc import Callable
+from dataclasses import replace
 
 import xarray as xr
 
-from normscope.diagnosis.faults.network import (
-    aligned,
-    dead_layer,
-    dead_units,
-    exploding,
-    oversized_layer,
-    recurrent,
-    saturated,
-    vanishing,
-)
-from normscope.diagnosis.faults.set_up import batch_noise, frozen, labels, stuck, summed_loss, unscaled_inputs
+from normscope.diagnosis.fault import faults
 from normscope.diagnosis.finding import Finding
 from normscope.statistics.numbers import number
 
-Rule = Callable[[xr.Dataset], Finding | None]
 
-RULES: tuple[Rule, ...] = (
-    summed_loss,
-    frozen,
-    unscaled_inputs,
-    oversized_layer,
-    vanishing,
-    dead_layer,
-    recurrent,
-    exploding,
-    batch_noise,
-    saturated,
-    aligned,
-    dead_units,
-)
-"""In the order in which what they find is told: causes before effects."""
+def symptoms(evidence: xr.Dataset, *, last: bool = False) -> list[Finding]:
+    """What the evidence alone shows, the cause before its effects.
 
-LAST_RULES: tuple[Rule, ...] = (labels, stuck)
-"""What can only be judged of a model that has nothing else wrong: one that cannot learn says nothing of its labels."""
-
-
-def faults(evidence: xr.Dataset) -> list[Finding]:
-    """What is wrong, the cause before its effects, but for what only short descents can show."""
-    return [finding for rule in RULES if (finding := rule(evidence)) is not None]
+    Args:
+        last: what is judged only of a model that has nothing else wrong: one that cannot learn says nothing of its
+            labels.
+    """
+    asked = [fault for fault in faults() if fault.rule is not None and fault.last is last]
+    found = [(fault, fault.rule(evidence)) for fault in asked if fault.rule is not None]
+    return [replace(finding, category=fault.category) for fault, finding in found if finding is not None]
 
 
 def findings(evidence: xr.Dataset) -> list[Finding]:
-    """All faults that the evidence shows, the cause before its effects; last, unless activations explode, what limits
-    the rates beside them, which is no fault."""
-    found = faults(evidence)
-    found = found or [finding for rule in LAST_RULES if (finding := rule(evidence)) is not None]
+    """All that the evidence shows; last, unless activations explode, what limits the rates beside it, which is no
+    fault."""
+    found = symptoms(evidence) or symptoms(evidence, last=True)
     return found if any(f.name == "exploding" for f in found) else [*found, curvature(evidence)]
 
 

@@ -117,8 +117,9 @@ def constant_loss(model: nn.Module, batches: Iterable[Batch], loss_fn: LossFn | 
     permuted = [targets_permuted(batch) for batch in batches]
     if not permuted or any(batch is None for batch in permuted):
         return float("nan")
-    with torch.no_grad(), readable_errors():
-        losses = [(loss_fn or default_loss)(model, batch).double() for batch in permuted]
+    # With gradients, since a loss may differentiate inside itself.
+    with torch.enable_grad(), readable_errors():
+        losses = [(loss_fn or default_loss)(model, batch).detach().double() for batch in permuted]
     return float(torch.stack(losses).mean())
 
 

@@ -12,8 +12,9 @@ from normscope.model.batch import Batch, num_bytes
 KEPT_BYTES = 2**31
 """Of a loader's batches at most this much is kept in memory (but two batches always): 2 GiB."""
 
-BatchesOfSeed = Callable[[int], Iterator[Batch]]
-"""Mini-batches without end, and the same ones each time it is called with the same seed."""
+BatchesOfSeed = Callable[[int | None], Iterator[Batch]]
+"""Mini-batches without end, and the same ones each time it is called with the same seed; with None in the order in
+which they came."""
 
 
 def mini_batches(source: Any, steps: int, seed: int = 0) -> tuple[BatchesOfSeed, int | None]:
@@ -30,7 +31,7 @@ def mini_batches(source: Any, steps: int, seed: int = 0) -> tuple[BatchesOfSeed,
     """
     if callable(source) and not isinstance(source, Iterable):
         function: Callable[[int], Any] = source
-        return lambda seed: _from_function(function, seed), None
+        return lambda seed: _from_function(function, seed or 0), None
     if isinstance(source, Tensor | Mapping | str | tuple) or not isinstance(source, Iterable):
         raise InvalidBatch(
             f"batches is a {type(source).__name__}: give a list of batches, a DataLoader or a function seed -> iterator"
@@ -48,7 +49,12 @@ def mini_batches(source: Any, steps: int, seed: int = 0) -> tuple[BatchesOfSeed,
         raise InvalidBatch(
             f"the {type(source).__name__} gives no batch: is its data set empty or smaller than a batch?"
         )
-    return lambda seed: _in_random_order(kept, seed), len(kept)
+    return lambda seed: _in_order(kept) if seed is None else _in_random_order(kept, seed), len(kept)
+
+
+def _in_order(kept: list[Batch]) -> Iterator[Batch]:
+    while True:
+        yield from kept
 
 
 def _in_random_order(kept: list[Batch], seed: int) -> Iterator[Batch]:

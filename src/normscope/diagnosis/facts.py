@@ -1,0 +1,180 @@
+"""What is known of a program before any repair is tried: its layers, its output and loss, its data, its own run."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope.descent.optimizers import make_optimizer
+from normscope.diagnosis.batch_tests import feature_statistics
+from normscope.diagnosis.first_pass import FirstPass
+from normscope.diagnosis.outputs import Chain, Reach, chain, loss_family, reach, target_kind
+from normscope.diagnosis.program import Program, Run
+from normscope.errors import NormscopeError
+from normscope.model.batch import num_examples, targets_of
+from normscope.model.layers import own_parameters, watched_modules
+from normscope.model.loss import default_loss
+from normscope.model.state import untouched
+
+LEVEL_BATCHES = 20
+"""Mini-batches that the loss of the best constant is taken over."""
+
+VARIED = 1e-6
+"""A feature whose standard deviation is below this share of its size is constant."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """See above. `run` is the program's own training; None where it could not be run."""
+
+    program: Program
+    chain: Chain | None = None
+    family: str = ""
+    """The loss, by the names of `outputs.FAMILIES`."""
+    kind: str = ""
+    """The targets, see `outputs.target_kind`."""
+    reach: Reach | None = None
+    num_outputs: int = 0
+    input_size: float = math.nan
+    """The largest root mean square of an input feature."""
+    smallest_input: float = math.nan
+    """The largest standard deviation of an input feature."""
+    input_imbalance: float = math.nan
+    """The largest over the median size of the features that vary."""
+    input_offset: float = math.nan
+    """The median over features of |mean| / standard deviation."""
+    target_mean: float = math.nan
+    target_std: float = math.nan
+    weight_gains: tuple[tuple[str, float], ...] = ()
+    """For every layer the root mean square of its weight times the square root of what goes into a unit: about 1 where
+    sizes are kept."""
+    optimizer: str = ""
+    """The class's name."""
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batch_size: int = 0
+    num_examples: int = 0
+    run: Run | None = None
+    first: FirstPass | None = None
+    own: bool = True
+    """Whether the rate and the number of steps are the user's own; else they were found."""
+
+    @property
+    def score(self) -> float:
+        """Of the program's own run; -1 where there is none."""
+        return -1.0 if self.run is None else self.run.score
+
+    @property
+    def last(self) -> str:
+        """The activation behind the last layer."""
+        return self.chain.last if self.chain else ""
+
+    @property
+    def full_batch(self) -> bool:
+        """One batch of all data."""
+        return len(self.program.batches) == 1
+
+
+def facts_of(program: Program, *, seed: int = 0) -> Facts:
+    """All but the run; what cannot be seen keeps its default."""
+    model = program.build(seed)
+    batches = program.batches[:LEVEL_BATCHES]
+    like = outputs_of(model, batches, program, seed)
+    seen = chain(model, batches[0], program.loss_fn, seed=seed) if like else None
+    found = Facts(program, seen)
+    targets = [t for batch in program.batches if (t := targets_of(batch)) is not None]
+    if like:
+        width = like[0].shape[-1] if like[0].ndim > 1 else 1
+        kind = target_kind(targets, width)
+        family = loss_family(model, batches[0], program.loss_fn, like[0])
+        could = reach(model, batches, program.loss_fn, like, seen.last if seen else "")
+        found = replace(found, num_outputs=width, kind=kind, family=family, reach=could)
+    if found.kind == "number":
+        values = torch.cat([t.double().flatten() for t in targets])
+        found = replace(found, target_mean=float(values.mean()), target_std=float(values.std(correction=0)))
+    if (statistics := feature_statistics(program.batches)) is not None:
+        mean, std = statistics
+        size = (mean.square() + std.square()).sqrt()
+        varied = std > VARIED * size
+        if bool(varied.any()):
+            found = replace(
+                found,
+                input_size=float(size.max()),
+                smallest_input=float(std.max()),
+                input_imbalance=float(size.max() / size[varied].median()),
+                input_offset=float((mean.abs() / std)[varied].median()),
+            )
+    sizes = [n for batch in program.batches if (n := num_examples(batch)) is not None]
+    return replace(
+        found,
+        weight_gains=tuple(weight_gains(model)),
+        batch_size=max(sizes, default=0),
+        num_examples=sum(sizes),
+        program=with_levels(program, found.reach),
+        **optimizer_facts(program, model),
+    )
+
+
+def with_levels(program: Program, could: Reach | None) -> Program:
+    """The program with the losses that its runs are judged by."""
+    if could is None:
+        return program
+    return replace(program, constant_loss=could.constant, lowest_loss=could.lowest)
+
+
+def judged_anew(program: Program, *, seed: int = 0) -> Program:
+    """The same for a program whose loss or targets were changed."""
+    model, batches = program.build(seed), program.batches[:LEVEL_BATCHES]
+    like = outputs_of(model, batches, program, seed)
+    return with_levels(program, reach(model, batches, program.loss_fn, like, "") if like else None)
+
+
+def outputs_of(model: nn.Module, batches: Sequence[Any], program: Program, seed: int) -> list[Tensor]:
+    """The outputs in training mode, one tensor a batch; empty where the loss does not call the model once, or its
+    output is no tensor."""
+    found: list[Tensor] = []
+    with untouched(model), torch.enable_grad():
+        model.train()
+        torch.manual_seed(seed)
+        model.register_forward_hook(
+            lambda _m, _i, output: found.append(output.detach()) if isinstance(output, Tensor) else None
+        )
+        for place, batch in enumerate(batches, 1):
+            try:
+                (program.loss_fn or default_loss)(model, batch)
+            except Exception:  # somebody's own code
+                return []
+            if len(found) != place or not found[-1].ndim or not found[-1].is_floating_point():
+                return []
+    return found
+
+
+def weight_gains(model: nn.Module) -> list[tuple[str, float]]:
+    """Root mean square of every layer's weight times the square root of its fan-in; embeddings are left out."""
+    gains = []
+    for path, module in watched_modules(model).items():
+        weights = [p for p in own_parameters(module) if p.ndim >= 2 and p.is_floating_point()]
+        if weights and not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            weight = weights[0].detach().double()
+            gains.append((path, float(weight.square().mean().sqrt() * math.sqrt(weight[0].numel()))))
+    return gains
+
+
+def optimizer_facts(program: Program, model: nn.Module) -> dict[str, Any]:
+    """What the optimizer is, as its own groups say it."""
+    try:
+        with untouched(model):
+            made = make_optimizer(program.optimizer, model, program.lr)
+    except NormscopeError:
+        return {}
+    group = made.param_groups[0]
+    betas = group.get("betas")
+    momentum = group.get("momentum", betas[0] if betas else 0.0)
+    return {
+        "optimizer": type(made).__name__,
+        "momentum": float(momentum or 0.0),
+        "weight_decay": float(group.get("weight_decay", 0.0) or 0.0),
+    }

@@ -1,0 +1,90 @@
+"""What a fault is: the file of each gives one `FAULT`, found by listing the folder `faults`.
+
+A *symptom* is read from the measured evidence alone (`rule`). A *repairable* fault is suspected from the facts of the
+program, and said where its repair, run in the same number of steps, learns what the program as it is does not.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import xarray as xr
+
+from normscope.diagnosis.facts import Facts
+from normscope.diagnosis.finding import Finding
+from normscope.diagnosis.program import Program
+
+CATEGORIES = (
+    "activation",
+    "loss",
+    "learning_rate",
+    "optimizer",
+    "epochs",
+    "batch_size",
+    "initialization",
+    "preprocessing",
+    "labels",
+    "architecture",
+    "regularization",
+    "numerics",
+)
+"""The kinds of faults that the literature tells apart."""
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A program mended, and the lines by which its user mends it."""
+
+    program: Program
+    code: str
+    done: str
+    """What was done, to be read behind "with": "the inputs standardized"."""
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """Why a fault is suspected of a program."""
+
+    title: str
+    sentence: str
+    """What was measured."""
+    numbers: dict[str, float]
+    certain: bool = False
+    """Whether it is wrong whatever a run shows: the outputs that the loss asks for cannot be reached."""
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that can be wrong."""
+
+    name: str
+    category: str
+    order: int
+    """Where it is told among others of equal weight: causes before effects."""
+    rule: Callable[[xr.Dataset], Finding | None] | None = None
+    """Of a symptom: reads the evidence of `measure_evidence`."""
+    last: bool = False
+    """Whether a symptom is judged only of what has nothing else wrong."""
+    suspected: Callable[[Facts], Suspicion | None] | None = None
+    repairs: Callable[[Program, Facts], Iterator[Repair]] | None = None
+    """One or several ways to mend it, the best guess first."""
+    advice: Callable[[Facts], tuple[str, str]] | None = None
+    """What to do and the lines that do it, of a fault without a repair that can be run."""
+    early: bool = False
+    """Whether it is seen before anything is measured, in the first pass over the batches."""
+    tuning: bool = False
+    """Whether a sound program may gain from it too: then it is said only of a program that does not learn."""
+
+
+@cache
+def faults() -> tuple[Fault, ...]:
+    """Every fault there is, in the order in which they are told."""
+    import normscope.diagnosis.faults as folder
+
+    names = [module.name for module in pkgutil.iter_modules(folder.__path__)]
+    found = [importlib.import_module(f"{folder.__name__}.{name}") for name in names]
+    return tuple(sorted((module.FAULT for module in found if hasattr(module, "FAULT")), key=lambda fault: fault.order))

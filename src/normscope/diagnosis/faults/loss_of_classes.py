@@ -1,0 +1,69 @@
+"""A squared or absolute error where the targets are classes: its gradient vanishes where a sigmoid or softmax is surely
+wrong. And a negative log-likelihood that is given probabilities in place of their logarithms."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from normscope.diagnosis.facts import Facts, judged_anew
+from normscope.diagnosis.fault import Fault, Repair, Suspicion
+from normscope.diagnosis.patches import output_through
+from normscope.diagnosis.program import Program
+from normscope.model.batch import targets_of
+
+WORDS = {"mse": "the squared error", "mae": "the absolute error"}
+
+
+def _suspected(facts: Facts) -> Suspicion | None:
+    if facts.family == "nll" and facts.last == "softmax":
+        return Suspicion(
+            "the loss takes log-probabilities and is given probabilities",
+            "The model ends in softmax, and the loss is minus the output of the right class: linear in it, and as low "
+            "as -1, not the likelihood.",
+            {},
+            certain=True,
+        )
+    if facts.family not in WORDS or facts.kind not in ("one_hot", "multi_hot", "binary"):
+        return None
+    return Suspicion(
+        f"{WORDS[facts.family]} of classes",
+        f"The targets are classes, and the loss is {WORDS[facts.family]}: where the model is surely wrong, its "
+        "gradient vanishes.",
+        {},
+    )
+
+
+def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
+    if facts.chain is None:
+        return
+    patches = (*program.patches, output_through(facts.chain.layers[-1], lambda z: z))
+    if facts.kind in ("one_hot", "labels") and facts.num_outputs > 1:
+        loss, code = of_classes, "loss = nn.functional.cross_entropy(logits, targets)"
+    else:
+        loss, code = of_bits, "loss = nn.functional.binary_cross_entropy_with_logits(logits, targets.float())"
+    said = f"# logits: what {facts.chain.layers[-1]} gives, with no activation behind it\n{code}"
+    yield Repair(judged_anew(replace(program, loss_fn=loss, patches=patches)), said, "cross-entropy of the logits")
+
+
+def of_classes(model: nn.Module, batch: Any) -> Tensor:
+    """Cross-entropy of a pair's logits."""
+    targets = _targets(batch)
+    return F.cross_entropy(model(batch[0]), targets if targets.is_floating_point() else targets.long())
+
+
+def of_bits(model: nn.Module, batch: Any) -> Tensor:
+    """Binary cross-entropy of a pair's logits."""
+    logits = model(batch[0])
+    return F.binary_cross_entropy_with_logits(logits, _targets(batch).to(logits.dtype).reshape(logits.shape))
+
+
+def _targets(batch: Any) -> Tensor:
+    targets = targets_of(batch)
+    return torch.empty(0) if targets is None else targets
+
+
+FAULT = Fault("loss_of_classes", "loss", 40, suspected=_suspected, repairs=_repairs)

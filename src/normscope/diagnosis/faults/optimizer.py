@@ -1,0 +1,51 @@
+"""An optimizer that does not get there: plain SGD where directions differ in scale, or a momentum that overshoots."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from normscope.diagnosis.facts import Facts
+from normscope.diagnosis.fault import Fault, Repair, Suspicion
+from normscope.diagnosis.program import Program
+from normscope.statistics.numbers import number
+
+ADAPTIVE = ("Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adamax")
+ADAM_LRS = (1e-3, 1e-2)
+MUCH_MOMENTUM = 0.97
+"""From here on a step is the sum of more than thirty."""
+
+
+def _adam(params: Any, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(params, lr=lr)
+
+
+def _suspected(facts: Facts) -> Suspicion | None:
+    if not facts.own or facts.run is None or not facts.optimizer:
+        return None
+    if facts.momentum >= MUCH_MOMENTUM:
+        return Suspicion(
+            "the momentum is too large",
+            f"{facts.optimizer} has momentum {facts.momentum:g}: a step is the sum of "
+            f"{number(1 / max(1 - facts.momentum, 1e-9))}.",
+            {"momentum": facts.momentum},
+        )
+    if facts.optimizer in ADAPTIVE:
+        return None
+    return Suspicion(
+        f"{facts.optimizer} does not get there",
+        f"With {facts.optimizer} at rate {number(facts.program.lr)} the training ends at a loss of "
+        f"{number(facts.run.end_loss)}.",
+        {"lr": facts.program.lr},
+    )
+
+
+def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
+    for lr in ADAM_LRS:
+        made = replace(program, optimizer=_adam, lr=lr)
+        code = f"optimizer = torch.optim.Adam(model.parameters(), lr={lr:g})"
+        yield Repair(made, code, f"Adam at {lr:g}", "optimizer")
+
+
+FAULT = Fault("optimizer", "optimizer", 55, suspected=_suspected, repairs=_repairs, tuning=True)

@@ -1,0 +1,336 @@
+"""What a model's output is and what the loss takes it for, told by numbers and never by a module's type.
+
+Activations are told by comparing what one watched layer gives with what the next one gets: `identify(z, y)` looks for
+the function that makes y of z. Losses are told by putting chosen outputs into the model's place and comparing what
+the loss gives with the known ones.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from normscope.diagnosis.batch_tests import standardized
+from normscope.model.batch import targets_of
+from normscope.model.layers import own_parameters, watched_modules
+from normscope.model.loss import LossFn, default_loss
+from normscope.model.output import first_tensor
+from normscope.model.state import untouched
+
+Function = Callable[[Tensor], Tensor]
+
+ACTIVATIONS: dict[str, Function] = {
+    "identity": lambda z: z,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "softmax": lambda z: torch.softmax(z, -1 if z.ndim < 3 else 1),
+    "log_softmax": lambda z: torch.log_softmax(z, -1 if z.ndim < 3 else 1),
+    "elu": F.elu,
+    "leaky_relu": F.leaky_relu,
+    "leaky_relu 0.2": lambda z: F.leaky_relu(z, 0.2),
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "exp": torch.exp,
+    "selu": F.selu,
+    "softsign": F.softsign,
+    "relu6": F.relu6,
+    "hardtanh": F.hardtanh,
+    "logsigmoid": F.logsigmoid,
+}
+"""Functions that a layer's output may go through, by torch's names."""
+
+RANGES: dict[str, tuple[float, float]] = {
+    "relu": (0.0, math.inf),
+    "relu6": (0.0, 6.0),
+    "exp": (0.0, math.inf),
+    "softplus": (0.0, math.inf),
+    "sigmoid": (0.0, 1.0),
+    "tanh": (-1.0, 1.0),
+    "hardtanh": (-1.0, 1.0),
+    "softsign": (-1.0, 1.0),
+    "softmax": (0.0, 1.0),
+    "elu": (-1.0, math.inf),
+    "selu": (-1.7581, math.inf),
+    "log_softmax": (-math.inf, 0.0),
+    "logsigmoid": (-math.inf, 0.0),
+}
+"""The values that an output can take."""
+
+LARGE_LOGIT = 20.0
+"""A logit of certainty."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The layers of a model on one batch, in execution order, and what lies between them."""
+
+    layers: tuple[str, ...]
+    """Paths of the watched calls."""
+    between: tuple[str, ...]
+    """The activation behind each layer, by the names of `ACTIVATIONS`; "" where it is none of them."""
+    dropout: float = 0.0
+    """The largest probability of any dropout."""
+
+    @property
+    def last(self) -> str:
+        """The activation behind the last layer; "" where it is not known."""
+        return self.between[-1] if self.between else ""
+
+
+def identify(z: Tensor, y: Tensor) -> str:
+    """The activation that makes y of z, or ""."""
+    if z.shape != y.shape or not z.is_floating_point() or not z.numel():
+        return ""
+    z, y = z.double(), y.double()
+    if not bool(torch.isfinite(z).all()):
+        return ""
+    if z.ndim == 2 and z.shape[1] == 1 and bool((y == 1).all()) and len(z) > 1 and float(z.std()) > 0:
+        return "softmax"
+    for name, function in ACTIVATIONS.items():
+        if torch.allclose(function(z), y, rtol=1e-4, atol=1e-5):
+            ambiguous = name in ("identity", "relu") and not bool((z < 0).any())
+            return "" if ambiguous else name
+    return ""
+
+
+@contextmanager
+def calls_of(model: nn.Module) -> Iterator[list[tuple[str, Tensor | None, Tensor]]]:
+    """(path, input, output) of every watched call, filled while the model runs."""
+    seen: list[tuple[str, Tensor | None, Tensor]] = []
+    handles = []
+    for path, module in watched_modules(model).items():
+
+        def hook(_module: nn.Module, inputs: Any, output: Any, path: str = path) -> None:
+            y, x = first_tensor(output), first_tensor(inputs)
+            if y is not None and y.is_floating_point():
+                seen.append((path, None if x is None else x.detach().clone(), y.detach().clone()))
+
+        handles.append(module.register_forward_hook(hook, prepend=True))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def chain(model: nn.Module, batch: Any, loss_fn: LossFn | None = None, *, seed: int = 0) -> Chain | None:
+    """What stands between the layers, looked at with standardized inputs, weights drawn anew and no dropout, so that no
+    value is saturated or of one sign; None where the loss does not call the model or its layers have no order."""
+    drops = [float(m.p) for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    with untouched(model), torch.no_grad():
+        model.eval()
+        torch.manual_seed(seed)
+        for module in watched_modules(model).values():
+            for parameter in own_parameters(module):
+                if parameter.is_floating_point() and parameter.ndim >= 2:
+                    parameter.normal_(0.0, 1.5 / math.sqrt(parameter[0].numel()))
+                elif parameter.is_floating_point():
+                    parameter.normal_(0.0, 0.1)
+        outputs: list[Any] = []
+        handle = model.register_forward_hook(lambda _m, _i, output: outputs.append(first_tensor(output)))
+        try:
+            with calls_of(model) as seen, torch.enable_grad():
+                (loss_fn or default_loss)(model, standardized(batch))
+        except Exception:  # somebody's own code, on inputs that are not its own
+            return None
+        finally:
+            handle.remove()
+    if len(outputs) != 1 or outputs[0] is None or not seen or len({path for path, *_ in seen}) != len(seen):
+        return None
+    following = [x for _, x, _ in seen[1:]] + [outputs[0].detach()]
+    between = [identify(y, x) if x is not None else "" for (_, _, y), x in zip(seen, following, strict=True)]
+    return Chain(tuple(path for path, *_ in seen), tuple(between), max(drops, default=0.0))
+
+
+# --- Targets ---
+
+
+def target_kind(targets: Sequence[Tensor], outputs: int | None = None) -> str:
+    """ "labels", "one_hot", "multi_hot", "binary" or "number"; "" where there are none.
+
+    Args:
+        outputs: how many outputs an example has; integers with one output are numbers or binary.
+    """
+    if not targets or any(t.shape[1:] != targets[0].shape[1:] for t in targets) or not targets[0].ndim:
+        return ""
+    y = torch.cat([t.detach() for t in targets])
+    width = int(y[0].numel())
+    zero_one = bool(((y == 0) | (y == 1)).all())
+    if not y.is_floating_point() and not (zero_one and width == (outputs or 0)) and outputs != 1:
+        return "labels"
+    if zero_one and width == 1:
+        return "binary"
+    if zero_one and y.ndim == 2:
+        return "one_hot" if bool((y.sum(1) == 1).all()) else "multi_hot"
+    return "number"
+
+
+# --- Losses ---
+
+
+@contextmanager
+def outputs_in_place(model: nn.Module, give: Callable[[], Tensor]) -> Iterator[list[int]]:
+    """The model gives these outputs, whatever it is called with; yields a list that grows with every call."""
+    calls: list[int] = []
+
+    def forward(*_args: Any, **_kwargs: Any) -> Tensor:
+        calls.append(1)
+        return give()
+
+    own = model.__dict__.get("forward")
+    model.__dict__["forward"] = forward
+    try:
+        yield calls
+    finally:
+        if own is None:
+            del model.__dict__["forward"]
+        else:
+            model.__dict__["forward"] = own
+
+
+def loss_of_outputs(model: nn.Module, batch: Any, loss_fn: LossFn | None, outputs: Tensor) -> float:
+    """What the loss gives for these outputs in the model's place; NaN where it does not ask the model once, or does not
+    take them."""
+    try:
+        with outputs_in_place(model, lambda: outputs) as calls, torch.enable_grad():
+            loss = float((loss_fn or default_loss)(model, batch).detach())
+    except Exception:  # somebody's own code, on outputs that are not its own
+        return math.nan
+    return loss if len(calls) == 1 else math.nan
+
+
+def _one_hot(y: Tensor, like: Tensor) -> Tensor:
+    return F.one_hot(y.long(), like.shape[-1]).to(like.dtype)
+
+
+def _of_labels(y: Tensor, z: Tensor) -> Tensor:
+    """Targets in the shape of the outputs."""
+    return _one_hot(y, z) if y.shape != z.shape and y.shape == z.shape[:-1] and z.ndim == 2 else y.to(z.dtype)
+
+
+FAMILIES: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    "cross_entropy": ("logits", lambda z, t: -(t * z.log_softmax(-1)).sum(-1).mean()),
+    "bce_logits": ("logits", lambda z, t: F.binary_cross_entropy_with_logits(z, t)),
+    "log_of_probabilities": ("simplex", lambda p, t: -(t * p.log()).sum(-1).mean()),
+    "bce": ("unit", lambda p, t: F.binary_cross_entropy(p, t)),
+    "mse": ("logits", lambda z, t: (z - t).square().mean()),
+    "mae": ("logits", lambda z, t: (z - t).abs().mean()),
+    "nll": ("logits", lambda z, t: -(t * z).sum(-1).mean()),
+}
+"""Known losses by name, and what they take: any numbers, rows that sum to 1, numbers in 0 to 1."""
+
+
+def loss_family(model: nn.Module, batch: Any, loss_fn: LossFn | None, like: Tensor) -> str:
+    """Which of `FAMILIES` the loss is on this batch, up to a factor; "" where it is none."""
+    y = targets_of(batch)
+    if y is None or like.ndim > 2 or y.numel() * (like.shape[-1] if y.shape != like.shape else 1) != like.numel():
+        return ""
+    for name, (takes, known) in FAMILIES.items():
+        ratios = []
+        for draw in range(3):
+            z = torch.randn(like.shape, generator=torch.Generator().manual_seed(draw)).to(like) * 0.7
+            z = z.softmax(-1) if takes == "simplex" and z.shape[-1] > 1 else z.sigmoid() if takes != "logits" else z
+            try:
+                reference = float(known(z, _of_labels(y, z)))
+            except Exception:  # targets that this loss does not take
+                break
+            ratios.append(loss_of_outputs(model, batch, loss_fn, z) / reference if reference else math.nan)
+        known_ratio = len(ratios) == 3 and all(math.isfinite(r) and r > 0 for r in ratios)
+        if known_ratio and max(ratios) / min(ratios) < 1 + 1e-3 and (like.shape[-1] > 1 or name not in SEVERAL):
+            return name
+    return ""
+
+
+SEVERAL = ("cross_entropy", "log_of_probabilities", "nll")
+"""Losses of several classes."""
+
+
+def candidates(targets: Tensor, like: Tensor, spread: Tensor | None = None) -> list[Tensor]:
+    """Outputs of an example that may be the best for its targets, whatever the loss: the targets themselves, and the
+    logits and log-probabilities of certainty."""
+    t = _of_labels(targets, like).to(like.dtype)
+    if t.numel() != like.numel():
+        return []
+    t = t.reshape(like.shape)
+    values = [t]
+    if bool(((t >= 0) & (t <= 1)).all()):
+        near = t.clamp(1e-6, 1 - 1e-6)
+        values += [near, near.logit().clamp(-LARGE_LOGIT, LARGE_LOGIT), near.log().clamp(min=-LARGE_LOGIT)]
+    return values
+
+
+def constants(targets: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+    """Constant outputs that may be the best ones, whatever the loss: (outputs,) each."""
+    rows = torch.cat([_of_labels(t, like[: len(t)]) for t in targets]).to(like.dtype)
+    if rows[0].numel() != like[0].numel():
+        return []
+    rows = rows.reshape(len(rows), *like.shape[1:])
+    mean = rows.mean(0)
+    values = [mean, rows.median(0).values]
+    if bool(((mean >= 0) & (mean <= 1)).all()):
+        inside = mean.clamp(1e-6, 1 - 1e-6)
+        values += [inside, inside.logit(), inside.log()]
+    return values
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What losses outputs can have, (mean over batches)."""
+
+    constant: float
+    """L_c: of the best constant output."""
+    lowest: float
+    """Of the best outputs that are free."""
+    in_range: float
+    """Of the best outputs within the values that the output's activation can take."""
+
+    @property
+    def missed(self) -> float:
+        """The share of what there is to learn that the output's range keeps out of reach; NaN where not known."""
+        room = self.constant - self.lowest
+        return (self.in_range - self.lowest) / room if room > 0 else math.nan
+
+
+def into_range(z: Tensor, activation: str) -> Tensor:
+    """The nearest outputs that the activation can give."""
+    if activation == "softmax":
+        z = z.clamp(min=0)
+        total = z.sum(-1, keepdim=True)
+        return torch.where(total > 0, z / total.clamp(min=1e-12), torch.full_like(z, 1 / z.shape[-1]))
+    low, high = RANGES.get(activation, (-math.inf, math.inf))
+    return z.clamp(low, high)
+
+
+def reach(
+    model: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None, like: Sequence[Tensor], activation: str
+) -> Reach | None:
+    """What losses the outputs can have; None where the loss does not take outputs in the model's place."""
+    targets = [targets_of(batch) for batch in batches]
+    if any(t is None or len(t) != len(z) for t, z in zip(targets, like, strict=True)):
+        return None
+    known = [t for t in targets if t is not None]
+
+    def best(choices: Sequence[Sequence[Tensor]]) -> float:
+        """The lowest mean loss over batches of any choice of outputs."""
+        means = []
+        for one in range(len(choices[0]) if choices else 0):
+            losses = [loss_of_outputs(model, b, loss_fn, z[one]) for b, z in zip(batches, choices, strict=True)]
+            means.append(sum(losses) / len(losses))
+        return min((m for m in means if math.isfinite(m)), default=math.nan)
+
+    try:
+        free = [candidates(t, z) for t, z in zip(known, like, strict=True)]
+        fixed = constants(known, like[0])
+    except Exception:  # labels outside the outputs, shapes that do not fit
+        return None
+    constant = best([[c.expand_as(z).clone() for c in fixed] for z in like])
+    lowest = best(free)
+    confined = [[into_range(c, activation) for c in cs] for cs in free]
+    return Reach(constant, min(lowest, constant), best(confined)) if math.isfinite(constant + lowest) else None

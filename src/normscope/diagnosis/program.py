@@ -1,0 +1,149 @@
+"""Somebody's training as a value: model, batches, loss, optimizer, rate and number of steps, and one run of it.
+
+A repair is a function from a program to a program, so that what is advised can be run in the place of what is there.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from normscope.descent.loop import descend
+from normscope.descent.optimizers import OptimizerFactory, make_optimizer
+from normscope.descent.outcome import has_diverged
+from normscope.errors import NormscopeError
+from normscope.model.loss import LossFn, readable_errors
+from normscope.model.state import untouched
+
+Patch = Callable[[nn.Module], None]
+"""Changes a model in place, by hooks, weights or modules; `untouched` takes hooks and weights back."""
+
+CHECKED_EVERY = 64
+"""Steps between two looks at the clock."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a user runs."""
+
+    build: Callable[[int], nn.Module]
+    """The model of a seed; the same instance each time where the user gave an instance."""
+    batches: Sequence[Any]
+    """Different mini-batches, walked in an order of each seed's own, round after round."""
+    optimizer: OptimizerFactory
+    lr: float
+    steps: int
+    loss_fn: LossFn | None = None
+    patches: tuple[Patch, ...] = ()
+    """What is changed in the model before it is trained."""
+    constant_loss: float = math.nan
+    """L_c, the loss of the best constant output; NaN where it is not known."""
+    lowest_loss: float = 0.0
+    """The loss of the best outputs that are free to differ between examples."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run came to."""
+
+    losses: np.ndarray
+    """(steps taken,): each mini-batch's loss before the step on it."""
+    constant_loss: float
+    lowest_loss: float
+    diverged: bool = False
+    finished: bool = True
+    """False where there was no time for all steps."""
+    steps: int = field(default=0)
+
+    @property
+    def end_loss(self) -> float:
+        """The mean loss of the last tenth of the steps; inf where it diverged, NaN where no step was taken."""
+        if self.diverged:
+            return math.inf
+        return float(np.mean(self.losses[-max(1, len(self.losses) // 10) :])) if len(self.losses) else math.nan
+
+    @property
+    def score(self) -> float:
+        """The share of what there is to learn that was learned: 0 at the loss of the best constant output or where the
+        run began, whichever is lower, 1 at the lowest loss there is. Below 0 where it ends above that, at least -1."""
+        if self.diverged or not len(self.losses):
+            return -1.0
+        start = float(np.mean(self.losses[: max(1, len(self.losses) // 50)]))
+        level = start if math.isnan(self.constant_loss) else self.constant_loss
+        room = level - self.lowest_loss
+        if not room > 0:
+            return 0.0
+        return float(max((level - self.end_loss) / room, -1.0))
+
+    @property
+    def still_falling(self) -> bool:
+        """Whether the loss of the last fifth lies clearly below that of the fifth before."""
+        if self.diverged or len(self.losses) < 20:
+            return False
+        fifth = len(self.losses) // 5
+        last, before = self.losses[-fifth:], self.losses[-2 * fifth : -fifth]
+        error = math.sqrt((last.var() + before.var()) / fifth)
+        return float(before.mean() - last.mean()) > 3 * error
+
+
+def in_order(batches: Sequence[Any], seed: int) -> Iterator[Any]:
+    """The batches without end, in an order of each seed's own."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[i]
+
+
+SURE = 0.9
+"""A run on trial ends once it has learned this much."""
+
+
+def run(program: Program, *, seed: int = 0, until: float | None = None, hopeless: bool = False) -> Run:
+    """Train for the program's own number of steps; the model comes back untouched.
+
+    Args:
+        until: `time.process_time()` at which the run is cut; None for no limit.
+        hopeless: give it up at a quarter of its steps where it lies far above the best constant output, at half of them
+            where it lies above that at all; and end it early where it has learned nearly everything.
+    """
+    model = program.build(seed)
+    losses: list[float] = []
+
+    def so_far(diverged: bool = False, finished: bool = True) -> Run:
+        ends = program.constant_loss, program.lowest_loss
+        return Run(np.asarray(losses), *ends, diverged, finished, program.steps)
+
+    with untouched(model), readable_errors(), torch.enable_grad():
+        model.train()
+        torch.manual_seed(seed)
+        for patch in program.patches:
+            patch(model)
+        optimizer = make_optimizer(program.optimizer, model, program.lr)
+        best = math.inf
+        walk = in_order(program.batches, seed)
+        for step in descend(model, optimizer, walk, loss_fn=program.loss_fn, steps=program.steps):
+            loss = float(step.loss)
+            losses.append(loss)
+            best = min(best, loss) if math.isfinite(loss) else best
+            if has_diverged(loss, start=losses[0], best=best, constant_loss=program.constant_loss):
+                return so_far(diverged=True)
+            if hopeless and step.index in (program.steps // 4, program.steps // 2):
+                score = so_far().score
+                if score < (-0.5 if step.index < program.steps // 2 else -0.05) or score > SURE:
+                    return so_far(finished=score > SURE)
+            if until is not None and step.index % CHECKED_EVERY == 0 and time.process_time() > until:
+                return so_far(finished=False)
+    return so_far()
+
+
+def tried(program: Program, **options: Any) -> Run | None:
+    """`run`, or None where the program cannot be run."""
+    try:
+        return run(program, **options)
+    except NormscopeError:
+        return None

@@ -1,0 +1,112 @@
+"""A diagnosis for people and for machines, from its tree alone: text of at most 79 columns, and JSON. No torch."""
+
+import json
+import math
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import xarray as xr
+
+from normscope.diagnosis.finding import Finding, as_findings
+from normscope.version import __version__
+
+WIDTH = 79
+"""Columns of a terminal, less one."""
+
+NOT_LEARNING = 0.05
+"""Less than this share of what there is to learn is not learning."""
+
+SCHEMA, SCHEMA_VERSION = "normscope.findings", 1
+"""Of the JSON. The version grows when a field goes or changes its meaning, and not when one is added."""
+
+
+def skipped(tree: xr.DataTree) -> list[str]:
+    """What could not be measured, a line each."""
+    return [line for line in str(tree.attrs.get("skipped", "")).split("\n") if line]
+
+
+def findings_text(tree: xr.DataTree) -> str:
+    """The findings of a diagnosis as plain text: the first one whole, with its lines of code, the others in short."""
+    found = as_findings(tree["findings"].to_dataset())
+    faults = [finding for finding in found if finding.fault]
+    lines = list(_first(faults[0])) if faults else list(_nothing(tree, found))
+    for other in faults[1:]:
+        lines += _wrapped(f"Also: {other.title} ({other.category}).", "  ")
+    for line in skipped(tree):
+        lines += _wrapped(line, "  ")
+    return "\n".join(lines)
+
+
+def findings_json(tree: xr.DataTree) -> str:
+    """The findings of a diagnosis, or of a check, as JSON.
+
+    `schema` and `version` name the format; `findings` are in the order in which to mend them, each with `name`,
+    `category`, `title`, `sentence`, `advice`, `code`, `place`, `fault` and `numbers`; `training` has for the program
+    "as it is" and "mended" the number of `steps`, the `end_loss`, the `score` (1 is all there is to learn) and whether
+    it `diverged`; `skipped` are lines. Numbers that are not finite are null.
+    """
+    found = as_findings(tree["findings"].to_dataset())
+    names = ("name", "category", "title", "sentence", "advice", "code", "place", "fault", "numbers")
+    training = {}
+    if "training" in tree.children:
+        for name, node in tree["training"].children.items():
+            data = node.to_dataset()
+            losses = data["loss"].values
+            training[name.replace("_", " ")] = {
+                "steps": len(losses),
+                "end_loss": float(losses[-max(1, len(losses) // 10) :].mean()),
+                "score": float(data["score"]),
+                "diverged": bool(data["diverged"]),
+            }
+    content = {
+        "schema": SCHEMA,
+        "version": SCHEMA_VERSION,
+        "normscope": __version__,
+        "findings": [{name: getattr(finding, name) for name in names} for finding in found],
+        "training": training,
+        "skipped": skipped(tree),
+    }
+    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def score_of(tree: xr.DataTree) -> float:
+    """The share of what there is to learn that the program as it is learned; NaN where it was not trained."""
+    trained = tree["training"].children if "training" in tree.children else {}
+    return float(trained["as_it_is"].to_dataset()["score"]) if "as_it_is" in trained else math.nan
+
+
+def has_fault(tree: xr.DataTree) -> bool:
+    """Whether anything is wrong."""
+    return any(finding.fault for finding in as_findings(tree["findings"].to_dataset()))
+
+
+def _first(finding: Finding) -> Iterator[str]:
+    yield from _wrapped(f"{finding.title[0].upper()}{finding.title[1:]} ({finding.category}).")
+    yield from _wrapped(finding.sentence, "  ", "  ")
+    if finding.advice:
+        yield from _wrapped(f"To do: {finding.advice}", "  ", "  ")
+    for line in finding.code.splitlines():
+        yield f"    {line}"
+
+
+def _nothing(tree: xr.DataTree, found: list[Finding]) -> Iterator[str]:
+    """No fault: said as strongly as what was trained allows."""
+    if score_of(tree) < NOT_LEARNING:
+        yield from _wrapped("No fault was found, but it does not learn: look at the data, and give it more steps.")
+    else:
+        yield from _wrapped("No fault was found.")
+    for finding in found:
+        yield from _wrapped(finding.sentence, "  ", "  ")
+
+
+def _wrapped(text: str, indent: str = "", first: str = "") -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,417 @@
+"""diagnose: each kind of fault in a program of its own, named first; its mended twin is left alone."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from zoo import no_trace
+
+import normscope as ns
+from normscope.diagnosis.fault import CATEGORIES, faults
+from normscope.diagnosis.finding import Finding, as_findings, findings_dataset
+from normscope.diagnosis.first_pass import first_pass
+from normscope.diagnosis.outputs import chain, identify, loss_family, reach, target_kind
+from normscope.diagnosis.program import Program, run
+from normscope.diagnosis.words import findings_json, findings_text
+from normscope.errors import InvalidBatch
+from normscope.testing import assert_can_learn
+
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
+
+Pair = tuple[Tensor, Tensor]
+
+
+def inputs(rows: int = 256, width: int = 6) -> Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(3))
+
+
+def split(x: Tensor, y: Tensor, size: int = 32) -> list[Pair]:
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def numbers(scale: float = 1.0, shift: float = 0.0) -> list[Pair]:
+    x = inputs()
+    return split(x, shift + scale * (x[:, :1] - x[:, 1:2] + torch.tanh(2 * x[:, 2:3])))
+
+
+def classes(scale: float = 1.0, shift: float = 0.0) -> list[Pair]:
+    x = inputs()
+    return split(shift + scale * x, (x[:, :3]).argmax(1))
+
+
+def one_hot() -> list[Pair]:
+    return [(x, F.one_hot(y, 3).float()) for x, y in classes()]
+
+
+def yes_or_no() -> list[Pair]:
+    x = inputs()
+    return split(x, (x[:, :1] + x[:, 1:2] > 0).float())
+
+
+def net(*outside: nn.Module, outputs: int = 1, activation: Callable[[], nn.Module] = nn.ReLU) -> Callable[[int], Any]:
+    def build(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(6, 32), activation(), nn.Linear(32, outputs), *outside)
+
+    return build
+
+
+def mse(model: nn.Module, batch: Pair) -> Tensor:
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def mse_by_hand(model: nn.Module, batch: Pair) -> Tensor:
+    return ((model(batch[0]) - batch[1]) ** 2).mean()
+
+
+def bce(model: nn.Module, batch: Pair) -> Tensor:
+    p = model(batch[0]).clamp(1e-7, 1 - 1e-7)
+    return -(batch[1] * p.log() + (1 - batch[1]) * (1 - p).log()).mean()
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    category: str
+    build: Callable[[int], nn.Module]
+    batches: list[Any]
+    loss_fn: Any = None
+    optimizer: str = "adam"
+    lr: float | None = 0.01
+    steps: int = 240
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def with_last_of_one() -> list[Pair]:
+    return [*classes()[:7], (torch.ones(1, 6), torch.zeros(1, dtype=torch.int64))]
+
+
+def normed(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+
+
+def with_nan() -> list[Pair]:
+    taken = [(x.clone(), y) for x, y in classes()]
+    taken[5][0][7, 2] = math.nan
+    return taken
+
+
+def never_initialized(seed: int) -> nn.Module:
+    model = net(outputs=3)(seed)
+    with torch.no_grad():
+        model[2].weight[1, 4] = 1e30
+    return model
+
+
+def far_out(seed: int) -> nn.Module:
+    model = net(outputs=3)(seed)
+    with torch.no_grad():
+        model[0].weight *= 3000
+        model[2].weight *= 300
+    return model
+
+
+FAULTY = [
+    Case("softmax behind which the loss has its own", "activation", net(nn.Softmax(1), outputs=3), classes()),
+    Case("softmax over one unit", "activation", net(nn.Softmax(1)), yes_or_no(), bce),
+    Case("sigmoid in front of numbers beyond 1", "activation", net(nn.Sigmoid()), numbers(10.0), mse),
+    Case("ReLU in front of numbers below 0", "activation", net(nn.ReLU()), numbers(shift=-2.0), mse),
+    Case("functional softmax", "activation", lambda seed: Wrapped(net(outputs=3)(seed)), classes()),
+    Case("targets of 2e5", "preprocessing", net(), numbers(4e4, 2e5), mse, "sgd"),
+    Case("inputs of 1e6", "preprocessing", net(outputs=3), classes(3e5, 1e6)),
+    Case("a rate that diverges", "learning_rate", net(), numbers(), mse, "sgd", 30.0),
+    Case("a rate that hardly moves", "learning_rate", net(), numbers(), mse, "sgd", 1e-6),
+    Case("a tenth of an epoch", "epochs", net(outputs=3), classes(), None, "adam", 3e-3, 4),
+    Case("(N, 1) against (N,)", "loss", net(), [(x, y[:, 0]) for x, y in numbers()], mse_by_hand),
+    Case("a last batch of one", "batch_size", normed, with_last_of_one()),
+    Case("NaN in one example", "numerics", net(outputs=3), with_nan()),
+    Case("memory for a weight", "initialization", never_initialized, classes()),
+    Case("weights a thousand times too large", "initialization", far_out, classes(), None, "sgd", 0.1),
+]
+
+SOUND = [
+    Case("classes", "", net(outputs=3), classes()),
+    Case("classes, found rate", "", net(outputs=3), classes(), lr=None, steps=40),
+    Case("probabilities and their logarithm", "", net(nn.Softmax(1), outputs=3), one_hot(), lambda m, b: cce(m, b)),
+    Case("log_softmax in front of cross-entropy", "", net(nn.LogSoftmax(1), outputs=3), classes()),
+    Case("yes or no", "", net(nn.Sigmoid()), yes_or_no(), bce),
+    Case("numbers", "", net(), numbers(), mse),
+    Case("shares behind a sigmoid", "", net(nn.Sigmoid()), [(x, y.sigmoid()) for x, y in numbers()], mse),
+    Case("numbers, SGD", "", net(), numbers(), mse, "sgd", 0.1),
+    Case("batch norm", "", normed, classes()),
+    Case("tanh", "", net(outputs=3, activation=nn.Tanh), classes()),
+]
+
+
+class Wrapped(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).softmax(-1)
+
+
+def cce(model: nn.Module, batch: Pair) -> Tensor:
+    return -(batch[1] * model(batch[0]).clamp(1e-7, 1).log()).sum(1).mean()
+
+
+def diagnosed(case: Case) -> list[Finding]:
+    tree = ns.diagnose(
+        case.build, case.batches, optimizer=case.optimizer, loss_fn=case.loss_fn, lr=case.lr, steps=case.steps
+    )
+    return [finding for finding in as_findings(tree["findings"].to_dataset()) if finding.fault]
+
+
+@pytest.mark.parametrize("case", FAULTY, ids=str)
+def test_the_fault_is_named_first(case: Case) -> None:
+    assert diagnosed(case)[0].category == case.category
+
+
+@pytest.mark.parametrize("case", SOUND, ids=str)
+def test_a_sound_program_is_left_alone(case: Case) -> None:
+    assert diagnosed(case) == []
+
+
+def by_name(name: str) -> Case:
+    return next(case for case in FAULTY + SOUND if case.name == name)
+
+
+def test_an_example_that_gives_nan_is_found_by_its_place() -> None:
+    case = by_name("NaN in one example")
+    (found,) = diagnosed(case)
+    assert found.place == "batch 5 of 8 (from 0), example 7"
+    assert found.numbers["batch"] == 5 and found.numbers["example"] == 7
+
+
+def root_of_zero(model: nn.Module, batch: Pair) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1]) + (0 * model(batch[0])).square().sum(1).sqrt().mean()
+
+
+def test_a_gradient_that_is_not_finite_is_traced_to_its_operation() -> None:
+    seen = first_pass(net(outputs=3)(0), classes(), root_of_zero).not_finite
+    assert seen is not None and math.isfinite(seen.loss) and seen.operation == "sqrt" and seen.others == 7
+    assert set(seen.parameters) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert seen.example == -1, "every example gives it"
+
+
+def test_a_module_that_makes_inf_is_told_from_those_that_pass_it_on() -> None:
+    class Log(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.log(F.relu(x) * 0)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), Log(), nn.Linear(4, 3))
+    seen = first_pass(model, classes()).not_finite
+    assert seen is not None and (seen.module, seen.kind) == ("1", "Log")
+
+
+def test_what_is_mended_learns_and_the_code_says_how() -> None:
+    first = diagnosed(by_name("targets of 2e5"))[0]
+    assert first.numbers["score_mended"] > 0.8 > first.numbers["score"]
+    assert "std" in first.code and first.code.count("\n") >= 1
+    assert "in place of 0 %" in first.sentence
+
+
+def test_the_rate_is_given_as_code() -> None:
+    (first, *_) = diagnosed(by_name("a rate that hardly moves"))
+    assert first.code.startswith("lr = ") and "was 1e-06" in first.code
+
+
+@pytest.mark.parametrize(
+    "name", ["relu", "sigmoid", "tanh", "softmax", "log_softmax", "elu", "gelu", "softplus", "exp", "identity"]
+)
+def test_an_activation_is_told_by_its_numbers(name: str) -> None:
+    from normscope.diagnosis.outputs import ACTIVATIONS
+
+    z = inputs(40, 5)
+    assert identify(z, ACTIVATIONS[name](z)) == name
+
+
+def test_layers_and_what_lies_between_them() -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(
+        nn.Linear(6, 8), nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Dropout(0.4), nn.Linear(8, 3), nn.Tanh()
+    )
+    seen = chain(body, classes()[0])
+    assert seen is not None
+    assert seen.layers == ("0", "1", "4") and seen.between == ("identity", "relu", "tanh") and seen.dropout == 0.4
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "batches", "outputs", "family"),
+    [
+        (None, classes(), 3, "cross_entropy"),
+        (cce, one_hot(), 3, "log_of_probabilities"),
+        (bce, yes_or_no(), 1, "bce"),
+        (mse, numbers(), 1, "mse"),
+        (lambda m, b: 7 * mse(m, b), numbers(), 1, "mse"),
+        (lambda m, b: (m(b[0]) - b[1]).abs().mean(), numbers(), 1, "mae"),
+        (lambda m, b: F.binary_cross_entropy_with_logits(m(b[0]), b[1]), yes_or_no(), 1, "bce_logits"),
+        (lambda m, b: F.nll_loss(m(b[0]), b[1]), classes(), 3, "nll"),
+        (lambda m, b: (m(b[0]) - b[1]).pow(4).mean(), numbers(), 1, ""),
+    ],
+)
+def test_a_loss_is_told_by_its_numbers(loss_fn: Any, batches: list[Any], outputs: int, family: str) -> None:
+    model = net(outputs=outputs)(0)
+    assert loss_family(model, batches[0], loss_fn, model(batches[0][0]).detach()) == family
+
+
+def test_kinds_of_targets() -> None:
+    assert target_kind([torch.tensor([0, 2, 1])], 3) == "labels"
+    assert target_kind([torch.eye(3)], 3) == "one_hot"
+    assert target_kind([torch.tensor([[1, 1, 0], [0, 0, 0]])], 3) == "multi_hot"
+    assert target_kind([torch.tensor([[1.0], [0.0]])], 1) == "binary"
+    assert target_kind([torch.tensor([[0.3], [0.0]])], 1) == "number"
+    assert target_kind([], 1) == ""
+
+
+def test_what_a_range_can_reach_is_known_on_paper() -> None:
+    x, y = torch.zeros(4, 6), torch.tensor([[2.0], [2.0], [-2.0], [-2.0]])
+    model = net(nn.Sigmoid())(0)
+    could = reach(model, [(x, y)], mse, [model(x).detach()], "sigmoid")
+    assert could is not None
+    # The mean is 0, off by 2; within 0 to 1 the best outputs are 1 and 0, off by 1 and by 2.
+    assert (could.constant, could.lowest, could.in_range) == pytest.approx((4.0, 0.0, 2.5))
+    assert could.missed == pytest.approx(2.5 / 4)
+    twice = reach(net(nn.Softmax(1), outputs=3)(0), classes(), None, [torch.zeros(32, 3)] * 8, "softmax")
+    assert twice is not None and twice.in_range == pytest.approx(math.log(math.e + 2) - 1, abs=1e-3)
+
+
+def test_a_run_is_scored_between_the_best_constant_and_the_lowest_loss() -> None:
+    sgd = lambda params, lr: torch.optim.SGD(params, lr)  # noqa: E731
+    still = Program(net(), numbers(), sgd, 0.0, 16, mse, constant_loss=4.0, lowest_loss=1.0)
+    seen = run(still)
+    assert seen.score == pytest.approx((4.0 - seen.end_loss) / 3.0)
+    diverging = run(Program(net(), numbers(), sgd, 100.0, 50, mse, constant_loss=4.0))
+    assert diverging.diverged and diverging.score == -1 and diverging.end_loss == math.inf
+
+
+def test_it_leaves_no_trace() -> None:
+    case = by_name("softmax behind which the loss has its own")
+    model = case.build(0)
+    with no_trace(model, case.batches):
+        ns.diagnose(model, case.batches, optimizer="sgd", lr=0.01, steps=20)
+        ns.diagnose(model, case.batches, optimizer="sgd", steps=10)
+
+
+def test_one_batch_of_all_data_is_served() -> None:
+    x, y = (torch.cat(parts) for parts in zip(*numbers(), strict=True))
+    tree = ns.diagnose(net(), [(x, y)], optimizer="adam", loss_fn=mse, lr=0.01, steps=100)
+    assert not [f for f in as_findings(tree["findings"].to_dataset()) if f.fault]
+
+
+def test_no_batch_that_can_be_measured_is_one_line() -> None:
+    with pytest.raises(InvalidBatch, match="does not take this batch"):
+        ns.diagnose(nn.Linear(5, 3), classes(), optimizer="sgd")
+
+
+def pinn(model: nn.Module, points: Tensor) -> Tensor:
+    x = points.clone().requires_grad_()
+    u = model(x)
+    (du,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+    return (du - u).square().mean() + (model(torch.zeros(1, 6)) - 1).square().mean()
+
+
+def test_a_loss_that_differentiates_inside_itself_is_served() -> None:
+    points = list(inputs().split(32))
+    tree = ns.diagnose(net(activation=nn.Tanh), points, optimizer="adam", loss_fn=pinn, lr=1e-2, steps=40)
+    assert bool((tree["batches"]["gradient_norm"] > 0).all())
+    assert float(tree["training/as_it_is"]["score"]) > 0.3
+
+
+def test_a_loss_that_calls_a_part_of_the_model_is_served() -> None:
+    def of_logits(model: Any, batch: Pair) -> Tensor:
+        return F.cross_entropy(model[:-1](batch[0]), batch[1])
+
+    tree = ns.diagnose(net(nn.Softmax(1), outputs=3), classes(), optimizer="adam", loss_fn=of_logits, lr=0.01, steps=60)
+    assert not [f for f in as_findings(tree["findings"].to_dataset()) if f.fault]
+    assert "evidence" in tree and math.isnan(float(tree["evidence"]["commonest_share"]))
+
+
+def test_every_fault_has_a_category_and_a_place_in_the_order() -> None:
+    found = faults()
+    assert len(found) >= 25 and {fault.category for fault in found} <= set(CATEGORIES)
+    assert [fault.order for fault in found] == sorted(fault.order for fault in found)
+    for fault in found:
+        assert (fault.rule is None) != (fault.suspected is None) or fault.name == "inputs"
+
+
+def tree_of(*found: Finding, score: float = 0.9) -> xr.DataTree:
+    training = xr.Dataset({"loss": ("step", [2.0, 1.0]), "score": score, "diverged": False})
+    return xr.DataTree.from_dict({"findings": findings_dataset(found), "training/as_it_is": training})
+
+
+FOUND = Finding("a", "b c", "d.", "e.", True, {"x": 1.5, "y": math.inf}, "loss", "layer", "one\ntwo")
+
+
+def test_text_and_json_of_findings() -> None:
+    text = findings_text(tree_of(FOUND, Finding("g", "h", "i", "j", True, {}, "epochs")))
+    assert text.splitlines() == ["B c (loss).", "  d.", "  To do: e.", "    one", "    two", "Also: h (epochs)."]
+    content = json.loads(findings_json(tree_of(FOUND)))
+    assert content["schema"] == "normscope.findings" and content["version"] == 1
+    assert content["findings"] == [
+        {
+            "name": "a",
+            "category": "loss",
+            "title": "b c",
+            "sentence": "d.",
+            "advice": "e.",
+            "code": "one\ntwo",
+            "place": "layer",
+            "fault": True,
+            "numbers": {"x": 1.5, "y": None},
+        }
+    ]
+    assert content["training"]["as it is"] == {"steps": 2, "end_loss": 1.0, "score": 0.9, "diverged": False}
+
+
+@given(st.floats(-1, 1))
+@settings(max_examples=30, deadline=None)
+def test_nothing_is_called_found_and_sound_of_what_does_not_learn(score: float) -> None:
+    text = findings_text(tree_of(Finding("curvature", "t", "s.", "", False), score=score))
+    assert ("does not learn" in text) is (score < 0.05)
+
+
+def test_can_be_asserted_in_a_test_of_ones_own() -> None:
+    assert_can_learn(net(outputs=3), classes())
+    with pytest.raises(AssertionError, match="already is a distribution"):
+        assert_can_learn(net(nn.Softmax(1), outputs=3), classes())
+
+
+FILE = """
+import torch
+from torch import nn
+
+g = torch.Generator().manual_seed(0)
+x = torch.randn(256, 6, generator=g)
+loader = list(zip(x.split(32), x[:, :3].argmax(1).split(32)))
+def net(seed): return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+def twice(seed): return nn.Sequential(net(seed), nn.Softmax(1))
+"""
+
+
+def test_the_command_line(run_normscope: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FILE)
+    options = ["--data", "mine.py:loader", "--device", "cpu", "--optimizer", "adam"]
+    code, out, _ = run_normscope("diagnose", "mine.py:net", *options, "--fail-on", "fault")
+    assert code == 0 and out.startswith("No fault was found.\n")
+    code, out, _ = run_normscope("diagnose", "mine.py:twice", *options, "--fail-on", "fault")
+    assert code == 1 and out.startswith("The output already is a distribution") and "To do: " in out
+    code, out, _ = run_normscope("diagnose", "mine.py:twice", *options, "--json", "--lr", "0.01", "--steps", "60")
+    assert code == 0 and json.loads(out)["findings"][0]["category"] == "activation"
+    code, _, errors = run_normscope("diagnose", "mine.py:net", *options, "--fail-on", "faults")
+    assert code == 2 and "did you mean 'fault'" in errors
