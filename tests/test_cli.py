@@ -128,8 +128,10 @@ def test_a_full_disk_leaves_no_half_written_result(tmp_path):
         timeout=120,
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("normscope: cannot write full/figure5.nc: File too large")
-    assert not list((tmp_path / "full").iterdir())
+    assert done.stderr.splitlines()[-1].startswith(
+        "normscope: cannot write full/unfinished/figure5-batch-seed0.nc: File too"
+    )
+    assert not [path for path in (tmp_path / "full").rglob("*") if path.is_file()]
 
 
 def test_a_damaged_result_is_named(normscope, tmp_path):

@@ -7,7 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from normscope.cli.console import console
-from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
+from normscope.statistics.score import counted, score_line
+from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, VERDICTS, Verdict
 
 NARROW = 100
 """Columns below which a table of five would break every word."""
@@ -19,6 +20,9 @@ def print_claims(claims: Sequence[Verdict]) -> None:
     """One row a claim: where, statement, the paper's value, the measured one with its interval, the verdict. On narrow
     terminals a short paragraph each."""
     output = console()
+    if not claims:
+        output.print("no claims: what the paper claims of deep networks is not asked of shallow ones")
+        return
     if output.width < NARROW:
         for claim in claims:
             output.print(Text(claim.where, style="bold"), Text(claim.verdict, style=COLORS[claim.verdict]), sep=": ")
@@ -26,7 +30,11 @@ def print_claims(claims: Sequence[Verdict]) -> None:
             output.print(Padding(Text(f"{claim.statement}: {paper}measured {claim.measured}"), (0, 0, 0, 2)))
     else:
         output.print(_table(claims))
-    output.print(", ".join(f"{sum(c.verdict == word for c in claims)} {word}" for word in COLORS))
+    for kind, *counts in counted(claims)[1:]:
+        output.print(f"{kind}: " + ", ".join(f"{n} {word}" for n, word in zip(counts, VERDICTS, strict=True)))
+    if line := score_line(claims):
+        output.print(line)
+    output.print("all: " + ", ".join(f"{sum(c.verdict == word for c in claims)} {word}" for word in VERDICTS))
 
 
 def _table(claims: Sequence[Verdict]) -> Table:

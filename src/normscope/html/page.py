@@ -74,8 +74,15 @@ class Page:
     sections: Sequence[Section]
     facts: Sequence[tuple[str, str]] = field(default=())
     """Short name-and-value pairs under the answer: data, network, seeds."""
-    pictures: Sequence[Picture] = ()
+    pictures: Sequence[Picture | str] = ()
     """What proves the answer."""
+    summary: Sequence[Paragraph] = ()
+    """What a reader in a hurry reads, before anything else."""
+    tally: Sequence[Sequence[str]] = ()
+    """Claims counted: a table, the first row its heads; each claim itself stands in its section. Without it all claims
+    stand together first."""
+    tally_notes: Sequence[str] = ()
+    """Above that table."""
 
 
 def render(page: Page) -> str:

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import xarray as xr
 from normscope.errors import NormscopeError, ResultError, raised
 from normscope.html.page import Page, Paragraph, Section, as_svg, render
 from normscope.paper.exhibit import EXHIBIT, Exhibit, exhibits, on_paper_setting
-from normscope.paper.manifest import notes_of, refuse_other_files
+from normscope.paper.manifest import MANIFEST_NAME, notes_of, refuse_other_files
 from normscope.results import attribute, load, write_text
-from normscope.statistics.verdict import Verdict
+from normscope.statistics.score import WEIGHTS, counted, multiplicity_line, score_line
+from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
 
 REPORT_NAME = "report.html"
 
@@ -41,8 +43,9 @@ def report_reproduction(folder: str | Path) -> tuple[Path, list[Verdict]]:
         for exhibit, dataset in found:
             with _named(result_path(folder, exhibit), f"all that {exhibit.name} shows"):
                 sections.append(_section(exhibit, dataset))
+        at_top = _most_telling(sections)
         with _named(folder, "what a reproduction was measured on"):
-            page = _page(found, sections, notes_of(folder))
+            page = _page(found, sections, notes_of(folder), at_top)
     path = write_text(folder / REPORT_NAME, render(page))
     return path, [claim for section in sections for claim in section.claims]
 
@@ -78,8 +81,21 @@ def measured_on(found: Sequence[tuple[Exhibit, xr.Dataset]]) -> xr.Dataset:
     return next((dataset for exhibit, dataset in found if not exhibit.trains), found[0][1])
 
 
-def _page(found: Sequence[tuple[Exhibit, xr.Dataset]], sections: Sequence[Section], notes: Sequence[str]) -> Page:
+MOST_TELLING = ("figure1_reduced", "figure3", "figure1")
+"""The exhibits whose picture says most by itself, the best first: it stands at the top of the page, and there alone."""
+
+
+def _most_telling(sections: Sequence[Section]) -> Section:
+    """The section whose picture goes to the top."""
+    by_name = {section.anchor: section for section in sections}
+    return next((by_name[name] for name in MOST_TELLING if name in by_name), sections[0])
+
+
+def _page(
+    found: Sequence[tuple[Exhibit, xr.Dataset]], sections: Sequence[Section], notes: Sequence[str], at_top: Section
+) -> Page:
     dataset = measured_on(found)
+    verdicts = [claim for section in sections for claim in section.claims]
     config = attribute(dataset, "config")
     data = config["data"]
     shape = " × ".join(map(str, data["image_shape"]))
@@ -106,8 +122,55 @@ def _page(found: Sequence[tuple[Exhibit, xr.Dataset]], sections: Sequence[Sectio
             *([("trained in", ", ".join(precisions))] if precisions else []),
         ],
         lead=[*lead, *notes],
-        sections=sections,
+        sections=[replace(one, pictures=[]) if one is at_top else one for one in sections],
+        summary=_summary(found, sections, at_top),
+        pictures=at_top.pictures,
+        tally=counted(verdicts) if verdicts else [("", "")],
+        tally_notes=[*filter(None, (score_line(verdicts), multiplicity_line(verdicts)))] or [NO_CLAIMS],
     )
+
+
+NO_CLAIMS = "None: what the paper claims of deep networks is not asked of shallow ones."
+
+
+def _summary(
+    found: Sequence[tuple[Exhibit, xr.Dataset]], sections: Sequence[Section], at_top: Section
+) -> list[Paragraph]:
+    """One page for a reader in a hurry: scope, method, results, what was easy, what was difficult, compute."""
+    dataset = measured_on(found)
+    claims = [(section, claim) for section in sections for claim in section.claims]
+    papers = [(s, c) for s, c in claims if c.kind in WEIGHTS and not c.in_sample]
+
+    def named(word: str) -> str:
+        return "; ".join(f"{c.where}: {c.statement}" for _, c in papers if c.verdict == word) or "none"
+
+    open_ = [c for _, c in papers if c.verdict == NOT_ENOUGH]
+    of_papers = {s.title: [c.verdict for t, c in papers if t is s] for s, _ in papers}
+    easy = [title for title, of in of_papers.items() if set(of) == {REPRODUCED}]
+    hard = [
+        f"{title} ({of.count(REPRODUCED)} of {len(of)})" for title, of in of_papers.items() if set(of) != {REPRODUCED}
+    ]
+    count = sum(c.verdict == REPRODUCED for _, c in papers)
+    results = (
+        f"Of {len(papers)} claims of the paper {count} are reproduced and {len(open_)} lack evidence. Not reproduced: "
+    )
+    return [
+        Paragraph("Scope", f"{len(found)} exhibits, {len(claims)} claims, {len(papers)} of them the paper's own"),
+        Paragraph(
+            "Method",
+            "Every claim and its threshold stood before the measurement (normscope claims lists them); networks of "
+            "several seeds, paired; a verdict needs the whole interval over seeds. Our controls and later work's "
+            "claims are counted apart",
+        ),
+        Paragraph("Results", results + named(NOT_REPRODUCED) if papers else NO_CLAIMS.rstrip(".")),
+        Paragraph("What was easy", ", ".join(easy) or "nothing came out in all of its claims"),
+        Paragraph("What was difficult", ", ".join(hard) or "nothing"),
+        Paragraph(
+            "Compute",
+            f"device {dataset.attrs['device']}, {dataset.attrs.get('threads', '?')} threads; the commands, when they "
+            f"ended and on what processor are in {MANIFEST_NAME}. Below: {at_top.title}",
+        ),
+    ]
 
 
 def _section(exhibit: Exhibit, dataset: xr.Dataset) -> Section:
