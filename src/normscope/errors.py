@@ -3,6 +3,7 @@
 import sysconfig
 import traceback
 from collections.abc import Iterable
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -60,13 +61,16 @@ class Interrupted(NormscopeError):
 
 def one_line(error: BaseException) -> str:
     """An exception's message on one line, cut after 300 characters; the name of its type where it has none."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an error of somebody's own, whose text is code too
+        text = ""
     return text[:300] or type(error).__name__
 
 
-def cannot_write(place: object, error: OSError) -> OutputError:
-    """What to raise where a file or folder cannot be written."""
-    return OutputError(f"cannot write {place}: {error.strerror or one_line(error)}; give another --out")
+def cannot_write(place: object, error: OSError | ValueError) -> OutputError:
+    """What to raise where a file or folder cannot be written, or its name cannot be one."""
+    return OutputError(f"cannot write {place}: {getattr(error, 'strerror', '') or one_line(error)}; give another --out")
 
 
 def raised(error: BaseException) -> str:
@@ -79,11 +83,12 @@ def at(error: BaseException) -> str:
     file.py:line)" seen from the current folder; empty where there is none."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         path = Path(frame.f_code.co_filename)
-        if not path.is_file() or any(path.resolve().is_relative_to(folder) for folder in (_OURS, *_LIBRARIES)):
-            continue
-        if path.resolve().is_relative_to(Path.cwd()):
-            path = path.resolve().relative_to(Path.cwd())
-        return f" (at {path}:{line})"
+        with suppress(OSError):  # the current folder may be gone
+            if not path.is_file() or any(path.resolve().is_relative_to(folder) for folder in (_OURS, *_LIBRARIES)):
+                continue
+            if path.resolve().is_relative_to(Path.cwd()):
+                path = path.resolve().relative_to(Path.cwd())
+            return f" (at {path}:{line})"
     return ""
 
 

@@ -18,6 +18,7 @@ from normscope.diagnosis.diagnose import TRIAL_STEPS, diagnosis, refuse_one_batc
 from normscope.diagnosis.profile import profile
 from normscope.errors import InvalidConfig, NormscopeError
 from normscope.model.build import eager, instance_of
+from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
 from normscope.rates.best import best, best_lr
 from normscope.rates.stable_lr import stable_lr
@@ -33,6 +34,7 @@ LEAST_SHARE = 0.1
 """A repair is not begun with less of the budget left than this share."""
 
 
+@instrument
 def check(
     model_or_build: Any,
     batches: Any,

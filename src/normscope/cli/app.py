@@ -4,13 +4,17 @@ import importlib
 import os
 import pkgutil
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any, NoReturn
 
 import typer
 
-from normscope.errors import Interrupted, NormscopeError, one_line
+from normscope.cli.console import flush_output, leave, writable_streams
+from normscope.errors import Interrupted, NormscopeError, at, one_line, raised
 from normscope.runtime.allocator import keep_large_blocks
 from normscope.runtime.quiet import be_quiet
 from normscope.version import __version__
@@ -57,34 +61,59 @@ def command_line() -> Any:
 
 
 def main() -> None:
-    """Run the command line. An error of normscope's, a full disk or Ctrl-C is one line and a non-zero exit; anything
-    else is a bug, shown in full only where NORMSCOPE_TRACEBACK is set."""
+    """Run the command line. What goes wrong is one line and a non-zero exit: an error of normscope's, what the user's
+    own code raises (also where it exits), a full disk or a closed output, Ctrl-C. Anything else is a bug. Where
+    NORMSCOPE_TRACEBACK is set, all is shown in full."""
+    writable_streams()
+    warnings.showwarning = _show_warning
     keep_large_blocks()
     words = sorted(sys.argv[1:], key=lambda word: word not in GLOBAL)  # the order of the others stays
     try:
         code = command_line()(words, standalone_mode=False, prog_name=app.info.name)
         if code == INTERRUPTED:  # on Ctrl-C some releases of typer return this code, others raise Abort
             raise KeyboardInterrupt
-        if code == FOUND:  # a command's own answer, and no failure
-            sys.exit(FOUND)
+        flush_output()
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted: what is done is kept, run the same command to go on", INTERRUPTED)
     except NormscopeError as error:
-        _fail(str(error), INTERRUPTED if isinstance(error, Interrupted) else FAILURE)
-    except Exception as error:
-        if isinstance(usage := getattr(error, "format_message", None), Callable):  # the parser's own usage errors
-            if not (said := " ".join(str(usage()).split())):  # no command at all: the help is shown
-                sys.exit(FAILURE)
-            asked = getattr(getattr(error, "ctx", None), "command_path", "normscope")
-            _fail(f"{said} See {asked} --help", FAILURE)
-        if os.environ.get("NORMSCOPE_TRACEBACK"):
+        _fail(str(error), INTERRUPTED if isinstance(error, Interrupted) else FAILURE, error)
+    except BaseException as error:
+        if "_NORMSCOPE_COMPLETE" in os.environ:  # a shell asks, and the parser exits
             raise
-        _fail(
-            f"bug in normscope: {type(error).__name__}: {one_line(error)}; set NORMSCOPE_TRACEBACK=1 to see where",
-            FAILURE,
-        )
+        _fail(_said(error), FAILURE, error)
+    if code == FOUND:  # a command's own answer, and no failure
+        sys.exit(FOUND)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"normscope: {message}", file=sys.stderr)
-    sys.exit(code)
+def _said(error: BaseException) -> str:
+    """An error that is none of normscope's, on one line; empty where the parser has shown its help."""
+    if isinstance(usage := getattr(error, "format_message", None), Callable):  # the parser's own usage errors
+        said = " ".join(str(usage()).split())
+        asked = getattr(getattr(error, "ctx", None), "command_path", "normscope")
+        return said and f"{said} See {asked} --help"
+    if at(error):
+        return f"your code raised {raised(error)}"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or one_line(error)}"
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "storage size" in str(error):
+        return "out of memory: give a smaller batch"
+    if isinstance(error, SystemExit):
+        return f"a module that was imported ended the process (exit {error.code})"
+    return f"bug in normscope: {type(error).__name__}: {one_line(error)}; set NORMSCOPE_TRACEBACK=1 to see where"
+
+
+def _fail(message: str, code: int, error: BaseException | None = None) -> NoReturn:
+    if os.environ.get("NORMSCOPE_TRACEBACK") and error is not None and message:
+        traceback.print_exception(error)
+    if message:
+        print(f"normscope: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.exit(code)
+    leave(code)
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """One line, as all that normscope says."""
+    print(f"normscope: {' '.join(str(message).split())}", file=sys.stderr)

@@ -81,7 +81,9 @@ def loader_of(value: Any) -> Any:
         return value if required else lambda seed: value()
     try:
         return value()
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # somebody's loader may raise anything, or exit
         from normscope.errors import DataError, raised
 
         raise DataError(f"--data: the loader raised {raised(error)}") from error

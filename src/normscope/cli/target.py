@@ -58,10 +58,10 @@ def refuse_missing(target: str, what: str = "target") -> None:
     path = Path(place)
     if not path.is_file():
         raise InvalidConfig(f"{what}: there is no file {path}")
-    source = path.read_bytes()
     try:
+        source = read_source(path)
         tree = ast.parse(source, str(path))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InvalidConfig(f"{what}: {place} does not import: {raised(error)}") from error
     first = name.partition(".")[0]
     # A name may also come from elsewhere: then only the import tells.
@@ -69,6 +69,17 @@ def refuse_missing(target: str, what: str = "target") -> None:
     if first.encode() not in source and not elsewhere:
         names = [*_assigned(tree)]
         raise _no_such_name(what, place, first, names, [n for n in names if not n.startswith("_")][:8])
+
+
+MOST_SOURCE = 2**24
+"""Of a file of Python, in bytes."""
+
+
+def read_source(path: Path) -> bytes:
+    """A file of Python; ValueError for one too large to be any."""
+    if (size := path.stat().st_size) > MOST_SOURCE:
+        raise ValueError(f"it is of {size / 2**20:.0f} MiB, which no Python is")
+    return path.read_bytes()
 
 
 def is_target(text: str) -> bool:

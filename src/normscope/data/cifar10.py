@@ -11,6 +11,7 @@ and the fingerprint says which it was.
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import tarfile
 import zlib
@@ -31,6 +32,7 @@ ARCHIVES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
 
 IMAGES_PER_BATCH = 10_000
 _PIXELS = 3 * 32 * 32
+_MOST_UNZIPPED = 2**29  # bytes; the archives hold 190 million
 _LONGEST = 2**26  # bytes; a batch has 31 million, and a longer file is not worth reading
 
 
@@ -134,7 +136,8 @@ def _read_archive(path: Path) -> dict[str, bytes]:
     wanted = {name for names in LAYOUTS.values() for name in names}
     files = {}
     try:
-        with gzip.open(path) as unzipped:
+        with gzip.open(path) as zipped:
+            unzipped = _Bounded(zipped, path)
             with tarfile.open(fileobj=unzipped, mode="r|") as archive:
                 for member in archive:
                     name = PurePosixPath(member.name).name
@@ -147,6 +150,20 @@ def _read_archive(path: Path) -> dict[str, bytes]:
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a whole tar.gz ({one_line(error)}): copy it again") from error
     return files
+
+
+class _Bounded(io.RawIOBase):
+    """What an archive unfolds to, up to a few times what CIFAR-10 does."""
+
+    def __init__(self, file: gzip.GzipFile, path: Path) -> None:
+        self._file, self._path, self._left = file, path, _MOST_UNZIPPED
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(min(size, self._left + 1) if size >= 0 else self._left + 1)
+        self._left -= len(content)
+        if self._left < 0:
+            raise DataError(f"{self._path} unfolds to more than {_MOST_UNZIPPED} bytes, which CIFAR-10 does not")
+        return content
 
 
 def _refuse_longer(size: int, path: Path) -> None:

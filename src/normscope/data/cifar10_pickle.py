@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, content = state
         of_bytes = isinstance(dtype, _Type) and dtype.code in (b"u1", "u1") and isinstance(content, bytes)
-        if not of_bytes or is_fortran or len(content) != math.prod(shape):
+        if not of_bytes or is_fortran or len(shape) > 2 or len(content) != math.prod(shape):
             raise pickle.UnpicklingError("an array in it is not one of bytes in rows")
         self.values = np.frombuffer(content, np.uint8).reshape(shape)
 
@@ -56,9 +57,28 @@ class _BatchUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no batch of CIFAR-10 does")
 
 
+MOST_OPCODES, MOST_TUPLES, MOST_DIGITS = 200_000, 16, 64
+"""Of a batch: one for each label and some around them; a few, for shapes and types; bytes of one number."""
+
+
+def _refuse_out_of_proportion(content: bytes) -> None:
+    """Raise UnpicklingError for what would take far more memory or time than its size; nothing is carried out yet.
+
+    A few bytes can ask for a memo of gigabytes, or name a tuple of tuples of tuples whose hash takes for ever.
+    """
+    tuples = 0
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        tuples += "TUPLE" in opcode.name
+        memo = argument if "PUT" in opcode.name and isinstance(argument, int) else 0
+        long = isinstance(argument, int) and argument.bit_length() > 8 * MOST_DIGITS
+        if number > MOST_OPCODES or tuples > MOST_TUPLES or memo > MOST_OPCODES or long:
+            raise pickle.UnpicklingError("it would take far more memory or time than a batch")
+
+
 def read_pickled_batch(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels uint8 (N, 3072) and labels uint8 (N,) of one batch; DataError, naming `where`, for all else."""
     try:
+        _refuse_out_of_proportion(content)
         batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle can fail in any way
         raise DataError(f"{where} is not a batch of CIFAR-10 ({one_line(error)}): replace it") from error

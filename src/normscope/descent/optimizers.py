@@ -38,9 +38,9 @@ def make_optimizer(factory: OptimizerFactory, model: nn.Module, lr: float) -> to
     """A fresh optimizer of all trainable parameters."""
     try:
         made = factory([p for p in model.parameters() if p.requires_grad], lr)
-    except NormscopeError:
+    except (NormscopeError, KeyboardInterrupt, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise InvalidConfig(f"optimizer(params, lr) raised {raised(error)}") from error
     if not isinstance(made, torch.optim.Optimizer):
         raise InvalidConfig(f"optimizer(params, lr) gave a {type(made).__name__}, not a torch optimizer")

@@ -80,7 +80,7 @@ def readable_step() -> Iterator[None]:
     """Say in one line what the optimizer's step raised."""
     try:
         yield
-    except NormscopeError:
+    except (NormscopeError, KeyboardInterrupt, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise InvalidConfig(f"the optimizer's step raised {raised(error)}") from error

@@ -31,6 +31,7 @@ from normscope.diagnosis.words import NOT_LEARNING
 from normscope.errors import InvalidBatch, NormscopeError
 from normscope.model.batch import on_device
 from normscope.model.build import eager
+from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
 from normscope.rates.starting_point import Starts
 from normscope.results import labelled
@@ -65,11 +66,12 @@ class Diagnosis:
     """What could not be measured, a line each."""
 
 
+@instrument
 def diagnose(
     model_or_build: Any,
     batches: Any,
     *,
-    optimizer: str | OptimizerFactory,
+    optimizer: str | OptimizerFactory = "momentum",
     loss_fn: LossFn | None = None,
     steps: int | None = None,
     seed: int = 0,

@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from normscope.errors import unknown
-from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once
+from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once, of_result
 
 SOURCES = {"log_std": "variance", "log_abs_mean": "mean"}
 """The moments that can be drawn, and what each is the logarithm of."""
@@ -24,6 +24,7 @@ def log_moments(dataset: xr.Dataset) -> xr.Dataset:
     return logs
 
 
+@of_result
 def plot_channel_moments(dataset: xr.Dataset, *, moment: str = "log_std", ax: Axes | None = None) -> Axes:
     """Draw the mean over channels (and seeds) of a log moment against depth; the band is ± one std over channels.
 

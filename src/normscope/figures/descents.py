@@ -8,12 +8,13 @@ from matplotlib.axes import Axes
 
 from normscope.descent.outcome import Outcome
 from normscope.figures.stable_lr import OUTCOME_COLORS
-from normscope.figures.style import axes_or_new, axis_label, legend_once
+from normscope.figures.style import axes_or_new, axis_label, legend_once, of_result
 
 HIGHEST = 10.0
 """Losses are drawn up to so many times the loss of the best constant output, or the start where that is larger."""
 
 
+@of_result
 def plot_descents(
     dataset: xr.Dataset, *, lrs: Sequence[float] | None = None, label: str = "", color: str = "", ax: Axes | None = None
 ) -> Axes:

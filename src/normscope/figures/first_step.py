@@ -4,12 +4,13 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from normscope.figures.style import axes_or_new, axis_label, legend_once
+from normscope.figures.style import axes_or_new, axis_label, legend_once, of_result
 
 HIGHEST_SHOWN, LOWEST_SHOWN = 1e7, 1e-2
 DIVERGED = 1e3
 
 
+@of_result
 def plot_first_step(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw `relative_loss` over `lr` on logarithmic axes; what is not finite or above the axes is a triangle on the
     upper edge, and the dotted line the threshold of divergence, 10³.

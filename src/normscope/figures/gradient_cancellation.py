@@ -4,9 +4,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once
+from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once, of_result
 
 
+@of_result
 def plot_gradient_cancellation(dataset: xr.Dataset, *, quantity: str = "ratio", ax: Axes | None = None) -> Axes:
     """Draw a/b, or (a/b)/√n, against depth on a logarithmic axis: one colour a norm, one line a seed.
 

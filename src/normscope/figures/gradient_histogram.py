@@ -5,9 +5,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from normscope.errors import InvalidConfig
-from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once
+from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once, of_result
 
 
+@of_result
 def plot_gradient_histogram(dataset: xr.Dataset, *, layer: str | None = None, ax: Axes | None = None) -> Axes:
     """Draw the counts of one layer's entries over their own range: one colour a norm, one outline a seed.
 

@@ -4,9 +4,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once
+from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once, of_result
 
 
+@of_result
 def plot_gradient_noise(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw the variance of a mini-batch's gradient (solid) and the squared norm of the gradient (dotted) of every
     layer against depth, on a logarithmic axis; over seeds the geometric mean.

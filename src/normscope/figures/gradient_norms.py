@@ -4,9 +4,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once
+from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once, of_result
 
 
+@of_result
 def plot_gradient_norms(
     dataset: xr.Dataset, *, quantity: str = "activation_gradient_rms", ax: Axes | None = None
 ) -> Axes:

@@ -1,13 +1,12 @@
 """One quantity of every layer over the steps of a training: a heat map, depth upwards."""
 
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 
 from normscope.errors import unknown
-from normscope.figures.style import axes_or_new, axis_label
+from normscope.figures.style import axes_or_new, axis_label, of_result
 from normscope.figures.training_curves import ALARM_COLOR
 from normscope.results import attribute
 
@@ -17,6 +16,7 @@ MOST_NAMES = 24
 """Of more layers not every one is named."""
 
 
+@of_result
 def plot_layers_over_steps(dataset: xr.Dataset, *, signal: str = "activation_size", ax: Axes | None = None) -> Axes:
     """Draw one variable over `measurement` and `layer` in colour, on a logarithmic scale; red where it is not finite,
     grey where the layer was not called. Alarms are vertical lines.
@@ -41,7 +41,7 @@ def plot_layers_over_steps(dataset: xr.Dataset, *, signal: str = "activation_siz
     places = np.arange(values.shape[0])
     columns = np.arange(values.shape[1])
     background = np.where(called, np.where(np.isfinite(values), np.nan, 1.0), 0.0)
-    two = mpl.colors.ListedColormap([NOT_CALLED, NOT_FINITE])
+    two = ListedColormap([NOT_CALLED, NOT_FINITE])
     ax.pcolormesh(columns, places, background, cmap=two, vmin=0, vmax=1, shading="nearest", rasterized=True)
     scale = LogNorm(low, high if high > low else 10 * low)
     mesh = ax.pcolormesh(columns, places, shown, norm=scale, cmap="viridis", shading="nearest", rasterized=True)

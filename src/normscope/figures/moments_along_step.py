@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 
 from normscope.errors import InvalidConfig, unknown
-from normscope.figures.style import axes_or_new, axis_label
+from normscope.figures.style import axes_or_new, axis_label, of_result
 
 COLOR_MAPS = {"mean": "RdBu_r", "variance": "viridis"}
 """White or dark is zero: for means in the middle of the scale, for variances at its end."""
@@ -19,6 +19,7 @@ DECADES = 8
 """How many powers of ten below its end a logarithmic colour scale goes."""
 
 
+@of_result
 def plot_moments_along_step(
     dataset: xr.Dataset,
     *,

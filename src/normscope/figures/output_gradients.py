@@ -7,12 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
 from normscope.errors import InvalidConfig
-from normscope.figures.style import axes_or_new, axis_label
+from normscope.figures.style import axes_or_new, axis_label, of_result
 
 NOT_FINITE = "0.35"
 """The colour of what is not finite, in neither half of the scale: grey."""
 
 
+@of_result
 def plot_output_gradients(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw the gradient of every example's output: examples downwards, classes to the right, red where the step
     lowers an output, blue where it raises it.

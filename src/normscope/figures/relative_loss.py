@@ -5,7 +5,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from normscope.descent.outcome import DIVERGENCE_FACTOR
-from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once
+from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once, of_result
 
 HIGHEST_SHOWN = 1e7
 """The paper's figure ends here; what lies above or is not finite is drawn on the upper edge, as diverged."""
@@ -14,6 +14,7 @@ LOWEST_SHOWN = 1e-2
 """... and here; it is extended to a curve that lies lower."""
 
 
+@of_result
 def plot_relative_loss(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw `relative_loss` over `step_size` on logarithmic axes: one colour a norm, one line a seed.
 

@@ -4,11 +4,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from normscope.figures.style import axes_or_new, legend_once
+from normscope.figures.style import axes_or_new, legend_once, of_result
 
 STABLE, USABLE, BEST = "#c8442c", "#2e8b57", "#2e8b57"
 
 
+@of_result
 def plot_repairs(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw one row a variant over the learning rate, the first on top: a bar over the rates not told apart from the
     lowest loss, a tick at the largest usable rate and a cross at the largest stable one; at the right end the lowest

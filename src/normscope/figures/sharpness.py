@@ -5,9 +5,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from normscope.errors import unknown
-from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once
+from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once, of_result
 
 
+@of_result
 def plot_sharpness(dataset: xr.Dataset, *, along: str = "rank", ax: Axes | None = None) -> Axes:
     """Draw the eigenvalues of the Hessian with the curvature along the gradient, the lowest eigenvalue and, where a
     rate was given, the threshold 2(1 + μ)/lr: one colour a norm, one line a seed.

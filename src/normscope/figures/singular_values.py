@@ -5,13 +5,14 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once
+from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once, of_result
 
 NUM_BINS = 60
 LINES = {"resnet": "-", "plain": "--"}
 """How each family of networks is drawn; others are dotted."""
 
 
+@of_result
 def plot_singular_values(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw the histogram of `singular_value` over all draws, the theory's `density` and its `edge`, a dotted
     line.
@@ -47,6 +48,7 @@ def plot_singular_values(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes
     return ax
 
 
+@of_result
 def plot_effective_rank(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw the effective rank of networks' Jacobians over depth, on logarithmic axes: a line through the
     geometric mean over seeds, a point a seed, one colour a norm, one line style a family. Dotted, where the

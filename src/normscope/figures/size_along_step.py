@@ -6,9 +6,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 
-from normscope.figures.style import axes_or_new, axis_label, legend_once, name_layers
+from normscope.figures.style import axes_or_new, axis_label, legend_once, name_layers, of_result
 
 
+@of_result
 def plot_size_along_step(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw `size_along_step` over the layers of the main path on a logarithmic axis: one line a fraction of the step,
     the later the redder, and the layers' names on the axis. Where sizes are not finite there are triangles on the

@@ -5,7 +5,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from normscope.descent.outcome import Outcome
-from normscope.figures.style import axes_or_new, axis_label, legend_once
+from normscope.figures.style import axes_or_new, axis_label, legend_once, of_result
 
 OUTCOME_COLORS = {
     Outcome.LEARNS: "#2e8b57",
@@ -18,6 +18,7 @@ BOUNDARIES = {"lr_stable": ("stable", Outcome.DIVERGED), "lr_usable": ("usable",
 """Each boundary's name in the legend, and the outcome whose colour it has."""
 
 
+@of_result
 def plot_stable_lr(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw `horizon_loss`, on a logarithmic axis where it spans a decade, over `lr`: one point a try, its outcome as
     colour, one thin line a seed.

@@ -1,11 +1,16 @@
 """How every picture looks: colours that mean the same everywhere, sizes, and the axes they are drawn on."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from normscope.errors import NormscopeError, ResultError, one_line
 
 COLORS = {
     "batch": "#1f6fb4",
@@ -96,3 +101,34 @@ def legend_once(ax: Axes, **options: Any) -> None:
     once = dict(zip(labels, handles, strict=True))
     if once:
         ax.legend(once.values(), once.keys(), **options)
+
+
+Plot = TypeVar("Plot", bound=Callable[..., Any])
+
+
+def of_result(plot: Plot) -> Plot:
+    """A picture that raises ResultError for what is none of the Datasets that it draws."""
+
+    @wraps(plot)
+    def drawn(dataset: xr.Dataset, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(dataset, xr.Dataset):
+            raise ResultError(
+                f"{plot.__name__} draws a Dataset, not a {type(dataset).__name__}: give what was measured"
+            )
+        import matplotlib.pyplot as plt
+
+        before = plt.get_fignums()
+        try:
+            return plot(dataset, *args, **kwargs)
+        except Exception as error:
+            for number in set(plt.get_fignums()).difference(before):
+                plt.close(number)
+            if isinstance(error, NormscopeError):
+                raise
+            there = ", ".join(map(str, list(dataset.variables)[:8])) or "nothing"
+            raise ResultError(
+                f"{plot.__name__} cannot draw this Dataset ({type(error).__name__}: {one_line(error)[:120]}): it holds "
+                f"{there}; give what {plot.__name__.removeprefix('plot_')} measured"
+            ) from error
+
+    return drawn  # pyright: ignore[reportReturnType]

@@ -5,12 +5,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from normscope.errors import unknown
-from normscope.figures.style import axes_or_new, axis_label
+from normscope.figures.style import axes_or_new, axis_label, of_result
 from normscope.results import attribute
 
 ALARM_COLOR = "#c8442c"
 
 
+@of_result
 def plot_training_curves(dataset: xr.Dataset, *, signal: str = "loss", ax: Axes | None = None) -> Axes:
     """Draw one variable over `step` or `measurement`, on a logarithmic axis where it is positive and spans a decade.
     Alarms are vertical lines; steps where it is not finite are triangles on the upper edge.

@@ -90,7 +90,7 @@ def render(page: Page) -> str:
     folder = files("normscope.html")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["whole"] = whole_numbers
-    template = environment.from_string((folder / "page.html.jinja").read_text())
+    template = environment.from_string((folder / "page.html.jinja").read_text(encoding="utf-8"))
     claims = [(section, claim) for section in page.sections for claim in section.claims]
     counts = [(word, sum(claim.verdict == word for _, claim in claims)) for word in VERDICT_CLASS]
     return template.render(
@@ -98,7 +98,7 @@ def render(page: Page) -> str:
         claims=claims,
         counts=counts if claims else [],
         verdict_class=VERDICT_CLASS,
-        style=Markup((folder / "page.css").read_text()),
+        style=Markup((folder / "page.css").read_text(encoding="utf-8")),
         version=__version__,
         made=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         svg=Markup,

@@ -70,9 +70,9 @@ def build_model(build: Callable[..., Any], seed: int) -> nn.Module:
         torch.manual_seed(seed)
         try:
             model = build(**{"seed": seed}) if takes_seed_by_name(build) else build(*[seed] * num_required(build))
-        except NormscopeError:
+        except (NormscopeError, KeyboardInterrupt, GeneratorExit):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise InvalidModel(f"build raised {raised(error)}") from error
     if not isinstance(model, nn.Module):
         raise InvalidModel(f"build(seed) gave a {type(model).__name__}, not an nn.Module")

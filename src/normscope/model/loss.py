@@ -89,11 +89,11 @@ def readable_errors() -> Iterator[None]:
     """Say in one line what torch or the user's own code raised on a model and a batch."""
     try:
         yield
-    except NormscopeError:
+    except (NormscopeError, KeyboardInterrupt, GeneratorExit):
         raise
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"out of memory on the device: give a smaller batch ({one_line(error)[:120]})") from error
-    except Exception as error:  # the model and the loss are somebody's own code, which may raise anything
+    except BaseException as error:  # the model and the loss are somebody's own code, which may raise anything, or exit
         if "more than 1 value per channel" in str(error):
             message = "a batch of one example has no batch statistics: give two or more, or put batch norm in eval mode"
             raise InvalidBatch(message) from error

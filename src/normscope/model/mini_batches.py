@@ -81,9 +81,9 @@ def _readable(source: Callable[[], Iterable[Batch]]) -> Iterator[Batch]:
         for batch in source():
             count += 1
             yield batch
-    except NormscopeError:
+    except (NormscopeError, KeyboardInterrupt, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise DataError(
             f"the batches raised {type(error).__name__} after {count} of them: {one_line(error)}{at(error)}"
         ) from error

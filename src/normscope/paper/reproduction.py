@@ -30,7 +30,6 @@ def report_reproduction(folder: str | Path) -> tuple[Path, list[Verdict]]:
         OutputError: where the page cannot be written.
     """
     folder = Path(folder)
-    refuse_other_files(folder)
     with garbage_kept():
         found = [
             (exhibit, _result(path, exhibit))
@@ -39,6 +38,7 @@ def report_reproduction(folder: str | Path) -> tuple[Path, list[Verdict]]:
         ]
         if not found:
             raise ResultError(f"no results in {folder}: make some with `normscope reproduce --out {folder}`")
+        refuse_other_files(folder)
         sections = []
         for exhibit, dataset in found:
             with _named(result_path(folder, exhibit), f"all that {exhibit.name} shows"):

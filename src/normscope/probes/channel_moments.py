@@ -16,6 +16,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from normscope.errors import InvalidModel
+from normscope.model.contract import instrument
 from normscope.model.layers import LayerCall, channel_dim, depths, record_calls
 from normscope.model.loss import LossFn, checked_loss
 from normscope.model.state import untouched
@@ -84,6 +85,7 @@ def _unknown(channels: int) -> tuple[Tensor, Tensor]:
     return nothing, nothing
 
 
+@instrument
 def channel_moments(
     model: nn.Module, batch: Any, *, loss_fn: LossFn | None = None, layers: str | Sequence[str] | None = None
 ) -> xr.Dataset:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from normscope.errors import InvalidModel
+from normscope.model.contract import instrument
 from normscope.model.layers import LayerCall, channel_dim, depths, record_calls, watched_modules
 from normscope.model.loss import LossFn, checked_loss, readable_errors
 from normscope.model.state import untouched
@@ -97,6 +98,7 @@ def num_terms(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
     return inputs.numel() // module.in_channels if module.transposed else output.numel() // module.out_channels
 
 
+@instrument
 def gradient_cancellation(
     model: nn.Module,
     batch: Any,

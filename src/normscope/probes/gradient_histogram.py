@@ -18,6 +18,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from normscope.errors import InvalidConfig, InvalidModel
+from normscope.model.contract import instrument
 from normscope.model.layers import LayerCall, depths, own_parameters, record_calls, watched_modules
 from normscope.model.loss import LossFn, checked_loss, readable_errors
 from normscope.model.state import untouched
@@ -94,6 +95,7 @@ def tail_index(values: np.ndarray, share: float = TAIL_SHARE) -> float:
     return float(1 / np.log(largest[1:] / largest[0]).mean())
 
 
+@instrument
 def gradient_histogram(
     model: nn.Module,
     batch: Any,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from normscope.errors import InvalidBatch, InvalidConfig
 from normscope.model.batch import count_examples, take
+from normscope.model.contract import instrument
 from normscope.model.layers import depths, owns_weight
 from normscope.model.loss import LossFn, checked_loss
 from normscope.model.state import untouched
@@ -117,6 +118,7 @@ def mini_batch_noise(
     return MiniBatchNoise(variance, bias, squared_norm_of_each(whole))
 
 
+@instrument
 def gradient_noise(
     model: nn.Module,
     batch: Any,

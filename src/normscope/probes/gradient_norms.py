@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from normscope.model.contract import instrument
 from normscope.model.layers import LayerCall, depths, own_parameters, record_calls
 from normscope.model.loss import LossFn, checked_loss, readable_errors
 from normscope.model.state import untouched
@@ -36,6 +37,7 @@ VARIABLES = (
 )
 
 
+@instrument
 def gradient_norms(
     model: nn.Module,
     batch: Any,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from normscope.curvature.singular_values import RESOLUTION, conditioning, effective_rank
 from normscope.errors import InvalidBatch, InvalidConfig, InvalidModel
+from normscope.model.contract import instrument
 from normscope.model.loss import LossFn, readable_errors
 from normscope.model.output import call, entry
 from normscope.model.state import untouched
@@ -41,6 +42,7 @@ MAX_OUTPUTS = 4096
 """Every output costs a backward pass; more than this, such as all logits of a text, is hardly meant."""
 
 
+@instrument
 def input_jacobian(
     model: nn.Module,
     batch: Any,

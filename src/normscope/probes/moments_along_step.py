@@ -20,6 +20,7 @@ from normscope.descent.optimizers import OptimizerFactory
 from normscope.descent.step_line import StepLine, step_line
 from normscope.descent.update import update_of
 from normscope.errors import InvalidConfig, InvalidModel
+from normscope.model.contract import instrument
 from normscope.model.layers import LayerCall, channel_dim, depths, record_calls
 from normscope.model.loss import LossFn, loss_units
 from normscope.probes.moments.fast import moments
@@ -79,6 +80,7 @@ def _path(name: str) -> str:
     return name.partition("#")[0]
 
 
+@instrument
 def moments_along_step(
     model: nn.Module,
     batch: Any,

@@ -21,6 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from normscope.errors import InvalidModel
 from normscope.model.batch import targets_of
+from normscope.model.contract import instrument
 from normscope.model.layers import channel_dim
 from normscope.model.loss import LossFn, checked_loss, loss_units, readable_errors
 from normscope.model.output import output_tensor
@@ -104,6 +105,7 @@ def output_caught(model: nn.Module, batch: Any) -> Iterator[list[CaughtOutput]]:
         handle.remove()
 
 
+@instrument
 def output_gradients(model: nn.Module, batch: Any, *, loss_fn: LossFn | None = None) -> xr.Dataset:
     """The gradient of the loss at the model's output, example by example (figure 6).
 

@@ -20,6 +20,7 @@ from normscope.descent.optimizers import OptimizerFactory
 from normscope.descent.step_line import crossing, lowest_step_size, step_line
 from normscope.descent.update import update_of
 from normscope.errors import InvalidConfig
+from normscope.model.contract import instrument
 from normscope.model.loss import LossFn, loss_units
 from normscope.results.schema import OF_LOSS, coord, measured, variable
 
@@ -39,6 +40,7 @@ DEFAULT_STEP_SIZES = np.geomspace(1e-5, 1e1, 61)
 """Ten a decade, over all that has been seen to matter in networks with and without normalization."""
 
 
+@instrument
 def relative_loss(
     model: nn.Module,
     batch: Any,

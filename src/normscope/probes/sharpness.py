@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from normscope.curvature.hessian import Hessian, hessian
 from normscope.curvature.lanczos import Ritz, lanczos, unit
 from normscope.errors import InvalidConfig
+from normscope.model.contract import instrument
 from normscope.model.loss import LossFn, loss_units
 from normscope.model.vector_norm import norm
 from normscope.results.schema import OF_LOSS, coord, measured, variable
@@ -76,6 +77,7 @@ def ritz_values(h: Hessian, *, count: int, lowest: bool, tolerance: float, max_p
     return known
 
 
+@instrument
 def sharpness(
     model: nn.Module,
     batch: Any,

@@ -14,6 +14,7 @@ import xarray as xr
 from normscope.descent.optimizers import OptimizerFactory, optimizer_factory
 from normscope.descent.recipe import Recipe
 from normscope.errors import InvalidConfig
+from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
 from normscope.rates.first_step import first_step
 from normscope.rates.labels import as_dataset
@@ -34,6 +35,7 @@ MOST_TRIES_A_SEED = 4.9
 most of it goes into finding the place, on one seed."""
 
 
+@instrument
 def stable_lr(
     model_or_build: Any,
     batches: Any,

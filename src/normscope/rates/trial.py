@@ -93,5 +93,7 @@ def spread_or_nan(model: nn.Module, batch: Any) -> float:
     """How much the outputs depend on the input; NaN for a model whose call only the caller's loss_fn knows."""
     try:
         return output_spread(model, batch)
-    except Exception:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException:
         return float("nan")

@@ -21,11 +21,11 @@ def labelled(variables: Mapping[str, Variable], coords: Mapping[str, Coordinate]
     """
     dataset = xr.Dataset(
         {
-            name: (dims, np.asarray(values), {"long_name": long_name, "units": units})
+            name: (dims, _writable_array(values), {"long_name": long_name, "units": units})
             for name, (dims, values, long_name, units) in variables.items()
         },
         {
-            name: (name, np.asarray(values), {"long_name": long_name, "units": units})
+            name: (name, _writable_array(values), {"long_name": long_name, "units": units})
             for name, (values, long_name, units) in coords.items()
         },
     )
@@ -39,9 +39,23 @@ def with_attributes(dataset: xr.Dataset, **attrs: Any) -> xr.Dataset:
     return dataset.drop_attrs(deep=False).assign_attrs({name: _plain(value) for name, value in attrs.items()})
 
 
+def writable(text: str) -> str:
+    """A text as UTF-8 and netCDF can hold it: what they cannot (lone surrogates, the zero byte) is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def _writable_array(values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    if array.dtype.kind not in "UO" or all(writable(each) == each for each in array.flat if isinstance(each, str)):
+        return array
+    return np.array([writable(each) for each in array.flat]).reshape(array.shape)
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, str | int | float | np.number) and not isinstance(value, bool):
-        return value
+    if isinstance(value, str):
+        return writable(value)
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+        return value if not isinstance(value, int) or -(2**63) <= value < 2**64 else str(value)
     return json.dumps(value, default=lambda item: item.tolist() if hasattr(item, "tolist") else str(item))
 
 
@@ -56,7 +70,7 @@ def decoded(value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 

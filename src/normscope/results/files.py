@@ -44,7 +44,7 @@ def encoded(result: xr.Dataset | xr.DataTree) -> bytes:
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text file in UTF-8, whole or not at all; OutputError as in `save`."""
-    return write_bytes(path, text.encode())
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def ensure_writable(folder: str | Path, *, keep: bool = True) -> Path:
@@ -62,7 +62,7 @@ def ensure_writable(folder: str | Path, *, keep: bool = True) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise cannot_write(folder, error) from error
     for path in new:
         path.rmdir()
@@ -77,8 +77,8 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(content)
         beside.replace(path)
-    except OSError as error:
-        with suppress(OSError):
+    except (OSError, ValueError) as error:
+        with suppress(OSError, ValueError):
             beside.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
     return path

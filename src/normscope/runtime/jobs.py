@@ -4,7 +4,9 @@ Forked, since models, losses and loaders need not be picklable; with one thread,
 not outlive a fork with more. What comes back is pickled: results, exceptions, and what the bar is to show.
 """
 
+import ctypes
 import multiprocessing
+import os
 import signal
 import sys
 import traceback
@@ -34,6 +36,9 @@ Job = Callable[[Bar], Any]
 
 Results = Callable[[Bar], Iterator[tuple[int, Any]]]
 """Carries the jobs out, and gives the place of each and its result as they end; a NormscopeError is a result."""
+
+_PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl."""
 
 _ADVANCED, _DONE, _RAISED = range(3)
 
@@ -73,9 +78,9 @@ def side_by_side(jobs: Sequence[Job], workers: int) -> Iterator[Results]:
     processes, pipes = [], []
     try:
         for job in jobs:
-            ours, theirs = context.Pipe()
+            ours, theirs = _pipe(context)
             pipes.append(ours)
-            process = context.Process(target=_serve, args=(job, theirs, list(pipes)))
+            process = context.Process(target=_serve, args=(job, theirs, list(pipes), os.getpid()))
             with warnings.catch_warnings():
                 # Python cannot know that the other threads are torch's, idle, and not used by the child.
                 warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
@@ -89,6 +94,15 @@ def side_by_side(jobs: Sequence[Job], workers: int) -> Iterator[Results]:
             process.join()
         for pipe in pipes:
             pipe.close()
+
+
+def _pipe(context: Any) -> tuple[Connection, Connection]:
+    try:
+        return context.Pipe()
+    except OSError as error:
+        raise DeviceError(
+            f"no process can be started ({error.strerror}): give 1 for workers, or raise the limit (`ulimit -n`)"
+        ) from error
 
 
 def _in_turn(jobs: Sequence[Job], bar: Bar) -> Iterator[tuple[int, Any]]:
@@ -128,8 +142,9 @@ def _received(pipe: Connection) -> tuple[int, Any]:
         return _DONE, DeviceError(KILLED)
 
 
-def _serve(job: Job, pipe: Connection, others: Sequence[Connection]) -> None:
+def _serve(job: Job, pipe: Connection, others: Sequence[Connection], parent: int) -> None:
     """In the forked process: wait for the start, do the job, tell."""
+    _end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and ends this process
     for other in others:
         other.close()  # or the end of the parent would go unnoticed
@@ -143,6 +158,13 @@ def _serve(job: Job, pipe: Connection, others: Sequence[Connection]) -> None:
             raise
         except BaseException as error:
             _send_error(pipe, error)
+
+
+def _end_with(parent: int) -> None:
+    """Have Linux kill this process when the one that forked it ends, however it ends, also in the middle of a job."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)
 
 
 def _send_error(pipe: Connection, error: BaseException) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from normscope.errors import InvalidConfig, unknown
+from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
 from normscope.nets.inits import INITS, init_
 from normscope.nets.residual_tails import declared_tails, tail_tensors
@@ -14,6 +15,7 @@ from normscope.surgery.refusals import changeable_copy
 from normscope.surgery.tail_search import found_tails
 
 
+@instrument
 def with_init(
     model: nn.Module,
     kind: str,

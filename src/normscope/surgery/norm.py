@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from normscope.errors import InvalidConfig, InvalidModel, NormscopeError
+from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
 from normscope.nets.attachment import OUTPUT_NORM, is_attached
 from normscope.nets.norms import check_norm_name
@@ -19,6 +20,7 @@ PLACES: tuple[str, ...] = ("swap", "everywhere", "final")
 """What `where` may say besides shell patterns."""
 
 
+@instrument
 def with_norm(
     model: nn.Module,
     kind: str,

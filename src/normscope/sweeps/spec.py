@@ -12,6 +12,7 @@ seed = [0, 1, 2]
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -20,9 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from normscope.errors import InvalidConfig, one_line, unknown
+from normscope.results import read_bytes
 from normscope.training.config import RunConfig, key
 
 PARTS: tuple[str, ...] = ("base", "axes")
+
+MOST_BYTES = 2**20
+"""Of a TOML file."""
+
+MOST_RUNS = 100_000
+"""Of a sweep: years of training for anybody, and a slip of the pen for most."""
 
 Spec = str | Path | Mapping[str, Any] | RunConfig | Sequence[RunConfig]
 
@@ -53,10 +61,10 @@ def configs_of(spec: Spec) -> list[RunConfig]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InvalidConfig("no such file: give a TOML file with [base] and [axes]") from error
-    except (OSError, ValueError) as error:  # of TOML's own errors, too
+        if not path.exists():
+            raise InvalidConfig("no such file: give a TOML file with [base] and [axes]")
+        return tomllib.loads(read_bytes(path, most=MOST_BYTES).decode())
+    except (OSError, ValueError, RecursionError) as error:  # of TOML's own errors, too
         reason = getattr(error, "strerror", None) or one_line(error)
         raise InvalidConfig(f"cannot be read as TOML ({reason})") from error
 
@@ -80,6 +88,11 @@ def _configs_of_mapping(spec: Mapping[str, Any]) -> list[RunConfig]:
             raise InvalidConfig(f"axis {name} is {values!r}: give a list, or move it to [base]")
         if not values:
             raise InvalidConfig(f"axis {name} is empty: give one value or more, or leave it out")
+    if not base and not axes:
+        raise InvalidConfig("neither [base] nor [axes] says anything: give what to train; an empty spec trains nothing")
+    number = math.prod(map(len, axes.values()))
+    if number > MOST_RUNS:
+        raise InvalidConfig(f"the axes span {number} runs: {MOST_RUNS} are the most of one sweep; give fewer values")
     points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     configs = [RunConfig.from_mapping({**base, **point}) for point in points]
     for name, values in axes.items():

@@ -1,0 +1,128 @@
+"""What holds for every instrument, whatever it is given: gradients are on inside, and what goes wrong is one line."""
+
+import inspect
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from normscope.errors import DeviceError, InvalidBatch, InvalidConfig, InvalidModel, NormscopeError, one_line, raised
+from normscope.model.batch import map_tensors
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def instrument(function: Callable[P, R]) -> Callable[P, R]:
+    """An instrument whose first argument is a model or its build, and the second one, if it is called so, a batch.
+
+    Also under `no_grad` and in inference mode it computes the gradients that it needs. What is raised inside and is
+    none of ours, since the model is somebody's own code, is said in one line, with the original as its cause.
+    """
+    signature = inspect.signature(function)
+    model_name, second = [*signature.parameters, ""][:2]
+
+    @wraps(function)
+    def measured(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs)
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                model = given.arguments[model_name]
+                refuse_unreadable(model, swapped=isinstance(given.arguments.get(second), nn.Module))
+                if not isinstance(model, nn.Module) and signature.parameters[model_name].annotation is nn.Module:
+                    raise InvalidModel(f"{function.__name__} takes an nn.Module: give what the function builds")
+                if second == "batch":
+                    given.arguments["batch"] = _readable_batch(given.arguments["batch"])
+                with dense_gradients(model), same_random():
+                    return function(*given.args, **given.kwargs)
+        except (NormscopeError, KeyboardInterrupt, GeneratorExit):
+            raise
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise DeviceError(f"out of memory: give a smaller batch ({one_line(error)[:120]})") from error
+        except BaseException as error:  # somebody's own code may raise anything, or exit
+            raise InvalidModel(f"{function.__name__} does not work on this model: {raised(error)}") from error
+
+    return measured
+
+
+@contextmanager
+def dense_gradients(model: Any) -> Iterator[None]:
+    """Inside, embeddings give the same gradient as an ordinary tensor, where they were asked for a sparse one."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    sparse = [module for module in modules if vars(module).get("sparse") is True]
+    try:
+        for module in sparse:
+            vars(module)["sparse"] = False
+        yield
+    finally:
+        for module in sparse:
+            vars(module)["sparse"] = True
+
+
+@contextmanager
+def same_random() -> Iterator[None]:
+    """Put Python's and numpy's random states back, which models and loaders of somebody's own may draw from."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def refuse_unreadable(model: Any, *, swapped: bool = False) -> None:
+    """Raise the error for what nothing can be measured of: no model, none whose layers or numbers can be seen.
+
+    Raises:
+        InvalidModel: neither a module nor a function; TorchScript, whole or in part; parameters without numbers, or
+            complex.
+        InvalidConfig: where torch makes all tensors without numbers.
+    """
+    if torch.get_default_device().type == "meta":
+        raise InvalidConfig("torch's default device is meta, where no tensor has numbers: set_default_device('cpu')")
+    if not callable(model):
+        hint = "model and batch are swapped" if swapped else "give an nn.Module or a function that builds one"
+        raise InvalidModel(f"the model is of type {type(model).__name__}: {hint}")
+    if not isinstance(model, nn.Module):
+        return
+    for path, module in model.named_modules():
+        where = f"module {path!r}" if path else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InvalidModel(f"{where} is TorchScript, whose layers cannot be watched: give what it was made from")
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                raise InvalidModel(f"{where} is on meta: {name} has no numbers; move it with .to_empty() and fill it")
+            if parameter is not None and parameter.is_complex():
+                raise InvalidModel(
+                    f"{where} has a complex parameter, {name}: gradients are measured of real ones; keep it as real "
+                    "ones, with torch.view_as_complex in forward"
+                )
+
+
+def _readable_batch(batch: Any) -> Any:
+    """The batch with tensors that autograd takes no interest in; the same object where it has no others.
+
+    Raises:
+        InvalidBatch: a model in the place of the batch, a tensor without numbers.
+    """
+    if isinstance(batch, nn.Module):
+        raise InvalidBatch(f"the batch is a model ({type(batch).__name__}): give (inputs, labels) or a mapping")
+    tensors: list[Tensor] = []
+    try:
+        map_tensors(batch, lambda tensor: tensors.append(tensor) or tensor)
+    except RecursionError as error:
+        raise InvalidBatch("the batch's lists and mappings lie too deep in each other: give fewer") from error
+    if any(tensor.is_meta for tensor in tensors):
+        raise InvalidBatch("a tensor of the batch is on meta, where none has numbers: give it on the model's device")
+    if not any(map(_is_of_autograd, tensors)):
+        return batch
+    return map_tensors(batch, lambda tensor: tensor.detach().clone() if _is_of_autograd(tensor) else tensor)
+
+
+def _is_of_autograd(tensor: Tensor) -> bool:
+    return tensor.requires_grad or tensor.is_inference()
