@@ -275,8 +275,8 @@ def test_the_schedule_keeps_to_its_share_and_every_wins():
     for step in range(1, 5001):
         now[0] += 1.0
         if schedule.due(step):
-            now[0] += 7.0
-            schedule.spend(7.0, measurement=True)
+            now[0] += 5.0
+            schedule.spend(5.0, measurement=True)
             taken += 1
         assert schedule.share <= 0.02 + 1e-3
     assert taken >= 12

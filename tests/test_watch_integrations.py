@@ -4,6 +4,7 @@ import importlib.util
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -230,3 +231,23 @@ def test_transformers_stops_on_an_alarm(tmp_path):
     _, trainer = transformers_run(tmp_path, [callback, Breaks()], epochs=4)
     assert trainer.state.global_step == 6
     assert callback.watch is not None and callback.watch.alarms[0].layer == "transformer.h.1.mlp.c_fc"
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "examples" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_of_a_plain_loop_is_warned_before_it_diverges(tmp_path, capsys):
+    example("watched_loop").main(str(tmp_path))
+    assert "divergence ahead" in capsys.readouterr().out
+    assert read_flight(tmp_path).postmortem is None
+
+
+@needs_lightning
+def test_the_example_with_lightning_runs(tmp_path, capsys):
+    example("watched_lightning").main(str(tmp_path))
+    assert len(read_flight(tmp_path / "watch").record["measurement"]) == 2

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from statistics import median
 
-EXPECTED_STEPS = 10.0
+EXPECTED_STEPS = 5.0
 """Before the first measurement it is taken to last as long as this many steps."""
 
 REMEMBERED = 5

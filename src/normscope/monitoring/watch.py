@@ -38,6 +38,15 @@ from normscope.statistics.numbers import number
 
 ON_ALARM = ("tell", "stop", "raise")
 
+QUIET = 20
+"""No warning before this step: a loss that has just begun to fall has no past to compare with."""
+
+LOOK_EVERY = 4
+"""Steps between two looks at the rule, as long as nothing is suspicious."""
+
+THINNED_EVERY, LARGEST_STRIDE = 25, 16
+"""How often it is asked whether the gradient's norm costs too much, and how rarely it is then seen at most."""
+
 KEPT_IN_MEMORY = 1000
 """Measurements beside the first; the flight record may have more."""
 
@@ -140,6 +149,8 @@ class Watch:
         self.schedule = Schedule(overhead, every, time.perf_counter)
         self.steps = 0
         self.postmortem: Postmortem | None = None
+        self._stride = 1
+        self._free = 0.0
         self._ended = False
         self._above = 0
         self._quiet_until = 0
@@ -195,12 +206,24 @@ class Watch:
             print(f"normscope: {line}", file=sys.stderr)
 
     def _see_gradient(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.steps % self._stride:
+            return
         begun = time.perf_counter()
         with torch.no_grad():
             self._norm = gradient_norm(optimizer)
             if self._norm is not None and self._norm.device.type == "cpu" and self.measuring:
                 self._rescue(float(self._norm))
-        self.schedule.spend(time.perf_counter() - begun)
+        self._spend_free(time.perf_counter() - begun)
+
+    def _spend_free(self, seconds: float) -> None:
+        """Book what every step costs; where that is more than half of the overhead, the gradient is seen less often."""
+        self._free += seconds
+        self.schedule.spend(seconds)
+        schedule = self.schedule
+        if schedule.every is None and self.steps % THINNED_EVERY == 0 and self._stride < LARGEST_STRIDE:
+            training = schedule.clock() - schedule.begun - schedule.spent
+            if self._free > schedule.overhead / 2 * training:
+                self._stride *= 2
 
     def _rescue(self, norm: float) -> None:
         """Keep the weights for a moment where the optimizer is about to make a step that may well destroy them."""
@@ -234,7 +257,7 @@ class Watch:
         new = [alarm for entry in self.signals.put(step, loss, lr, norm) for alarm in self._see(entry)]
         self.alarms += new
         self._told += new
-        self.schedule.spend(time.perf_counter() - begun)
+        self._spend_free(time.perf_counter() - begun)
         if (
             batch is not None
             and self.measuring
@@ -272,6 +295,8 @@ class Watch:
         if entry.loss > JUMP * max(recent, first) > 0 and entry.step >= self._quiet_until:
             self._quiet_until = entry.step + AHEAD
             return [self._look_into(entry)]
+        if entry.step < QUIET or (self._above == 0 and entry.step % LOOK_EVERY):
+            return []
         features = self.outlook.features()
         chance = probability(features)
         self._above = self._above + 1 if chance >= THRESHOLD else 0
