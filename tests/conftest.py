@@ -2,12 +2,11 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
-import torch
 
 from normscope.cli import main
+from normscope.training.train import num_threads
 
 
 @pytest.fixture
@@ -27,26 +26,15 @@ def run_normscope(capsys, monkeypatch) -> Callable[..., tuple[int, str, str]]:
     return run
 
 
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Torch computes with so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Torch computes with one thread, so that bits do not depend on the machine's processors."""
-    with threads(1):
+    with num_threads(1):
         yield
 
 
 @pytest.fixture(scope="module")
 def one_thread_throughout() -> Iterator[None]:
     """`one_thread` for what a module's tests share, too."""
-    with threads(1):
+    with num_threads(1):
         yield

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import peak_bytes
@@ -15,6 +14,7 @@ from normscope.errors import InvalidBatch, InvalidModel
 from normscope.model.layers import record_calls
 from normscope.probes.channel_moments import channel_moments
 from normscope.probes.moments.fast import moments, short_sums
+from normscope.training.train import num_threads
 
 CHANNELS_LAST = {  # every watched call of the zoo whose channels are not along dimension 1
     "attention": ["attention", "feed_forward.1", "feed_forward.3"],
@@ -85,7 +85,7 @@ def test_driven_to_1e25_what_is_not_finite_is_the_networks_own(entry):
 @pytest.mark.parametrize("shape", [(20001, 5), (2401, 7), (105, 3, 15, 15)])
 def test_sums_are_short_whatever_the_shape(shape) -> None:
     """An odd number of rows folds into no wider columns: on one thread, a sum down all of them would lose digits."""
-    with threads(1):
+    with num_threads(1):
         values = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 3
         values = values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
         short = short_sums(values, 1)

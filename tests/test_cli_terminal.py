@@ -8,7 +8,7 @@ from rich.console import Console
 from normscope.cli import claims
 from normscope.runtime import progress
 from normscope.runtime.quiet import be_quiet
-from normscope.statistics.verdict import judge
+from normscope.statistics.judgement import judge
 
 
 @pytest.fixture(autouse=True)

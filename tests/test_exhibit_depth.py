@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import threads
 
 import normscope as ns
 from normscope.data import load_data
@@ -19,6 +18,7 @@ from normscope.paper.reproduction import report_reproduction
 from normscope.paper.scale import SCALES, Scale
 from normscope.results import labelled, load
 from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED
+from normscope.training.train import num_threads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -112,7 +112,7 @@ def test_searches_are_kept_and_interrupted_or_side_by_side_give_the_same_bits(mo
     damaged.write_bytes(damaged.read_bytes()[:100])
     reproduce(["depth"], setting, tmp_path / "interrupted")
     assert len(searched) == 3 + 3, "the interrupted one, the damaged one, and the one that was never begun"
-    with threads(2):
+    with num_threads(2):
         reproduce(["depth"], setting, tmp_path / "two at once")
     undisturbed = load(tmp_path / "undisturbed" / "depth.nc")
     for name in ("interrupted", "two at once"):

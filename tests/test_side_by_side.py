@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import xarray as xr
-from conftest import threads
 
 import normscope as ns
 from normscope.errors import DeviceError, InvalidConfig, InvalidModel
 from normscope.runtime.jobs import MOST_WORKERS, side_by_side, usable_workers
 from normscope.runtime.progress import Bar, progress
+from normscope.training.train import num_threads
 
 if sys.platform != "linux":
     pytest.skip("forks processes", allow_module_level=True)
@@ -174,10 +174,10 @@ def test_nobody_outlives_a_killed_parent() -> None:
 
 def test_how_many_at_once(monkeypatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    with threads(2):
+    with num_threads(2):
         assert [usable_workers(None, jobs) for jobs in (1, 2, 5)] == [1, 2, 2]
         assert usable_workers(3, 5) == 3 and usable_workers(1, 5) == 1
-    with threads(MOST_WORKERS + 1):
+    with num_threads(MOST_WORKERS + 1):
         assert usable_workers(None, 5) == 1
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert usable_workers(None, 5) == 1
