@@ -360,6 +360,7 @@ FOUND = Finding("a", "b c", "d.", "e.", True, {"x": 1.5, "y": math.inf}, "loss",
 def test_text_and_json_of_findings() -> None:
     text = findings_text(tree_of(FOUND, Finding("g", "h", "i", "j", True, {}, "epochs")))
     assert text.splitlines() == ["B c (loss).", "  d.", "  To do: e.", "    one", "    two", "Also: h (epochs)."]
+    assert ns.answer(tree_of(FOUND)).startswith("B c (loss).")
     content = json.loads(findings_json(tree_of(FOUND)))
     assert content["schema"] == "normscope.findings" and content["version"] == 1
     assert content["findings"] == [

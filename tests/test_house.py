@@ -65,6 +65,7 @@ PUBLIC_NAMES = [
     "RunConfig",
     "Verdict",
     "__version__",
+    "answer",
     "batches",
     "build_net",
     "channel_moments",

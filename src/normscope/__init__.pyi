@@ -1,5 +1,6 @@
 # The public names, and where each lives: this list is all there is of them.
 
+from .checkup.answer import answer as answer
 from .checkup.check import check as check
 from .checkup.report import report as report
 from .data import ImageData as ImageData

@@ -9,6 +9,7 @@ from typing import Any
 import xarray as xr
 
 from normscope.diagnosis.finding import as_findings
+from normscope.diagnosis.words import findings_text
 from normscope.results import attribute
 from normscope.statistics.numbers import number
 
@@ -87,7 +88,9 @@ def rows(tree: xr.DataTree) -> list[Row]:
 
 
 def answer(tree: xr.DataTree) -> str:
-    """The answer as plain text: at most 79 columns, about 24 lines."""
+    """The answer of `check`, or the findings of `diagnose`, as plain text: at most 79 columns, about 24 lines."""
+    if "variant" not in tree.dims:
+        return findings_text(tree)
     parts = ([*_about(tree), *_wrap(headline(tree))], _limits(tree), _table(tree), _end(tree))
     return "\n\n".join(text for part in parts if (text := "\n".join(part)))
 
