@@ -1,11 +1,14 @@
 """Claims as data: listed without measuring; replicas of the paper's own numbers pass, and every one can fail."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
 
 from normscope.paper.exhibit import exhibits
 from normscope.paper.published import PUBLISHED
+from normscope.paper.tables import filled
 from normscope.statistics.claim import Claim
 from normscope.statistics.judgement import judge
 from normscope.statistics.score import counted, multiplicity_line, score, score_line
@@ -18,6 +21,8 @@ from normscope.statistics.verdict import (
     THE_PAPERS,
     Verdict,
 )
+
+ROOT = Path(__file__).parents[1]
 
 ALL = [(exhibit.name, claim) for exhibit in exhibits().values() for claim in exhibit.claims]
 
@@ -117,3 +122,10 @@ def test_kinds_are_counted_apart_and_weighed() -> None:
     assert rows[THE_PAPERS] == ("1", "1", "1") and rows[CONTROL] == ("1", "0", "0")
     assert "Of 6 claims that are tests, 4 are reproduced, and 4 of those stand" in multiplicity_line(verdicts)
     assert score_line([verdict(CONTROL, 5)]) == "" and multiplicity_line([]) == ""
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/claims.md"])
+def test_tables_in_the_docs_are_those_of_the_committed_results(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert filled(text, ROOT) == text, f"run python -m normscope.paper.tables {page}"
+    assert "<!-- end -->" in text
