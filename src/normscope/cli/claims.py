@@ -34,7 +34,7 @@ def print_claims(claims: Sequence[Verdict]) -> None:
         output.print(f"{kind}: " + ", ".join(f"{n} {word}" for n, word in zip(counts, VERDICTS, strict=True)))
     if line := score_line(claims):
         output.print(line)
-    output.print("all: " + ", ".join(f"{sum(c.verdict == word for c in claims)} {word}" for word in VERDICTS))
+    output.print(", ".join(f"{sum(c.verdict == word for c in claims)} {word}" for word in VERDICTS))
 
 
 def _table(claims: Sequence[Verdict]) -> Table:

@@ -49,8 +49,8 @@ def score_sentence(folder: Path) -> str:
     places = [exhibit.where for exhibit in exhibits().values() if result_path(folder, exhibit).is_file()]
     counts = [papers.count(word) for word in VERDICTS]
     return (
-        f"On CIFAR-10, so far only {', '.join(places)}: of the paper's {len(papers)} claims {counts[0]} are reproduced, "
-        f"{counts[1]} are not, {counts[2]} lack evidence ([all](docs/claims.md))."
+        f"CIFAR-10, {', '.join(places)}: {counts[0]} of the paper's {len(papers)} claims reproduced, "
+        f"{counts[2]} open ([all](docs/claims.md))."
     )
 
 
