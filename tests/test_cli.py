@@ -140,7 +140,7 @@ def test_a_damaged_result_is_named(normscope, tmp_path):
     result.write_bytes(result.read_bytes()[:1000])
     code, _, err = normscope("report", str(result.parent))
     assert (code, err.count("\n")) == (2, 1)
-    assert "figure5.nc is not the file that manifest.json lists" in err
+    assert "figure5.nc is damaged" in err
     assert normscope(*QUICK)[0] == 0, "reproduce measures a damaged result again"
 
 
