@@ -12,7 +12,7 @@ NEEDS := $(BIN)/python pyproject.toml constraints.txt
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lint docs bench clean
+.PHONY: help reproduce test soak lint docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ reproduce: $(VENV)/.runtime ## measure and judge the paper's figures; ends with 
 
 test: $(VENV)/.dev ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+soak: $(VENV)/.dev ## run all attacks of tests/hostile, which `make test` runs in their short form
+	@NORMSCOPE_SOAK=$${NORMSCOPE_SOAK:-1} $(BIN)/python -m pytest tests/hostile $(ARGS)
 
 lint: $(VENV)/.dev ## check style and types: ruff and pyright
 	@$(BIN)/ruff check .
