@@ -230,6 +230,7 @@ def compare(name: str, case: Case) -> Result:
         steps=STEPS,
         seeds=SEEDS,
         lr_range=(10.0**case.lowest, 10.0 ** (case.lowest + DECADES)),
+        recommend=False,
     )
     middle = time.perf_counter()
     grid = grid_of(case)

@@ -21,6 +21,7 @@ class Step:
     index: int
     """How many steps were taken before: 0 for the first mini-batch."""
     batch: Any
+    """The last of them where gradients are accumulated over several."""
     loss: Tensor
     """Scalar on the device, detached: reading it is the reader's synchronization."""
 
@@ -35,6 +36,9 @@ def descend(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     before_step: Callable[[int], None] | None = None,
     after_step: Callable[[int], None] | None = None,
+    accumulate: int = 1,
+    scaler: torch.amp.GradScaler | None = None,
+    first: int = 0,
 ) -> Iterator[Step]:
     """Walk down the loss, mini-batch by mini-batch, in the mode the model is in.
 
@@ -48,19 +52,39 @@ def descend(
             warmup's rate.
         after_step: called with the index once the optimizer has moved, before the next forward pass changes anything:
             save a checkpoint.
+        accumulate: mini-batches whose mean gradient is one step's; the step's loss is their mean.
+        scaler: of an fp16 pass; gradients are unscaled before the step is yielded, and it skips those that overflowed.
+        first: the index of the first step, where a descent goes on.
     """
     loss_fn = loss_fn or default_loss
-    for index, batch in enumerate(islice(batches, steps)):
+    walked = iter(batches)
+    index = first
+    while steps is None or index < first + steps:
+        taken = list(islice(walked, accumulate))
+        if len(taken) < accumulate:
+            return
         optimizer.zero_grad(set_to_none=True)
-        with autocast():
-            loss = loss_fn(model, batch)
-        loss.backward()
-        yield Step(index, batch, loss.detach())
+        losses = []
+        for batch in taken:
+            with torch.enable_grad():
+                with autocast():
+                    loss = loss_fn(model, batch)
+                share = loss / accumulate if accumulate > 1 else loss
+                (share if scaler is None else scaler.scale(share)).backward()
+            losses.append(loss.detach())
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        yield Step(index, taken[-1], losses[0] if accumulate == 1 else torch.stack(losses).mean())
         if before_step is not None:
             before_step(index)
-        optimizer.step()
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
         if after_step is not None:
             after_step(index)
+        index += 1
 
 
 def check_start(loss: float) -> None:

@@ -1,18 +1,24 @@
-"""How a descent is made, whatever its rate and seed: optimizer, steps, loss, warmup and clipping."""
+"""How a descent is made, whatever its rate and seed: optimizer, steps, loss, schedule, clipping and precision."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from normscope.descent.optimizers import OptimizerFactory
+from normscope.errors import InvalidConfig, raised
 from normscope.model.loss import LossFn
+
+SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
+"""`scheduler(optimizer)` gives an `LRScheduler`, which is stepped once after every step of the optimizer."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all tries have in common, whatever their rate and seed."""
+    """What all trials have in common, whatever their rate and seed."""
 
     optimizer: OptimizerFactory
     steps: int
@@ -21,6 +27,14 @@ class Recipe:
     """Steps over which the rate rises linearly to its full value."""
     clip_norm: float | None = None
     """The gradient's Euclidean norm is clipped to this."""
+    scheduler: SchedulerFactory | None = None
+    """In place of a warmup."""
+    accumulate: int = 1
+    """Mini-batches whose mean gradient is one step's."""
+    precision: str = "fp32"
+    """See `precision.PRECISIONS`."""
+    state: Mapping[str, Any] | None = None
+    """A state_dict of the optimizer, with whose state every trial starts."""
 
 
 def preparation(optimizer: torch.optim.Optimizer, recipe: Recipe) -> Callable[[int], None]:
@@ -34,8 +48,25 @@ def preparation(optimizer: torch.optim.Optimizer, recipe: Recipe) -> Callable[[i
         if index < recipe.warmup:
             for group, lr in zip(optimizer.param_groups, full, strict=True):
                 group["lr"] = lr * (index + 1) / recipe.warmup
-        elif index == recipe.warmup:
+        elif index == recipe.warmup and recipe.warmup:
             for group, lr in zip(optimizer.param_groups, full, strict=True):
                 group["lr"] = lr
 
     return before_step
+
+
+def schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LRScheduler | None:
+    """The recipe's scheduler of this optimizer; None where it has none.
+
+    Raises:
+        InvalidConfig: what it gives is none, or what it raised.
+    """
+    if recipe.scheduler is None:
+        return None
+    try:
+        made = recipe.scheduler(optimizer)
+    except Exception as error:
+        raise InvalidConfig(f"scheduler(optimizer) raised {raised(error)}") from error
+    if not isinstance(made, LRScheduler):
+        raise InvalidConfig(f"scheduler(optimizer) gave a {type(made).__name__}, not a torch LRScheduler")
+    return made

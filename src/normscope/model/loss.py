@@ -1,5 +1,6 @@
 """What is minimised: the loss of a model on a batch, by the batch's type, and the loss of the best constant."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from normscope.errors import DeviceError, InvalidBatch, InvalidModel, NormscopeError, one_line, raised
 from normscope.model.batch import Batch, labelled_pair, num_examples, targets_permuted
+from normscope.model.best_constant import best_constant_loss
 from normscope.model.output import call, entry
 
 LossFn = Callable[[nn.Module, Batch], Tensor]
@@ -17,6 +19,9 @@ rates mean the same at any batch size."""
 
 IGNORED_LABEL = -100
 """The label that cross-entropy leaves out (torch's own convention)."""
+
+CROSS_ENTROPY_TOLERANCE = 1e-3
+"""A loss within this share of the cross-entropy of logits and labels is taken for it: half precision rounds."""
 
 
 def default_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -84,6 +89,21 @@ def checked_loss(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) 
     return loss.reshape(())
 
 
+def loss_value(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> Tensor:
+    """The loss alone, a float64 scalar without a graph; with one while it is taken, where the loss differentiates
+    inside itself."""
+    random = torch.get_rng_state()
+    try:
+        with torch.no_grad():
+            return (loss_fn or default_loss)(model, batch).detach().double().reshape(())
+    except RuntimeError as error:
+        if "require grad" not in str(error):
+            raise
+    torch.set_rng_state(random)
+    with torch.enable_grad():
+        return (loss_fn or default_loss)(model, batch).detach().double().reshape(())
+
+
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """Say in one line what torch or the user's own code raised on a model and a batch."""
@@ -105,22 +125,48 @@ def readable_errors() -> Iterator[None]:
 def constant_loss(model: nn.Module, batches: Iterable[Batch], loss_fn: LossFn | None = None) -> float:
     """L_c, the loss of the best constant output: what can be reached without looking at the input.
 
-    With the default cross-entropy the entropy of the labels (nats); otherwise the mean loss with the targets permuted
-    against the inputs (a pair's second part, a mapping's `labels`), which runs the model in the mode it is in. NaN
-    where there are no targets, or they cannot be told from the inputs.
+    With the default cross-entropy the entropy of the labels (nats), whatever their shape; for a mapping whose loss is
+    that of its `logits` and `labels` the same; for another loss what `best_constant` finds. Where that finds nothing,
+    the mean loss with the targets permuted against the inputs (a pair's second part, a mapping's `labels`). Runs the
+    model in the mode it is in. NaN where there are no targets, or they cannot be told from the inputs.
     """
     batches = list(batches)
     if labels_tell_constant_loss(batches, loss_fn):
         labels = torch.cat([labelled_pair(batch)[1].flatten() for batch in batches]).long()
         with readable_errors():
             return label_entropy(labels[labels != IGNORED_LABEL])
+    if loss_fn is not None and batches:
+        fitted = best_constant_loss(model, batches, loss_fn)
+        if not math.isnan(fitted):
+            return fitted
+    if loss_fn is None and batches and all(is_cross_entropy(model, batch) for batch in batches[:1]):
+        labels = torch.cat([batch["labels"].flatten() for batch in batches]).long()
+        return label_entropy(labels[labels != IGNORED_LABEL])
     permuted = [targets_permuted(batch) for batch in batches]
     if not permuted or any(batch is None for batch in permuted):
         return float("nan")
-    # With gradients, since a loss may differentiate inside itself.
-    with torch.enable_grad(), readable_errors():
-        losses = [(loss_fn or default_loss)(model, batch).detach().double() for batch in permuted]
+    with readable_errors():
+        losses = [loss_value(model, batch, loss_fn) for batch in permuted]
     return float(torch.stack(losses).mean())
+
+
+def is_cross_entropy(model: nn.Module, batch: Batch) -> bool:
+    """Whether the loss that a model gives for a mapping is the cross-entropy of its own `logits` and the mapping's
+    `labels`, or of the logits and the label after (as of a causal language model), by number."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        return False
+    with torch.no_grad(), readable_errors():
+        output = model(**batch)
+    parts = [
+        output.get(name) if isinstance(output, Mapping) else getattr(output, name, None) for name in ("loss", "logits")
+    ]
+    loss, logits = parts
+    if not isinstance(loss, Tensor) or not isinstance(logits, Tensor) or logits.shape[:-1] != labels.shape:
+        return False
+    pairs = [(logits, labels), *([(logits[:, :-1], labels[:, 1:])] if labels.ndim > 1 else [])]
+    found = [float(F.cross_entropy(x.flatten(0, -2).float(), y.flatten().long())) for x, y in pairs]
+    return any(abs(one - float(loss)) <= CROSS_ENTROPY_TOLERANCE * abs(one) for one in found)
 
 
 def labels_tell_constant_loss(batches: Iterable[Batch], loss_fn: LossFn | None) -> bool:

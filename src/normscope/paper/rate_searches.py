@@ -37,7 +37,13 @@ class RateSearch:
         """Search. The bar moves by `depth` units: a step takes as long as the network is deep."""
         with bar.part(f"ResNet-{self.depth}, seed {self.seed}", by=self.depth):
             found = stable_lr(
-                self._build, self._walk, optimizer="momentum", steps=self.steps, seeds=1, lr_range=LR_RANGE
+                self._build,
+                self._walk,
+                optimizer="momentum",
+                steps=self.steps,
+                seeds=1,
+                lr_range=LR_RANGE,
+                recommend=False,
             )
         return found[["lr_stable", "lr_usable", "lr_stable_found", "lr_usable_found", "train_steps"]]
 

@@ -1,6 +1,6 @@
-"""Which tries are run: first for the stable boundary, then for the usable one, then for the lowest loss; no torch here.
+"""Which trials are run to find the stable and the usable boundary; no torch here.
 
-Every try is kept and serves all three questions.
+Every trial is kept and serves all questions; `plan` has their order.
 """
 
 import math
@@ -69,24 +69,38 @@ class Boundary(NamedTuple):
 class Search:
     """The tries so far, and how to make another."""
 
-    run: Callable[[int, int], Trial]
-    """(cell, seed) -> the try of the rate 10^(cell/10) on that seed."""
+    run: Callable[[int, int, int], Trial]
+    """(cell, seed, steps) -> the trial of the rate 10^(cell/10) on that seed, gone on with to so many steps."""
     seeds: Sequence[int]
     lowest: int
     highest: int
     steps: int
     """Of a try that does not diverge."""
+    constant_loss: float = math.nan
+    """L_c on the first seed."""
     most_steps: float = math.inf
     """No try is begun that could take the training steps of all tries above this."""
     deadline: float = math.inf
     """... or until `time.monotonic()` is past this."""
     tries: dict[tuple[int, int], Trial] = field(default_factory=dict)
-    """By (cell, seed), in the order of trying."""
+    """Those that came to their end, by (cell, seed), in the order of ending."""
+    short: dict[tuple[int, int], Trial] = field(default_factory=dict)
+    """Those that were left before it, and may go on."""
+
+    repeated: int = 0
+    """Training steps that were made twice, since there was no room for what the trial had to go on from."""
+    origin: float = 1.0
+    """The rate of cell 0."""
+
+    def lr(self, cell: int) -> float:
+        """The rate of a cell."""
+        return self.origin * lr_of(cell)
 
     @property
     def train_steps(self) -> int:
-        """Training steps of all tries together."""
-        return sum(len(t.losses) for t in self.tries.values())
+        """Training steps of all trials together."""
+        made = sum(len(t.losses) for trials in (self.tries, self.short) for t in trials.values())
+        return made + self.repeated
 
     def passed(self, passes: Callable[[Trial], bool]) -> dict[tuple[int, int], bool]:
         """What is known of the boundary between the tries that pass and those that do not."""
@@ -131,11 +145,18 @@ class Search:
         """`bracket.next_try` over the seeds and within the range of this search; `how` is its other arguments."""
         return next_try(known, seeds=self.seeds, start=start, lowest=self.lowest, highest=self.highest, **how)
 
-    def go(self, cell: int, seed: int, share: float = 1.0) -> bool:
-        """Make this try; False where time, or this share of the steps, is used up."""
-        if self.train_steps + self.steps > share * self.most_steps or time.monotonic() >= self.deadline:
+    def go(self, cell: int, seed: int, share: float = 1.0, until: int | None = None) -> bool:
+        """Make this trial, or go on with it to so many steps; False where time, or this share of the steps, is used
+        up."""
+        key, until = (cell, seed), self.steps if until is None else until
+        begun = len(self.short[key].losses) if key in self.short else 0
+        if key in self.tries or begun >= until:
+            return True
+        if self.train_steps + until - begun > share * self.most_steps or time.monotonic() >= self.deadline:
             return False
-        self.tries[cell, seed] = self.run(cell, seed)
+        trial = self.run(cell, seed, until)
+        self.short.pop(key, None)
+        (self.short if trial.outcome is None else self.tries)[key] = trial
         return True
 
 
@@ -166,20 +187,8 @@ def usable_monotone(search: Search) -> bool:
     return not learning or monotone({key: passed for key, passed in known.items() if key[0] >= learning[0]})
 
 
-def find_both(search: Search, *, stable: int, usable: int) -> tuple[Boundary, Boundary]:
-    """The stable and the usable boundary, searched from these cells; then the lowest loss is confirmed.
-
-    The usable boundary is searched from no higher than the stable one, which is searched again where a try meanwhile
-    diverged below it.
-    """
-    below = find_stable(search, stable).edge.low
-    learning = find_usable(search, usable if below is None else min(usable, below))
-    confirm_lowest_loss(search)
-    return find_stable(search, stable), learning
-
-
-def find_stable(search: Search, start: int) -> Boundary:
-    """The first divergence going up, searched from the cell `start`."""
+def find_stable(search: Search, start: int, share: float = 1.0) -> Boundary:
+    """The first divergence going up, searched from the cell `start` with this share of the steps."""
     start = min(max(start, search.lowest), search.highest)
     while True:
         known = search.passed(stays_finite)
@@ -190,15 +199,16 @@ def find_stable(search: Search, start: int) -> Boundary:
             descent=CHEAP_DESCENT if search.diverges_early() else None,
             check_below=not search.is_sharp(edge(known).high),
         )
-        if step is None or not search.go(*step):
+        if step is None or not search.go(*step, share):
             break
     found = edge(known)
     below_range = step is None and found.low is None
     return Boundary(Found.BELOW_RANGE if below_range else how_found(search, known, found), found)
 
 
-def find_usable(search: Search, start: int) -> Boundary:
-    """The first rate that does not learn, going up from the one of the lowest loss; searched from the cell `start`.
+def find_usable(search: Search, start: int, most: float = 1.0) -> Boundary:
+    """The first rate that does not learn, going up from the one of the lowest loss; searched from the cell `start`,
+    with `most` of the steps.
 
     Where no rate learns yet, one is hunted down the valley of the loss; once the boundary is found, rates below the
     best one are tried as long as their loss is lower, and the boundary is searched again from there.
@@ -208,7 +218,7 @@ def find_usable(search: Search, start: int) -> Boundary:
     while True:
         learning = search.learning()
         known = search.passed(learns)
-        share = 1.0
+        share = most
         if not learning:
             hunts += 1
             cell = next_hunt(search.worst_losses(), start=start, lowest=search.lowest, highest=search.highest)
@@ -218,7 +228,7 @@ def find_usable(search: Search, start: int) -> Boundary:
         else:
             step = search.next_try(known, start, anchor=learning[0], first_stride=USABLE_STRIDE, check_below=False)
             if step is None and (lower := next_lower(search, learning[0])) is not None:
-                step, share = (lower, search.seeds[0]), LOWEST_LOSS_SHARE
+                step, share = (lower, search.seeds[0]), min(most, LOWEST_LOSS_SHARE)
         if step is None or not search.go(*step, share):
             break
     if not learning:

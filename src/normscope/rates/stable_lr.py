@@ -1,28 +1,33 @@
-"""How large a learning rate does this network take? Short descents from the same start, at rates found by bisection.
+"""Which learning rate to train at, and how large a one does this network take? Short descents from the same start.
 
-A rate is *stable* if no seed diverges at it, and *usable* if every seed learns at it (see `outcome`). Both boundaries
-are the first failure going up, bracketed by two neighbours of the lattice 10^(k/10).
+The rate to train at is that of the lowest loss at the horizon. A rate is *stable* if no seed diverges at it, and
+*usable* if every seed learns at it (see `outcome`): both boundaries are the first failure going up, bracketed by two
+neighbours of the lattice 10^(k/10).
 """
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
-from normscope.descent.optimizers import OptimizerFactory, optimizer_factory
-from normscope.descent.recipe import Recipe
+from normscope.descent.optimizers import OptimizerFactory, optimizer_factory, own_state
+from normscope.descent.recipe import Recipe, SchedulerFactory
 from normscope.errors import InvalidConfig
 from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
 from normscope.rates.first_step import first_step
 from normscope.rates.labels import as_dataset
-from normscope.rates.search import CELLS_A_DECADE, Search, cell_of, find_both, lr_of
+from normscope.rates.plan import find_all, find_both
+from normscope.rates.recommended import NOT_LOOKED_FOR, recommendation
+from normscope.rates.search import CELLS_A_DECADE, Search, cell_of, lr_of
 from normscope.rates.starting_point import Starts
-from normscope.rates.trial import Trial
+from normscope.rates.trial import Descent, Trial
 from normscope.results import provenance, with_attributes
-from normscope.runtime.progress import progress
+from normscope.runtime.progress import Bar, progress
 
 LOWEST_LR, HIGHEST_LR = 1e-7, 1e3
 """The range searched by default: beyond either end nobody trains."""
@@ -30,9 +35,12 @@ LOWEST_LR, HIGHEST_LR = 1e-7, 1e3
 CURVE_POINTS_A_DECADE = 3
 """Of the one relative-loss curve that the search starts from."""
 
-MOST_TRIES_A_SEED = 4.9
-"""Full-length tries a seed that the search may cost by default; fewer than three seeds have the budget of three, since
-most of it goes into finding the place, on one seed."""
+MOST_TRIES_A_SEED, MOST_WITH_RECOMMENDED = 4.9, 8.0
+"""Full-length trials a seed that the search may cost by default: for the boundaries alone, and with the rate to train
+at. Fewer than three seeds have the budget of three, since most of it goes into finding the place, on one seed."""
+
+KEPT_BYTES = 2**31
+"""Trials that may go on keep their weights and their optimizer's state, up to this much together: 2 GiB."""
 
 
 @instrument
@@ -40,20 +48,25 @@ def stable_lr(
     model_or_build: Any,
     batches: Any,
     *,
-    optimizer: str | OptimizerFactory,
+    optimizer: str | OptimizerFactory | torch.optim.Optimizer,
     steps: int = 100,
     seeds: int = 3,
     loss_fn: LossFn | None = None,
     warmup: int = 0,
     clip_norm: float | None = None,
+    scheduler: SchedulerFactory | None = None,
+    accumulate: int = 1,
+    precision: str = "fp32",
+    optimizer_state: Mapping[str, Any] | None = None,
+    recommend: bool = True,
     fine_tuning: bool | None = None,
     lr_range: tuple[float, float] = (LOWEST_LR, HIGHEST_LR),
     max_train_steps: int | None = None,
     budget_seconds: float | None = None,
 ) -> xr.Dataset:
-    """The largest rates at which a network stays stable, and at which it learns, each bracketed to a factor 10^0.1.
+    """The rate to train at, and the largest rates at which a network stays stable and at which it learns.
 
-    Every try is a descent of `steps` mini-batches in training mode from the same start, stopped at once when it
+    Every trial is a descent of `steps` mini-batches in training mode from the same start, stopped at once when it
     diverges. The same seed sees the same mini-batches and random numbers at every rate. Models come back bit for bit as
     they were.
 
@@ -64,26 +77,40 @@ def stable_lr(
         batches: a list, a DataLoader or an iterator, of which the first `steps` batches are kept and walked in an order
             of each seed's own (again and again where there are fewer); or a function `seed -> iterator`, called for
             every try. Tensors are moved to the model's device.
-        optimizer: "sgd", "momentum" (SGD with 0.9), "adam", "adamw", or a function `(params, lr) -> optimizer`.
+        optimizer: "sgd", "momentum" (SGD with 0.9), "adam", "adamw", any class of `torch.optim` by its name, with
+            options as in "adamw,betas=0.9:0.95,weight_decay=0.1"; a function `(params, lr) -> optimizer`, whose first
+            argument may be called `model` or `named_parameters` and is then given that; or the optimizer that trains
+            the model, with its options, groups and, where it has taken steps, state.
         steps: length of a try, in mini-batches: the horizon.
         seeds: how many, from 0.
         loss_fn: `loss_fn(model, batch)`; by default by the type of the batch, see `loss.default_loss`.
         warmup: steps over which the rate rises linearly.
         clip_norm: the gradient is clipped to this Euclidean norm.
+        scheduler: `scheduler(optimizer)` gives an `LRScheduler`, stepped after every step; in place of `warmup`. The
+            rates told are those that the optimizer is made with.
+        accumulate: mini-batches whose mean gradient is one step's.
+        precision: of the forward pass, "fp32", "bf16" or "fp16" (with torch's GradScaler) under autocast.
+        optimizer_state: a state_dict, with whose state every trial starts.
+        recommend: whether to look for the rate to train at; without, only the boundaries are searched, at less cost.
         fine_tuning: whether to learn means only not to end above the start. By default yes for a model (not a build)
             whose loss already starts 3 % or more below that of the best constant output.
         lr_range: rates are searched between these two.
-        max_train_steps: of all tries together, at most; 4.9 · steps · seeds by default (of three seeds at least).
-            Where that is not enough, the boundary is "unfinished".
-        budget_seconds: no try is begun after this long.
+        max_train_steps: of all trials together, at most; 8 · steps · seeds by default (of three seeds at least), 4.9
+            without `recommend`. Where that is not enough, the boundary is "unfinished".
+        budget_seconds: no step is made after this long.
 
     Returns:
         Dataset over `lr` (the rates tried), `seed` and `step`:
 
-        - `outcome(lr, seed)`: diverged, dead, stalled, learns, or "not tried"; `steps_taken(lr, seed)`: mini-batches
-          until the end or the divergence (0: not tried); `loss(lr, seed, step)`: NaN from `steps_taken` on;
-          `horizon_loss(lr, seed)`: mean of the last tenth, NaN where diverged; `order(lr, seed)`: place among the
-          tries, -1: not tried.
+        - `lr_recommended`: the rate to train at; `lr_recommended_low`, `lr_recommended_high`: the rates around it that
+          are tied with it; `lr_recommended_loss`: its loss at the horizon, mean over seeds; `lr_recommended_found`:
+          "learns on every seed", "learns on some seeds", "lowers the loss" (too little to be called learning),
+          "unfinished", or "nowhere" (NaN).
+        - `outcome(lr, seed)`: diverged, dead, stalled, learns, "left early" (beaten before its end) or "not tried";
+          `steps_taken(lr, seed)`: mini-batches until the end or the divergence (0: not tried); `loss(lr, seed, step)`:
+          NaN from `steps_taken` on; `horizon_loss(lr, seed)`: mean of the last tenth, NaN where diverged; `order(lr,
+          seed)`: place among the trials, -1: not tried; `steps_skipped(lr, seed)`: whose gradient overflowed in
+          float16.
         - `lr_stable`: the largest rate below the first divergence going up; `lr_stable_bracket(end)`: the rates at
           which no seed and at least one diverges; `lr_stable_found`: "bracketed", "above the range" (nothing diverged:
           `lr_stable` is inf, and the bracket's low end is the bound), "below the range" (NaN) or "unfinished".
@@ -100,43 +127,58 @@ def stable_lr(
         first mini-batch already shows it.
     """
     lowest, highest = _cells(lr_range)
-    _check_counts(steps, seeds, warmup, clip_norm)
+    _check_counts(steps, seeds, warmup, clip_norm, accumulate)
+    if warmup and scheduler is not None:
+        raise InvalidConfig("warmup and scheduler are both given: let the scheduler warm up")
     begun = time.monotonic()
-    recipe = Recipe(optimizer_factory(optimizer), steps, loss_fn, warmup, clip_norm)
-    starts = Starts(model_or_build, batches, steps, loss_fn=loss_fn, fine_tuning=fine_tuning)
-    most_steps = round(MOST_TRIES_A_SEED * steps * max(seeds, 3)) if max_train_steps is None else max_train_steps
+    recipe = Recipe(
+        optimizer_factory(optimizer),
+        steps,
+        loss_fn,
+        warmup,
+        clip_norm,
+        scheduler,
+        accumulate,
+        precision,
+        own_state(optimizer) if optimizer_state is None else optimizer_state,
+    )
+    starts = Starts(model_or_build, batches, steps, loss_fn=loss_fn, fine_tuning=fine_tuning, accumulate=accumulate)
+    share = MOST_WITH_RECOMMENDED if recommend else MOST_TRIES_A_SEED
+    most_steps = round(share * steps * max(seeds, 3)) if max_train_steps is None else max_train_steps
     curve = first_step(starts.model(0), starts.first_batches(0, 1)[0], recipe, _curve_lrs(lowest, highest), seed=0)
     with progress("stable_lr", total=most_steps) as bar:
-
-        def run(cell: int, seed: int) -> Trial:
-            t = starts.try_at(lr_of(cell), seed, recipe)
-            bar.advance(f"lr {t.lr:.2g}, seed {seed}: {t.outcome}", by=len(t.losses))
-            return t
-
-        search = Search(
-            run,
-            range(seeds),
-            lowest,
-            highest,
-            steps,
-            most_steps,
-            math.inf if budget_seconds is None else begun + budget_seconds,
+        search = search_of(
+            starts,
+            recipe,
+            bar,
+            seeds=range(seeds),
+            lowest=lowest,
+            highest=highest,
+            most_steps=most_steps,
+            deadline=math.inf if budget_seconds is None else begun + budget_seconds,
         )
-        stable, usable = find_both(
-            search,
-            stable=cell_of(curve.diverging_lr, highest),
-            usable=cell_of(curve.useful_lr, (lowest + highest) // 2),
-        )
+        cells = {
+            "stable": cell_of(curve.diverging_lr, highest),
+            "usable": cell_of(curve.useful_lr, (lowest + highest) // 2),
+        }
+        if recommend:
+            stable, usable = find_all(search, **cells, grows_with_gradient=curve.grows_with_gradient)
+        else:
+            stable, usable = find_both(search, **cells)
+    recommended = recommendation(search) if recommend else NOT_LOOKED_FOR
     parameter = next(p for p in starts.model(0).parameters() if p.requires_grad)
     return with_attributes(
-        as_dataset(search, stable, usable, curve, starts),
+        as_dataset(search, stable, usable, curve, starts, recommended),
         **provenance(
             device=parameter.device,
             dtype=parameter.dtype,
-            optimizer=optimizer if isinstance(optimizer, str) else getattr(optimizer, "__qualname__", repr(optimizer)),
+            optimizer=name_of(optimizer),
             steps=steps,
             warmup=warmup,
             clip_norm=clip_norm,
+            scheduler=None if scheduler is None else getattr(scheduler, "__qualname__", type(scheduler).__name__),
+            accumulate=accumulate,
+            precision=precision,
             lr_range=list(lr_range),
             max_train_steps=most_steps,
             budget_seconds=budget_seconds,
@@ -148,6 +190,48 @@ def stable_lr(
     )
 
 
+def search_of(
+    starts: Starts,
+    recipe: Recipe,
+    bar: Bar,
+    *,
+    seeds: Sequence[int],
+    lowest: int,
+    highest: int,
+    most_steps: float = math.inf,
+    deadline: float = math.inf,
+    origin: float = 1.0,
+) -> Search:
+    """A search without trials yet, which makes them from these starts; the bar moves by training steps."""
+    descents: dict[tuple[int, int], Descent] = {}
+
+    def run(cell: int, seed: int, until: int) -> Trial:
+        key = cell, seed
+        descent = descents.setdefault(key, starts.descent(search.lr(cell), seed, recipe))
+        known = len(search.short[key].losses) if key in search.short else 0
+        search.repeated += known - len(descent.losses)
+        begun = len(descent.losses)
+        t = descent.go_on(until, deadline)
+        bar.advance(f"lr {t.lr:.2g}, seed {seed}: {t.outcome or 'so far'}", by=len(t.losses) - begun)
+        if t.outcome is not None:
+            del descents[key]
+        elif sum(one.nbytes for one in descents.values()) > KEPT_BYTES:
+            descent.forget()
+        return t
+
+    search = Search(
+        run, seeds, lowest, highest, recipe.steps, starts.constant_loss(seeds[0]), most_steps, deadline, origin=origin
+    )
+    return search
+
+
+def name_of(optimizer: Any) -> str:
+    """What an optimizer is called in words."""
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return type(optimizer).__name__
+    return optimizer if isinstance(optimizer, str) else getattr(optimizer, "__qualname__", repr(optimizer))
+
+
 def _cells(lr_range: tuple[float, float]) -> tuple[int, int]:
     low, high = map(float, lr_range)
     if not 0 < low < high < math.inf:
@@ -155,7 +239,9 @@ def _cells(lr_range: tuple[float, float]) -> tuple[int, int]:
     return math.ceil(math.log10(low) * CELLS_A_DECADE - 1e-9), math.floor(math.log10(high) * CELLS_A_DECADE + 1e-9)
 
 
-def _check_counts(steps: int, seeds: int, warmup: int, clip_norm: float | None) -> None:
+def _check_counts(steps: int, seeds: int, warmup: int, clip_norm: float | None, accumulate: int = 1) -> None:
+    if accumulate < 1:
+        raise InvalidConfig(f"accumulate is {accumulate}: give how many mini-batches make a step, at least 1")
     if steps < 2:
         raise InvalidConfig(f"steps is {steps}: a try needs two mini-batches or more")
     if seeds < 1:

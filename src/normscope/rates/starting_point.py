@@ -14,10 +14,10 @@ from normscope.descent.recipe import Recipe
 from normscope.errors import InvalidModel
 from normscope.model.batch import on_device
 from normscope.model.build import ModelOrBuild, instance_of
-from normscope.model.loss import LossFn, constant_loss, default_loss, labels_tell_constant_loss, readable_errors
+from normscope.model.loss import LossFn, constant_loss, labels_tell_constant_loss, loss_value, readable_errors
 from normscope.model.mini_batches import mini_batches
 from normscope.model.state import untouched
-from normscope.rates.trial import Trial, run_trial
+from normscope.rates.trial import Descent, Trial
 
 BATCHES_FOR_CONSTANT = 10
 """Mini-batches over which the loss of the best constant output is taken. Over N labels of K classes it comes out
@@ -36,6 +36,7 @@ class Starts:
         *,
         loss_fn: LossFn | None,
         fine_tuning: bool | None,
+        accumulate: int = 1,
     ) -> None:
         self.from_instance = isinstance(model_or_build, nn.Module)
         if not self.from_instance and not callable(model_or_build):
@@ -43,7 +44,7 @@ class Starts:
             raise InvalidModel(f"model_or_build is a {what}: give an nn.Module or a function build(seed) -> nn.Module")
         self._source = model_or_build
         self.model: Callable[[int], nn.Module] = cache(self._model)
-        self.batches, self.num_batches = mini_batches(batches, steps)
+        self.batches, self.num_batches = mini_batches(batches, steps * accumulate)
         self.constant_loss: Callable[[int], float] = cache(self._constant_loss)
         self._loss_at_horizon: Callable[[int], float] = cache(self._loss_at_horizon_of)
         self._steps, self._loss_fn, self._fine_tuning = steps, loss_fn, fine_tuning
@@ -62,17 +63,21 @@ class Starts:
         """The loss that fine-tuning must not end above; None where this is no fine-tuning."""
         return self._loss_at_horizon(seed) if self.fine_tuning else None
 
-    def try_at(self, lr: float, seed: int, recipe: Recipe) -> Trial:
-        """One try of a rate from where this seed starts."""
-        return run_trial(
+    def descent(self, lr: float, seed: int, recipe: Recipe) -> Descent:
+        """One trial of a rate from where this seed starts, not begun yet."""
+        return Descent(
             self.model(seed),
-            self.batches(seed),
+            lambda: self.batches(seed),
             lr,
             seed=seed,
             recipe=recipe,
             constant_loss=self.constant_loss(seed),
             start=self.trained_loss(seed),
         )
+
+    def try_at(self, lr: float, seed: int, recipe: Recipe) -> Trial:
+        """The same to its end."""
+        return self.descent(lr, seed, recipe).go_on()
 
     def first_batches(self, seed: int, stop: int, start: int = 0) -> list[Any]:
         """Mini-batches of this seed, from `start` to before `stop`, on the model's device."""
@@ -100,8 +105,8 @@ class Starts:
         taken = self.first_batches(seed, self._steps, self._steps - max(1, self._steps // 10))
         model = self.model(seed)
         self.forward_passes += len(taken)
-        with untouched(model), torch.no_grad(), readable_errors():
+        with untouched(model), readable_errors():
             model.train()
             torch.manual_seed(seed)
-            losses = [(self._loss_fn or default_loss)(model, batch).double() for batch in taken]
+            losses = [loss_value(model, batch, self._loss_fn) for batch in taken]
         return float(torch.stack(losses).mean())

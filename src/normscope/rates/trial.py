@@ -1,17 +1,22 @@
-"""One try of one learning rate: a short descent from the start, stopped at once when it diverges."""
+"""One trial of one learning rate: a short descent from the start, stopped at once when it diverges, which may be left
+after any step and gone on with."""
 
-from collections.abc import Iterable
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normscope.descent.loop import check_start, descend
 from normscope.descent.optimizers import make_optimizer
 from normscope.descent.outcome import Outcome, has_diverged, outcome
-from normscope.descent.recipe import Recipe, preparation
+from normscope.descent.precision import autocast, grad_scaler
+from normscope.descent.recipe import Recipe, preparation, schedule
 from normscope.model.batch import on_device
 from normscope.model.loss import output_spread, readable_errors
 from normscope.model.state import untouched
@@ -19,13 +24,16 @@ from normscope.model.state import untouched
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one rate on one seed."""
+    """What became of one rate on one seed so far."""
 
     lr: float
     seed: int
-    outcome: Outcome
+    outcome: Outcome | None
+    """None for one that was left before its end, and may go on."""
     losses: np.ndarray
     """(steps_taken,): each mini-batch's loss before the step on it; the last may be the diverged one."""
+    skipped: int = 0
+    """Steps that were not taken, since a gradient overflowed in float16."""
 
     @property
     def horizon(self) -> np.ndarray:
@@ -38,55 +46,164 @@ class Trial:
         return float(self.horizon.mean()) if len(self.horizon) else float("nan")
 
 
-def run_trial(
-    model: nn.Module,
-    batches: Iterable[Any],
-    lr: float,
-    *,
-    seed: int,
-    recipe: Recipe,
-    constant_loss: float,
-    start: float | None = None,
-) -> Trial:
-    """Descend from where the model stands for `recipe.steps` steps in training mode; it comes back untouched.
+class Descent:
+    """One rate on one seed, from where the model stands, in training mode; the model is untouched between its parts.
 
-    Torch's generators are set to `seed` first: dropout draws the same numbers at every rate.
+    Left after any step, it goes on with the same bits as if it had never been left.
 
     Args:
+        batches: gives the mini-batches of this seed from the first on.
         constant_loss: L_c, the loss of the best constant output; NaN where it is not known.
         start: the loss of a trained model before the first step, where this is fine-tuning: to learn then means not to
             end above it. None for a fresh model.
     """
-    losses: list[float] = []
-    best = float("inf")
-    with untouched(model), readable_errors():
-        model.train()
-        torch.manual_seed(seed)
-        optimizer = make_optimizer(recipe.optimizer, model, lr)
-        device = next(model.parameters()).device
-        walked = (on_device(batch, device) for batch in batches)
-        before_step = preparation(optimizer, recipe)
-        last = None
-        for step in descend(
-            model, optimizer, walked, loss_fn=recipe.loss_fn, steps=recipe.steps, before_step=before_step
-        ):
-            losses.append(float(step.loss))
-            if step.index == 0:
-                check_start(losses[0])
-            first = losses[0] if start is None else start
-            best = min(best, losses[-1])
-            last = step.batch
-            if has_diverged(losses[-1], start=first, best=best, constant_loss=constant_loss):
-                return Trial(lr, seed, Outcome.DIVERGED, np.asarray(losses))
-        judged = losses if start is None else [start, *losses[1:]]
-        tuning = start is not None
-        found = outcome(
-            judged,
-            constant_loss=constant_loss,
-            output_spread=lambda: spread_or_nan(model, last),
-            fine_tuning=tuning,
-        )
-    return Trial(lr, seed, found, np.asarray(losses))
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Callable[[], Iterator[Any]],
+        lr: float,
+        *,
+        seed: int,
+        recipe: Recipe,
+        constant_loss: float,
+        start: float | None = None,
+    ) -> None:
+        self._model, self._batches, self._lr, self._seed, self._recipe = model, batches, lr, seed, recipe
+        self._constant_loss, self._start = constant_loss, start
+        self.losses: list[float] = []
+        self.skipped = 0
+        self._walked: Iterator[Any] | None = None
+        self._state: _State | None = None
+        self._best = math.inf
+
+    @property
+    def nbytes(self) -> int:
+        """What is kept for going on."""
+        return 0 if self._state is None else self._state.nbytes
+
+    def forget(self) -> None:
+        """Keep nothing: it would begin again."""
+        self._state, self._walked, self.losses, self.skipped, self._best = None, None, [], 0, math.inf
+
+    def go_on(self, until: int | None = None, deadline: float = math.inf) -> Trial:
+        """Walk to this many steps in all, by default to the recipe's; or until `time.monotonic()` is past the deadline.
+
+        Torch's generators are set to the seed before the first step: dropout draws the same numbers at every rate.
+        """
+        recipe, model = self._recipe, self._model
+        until = recipe.steps if until is None else until
+        with untouched(model), readable_errors():
+            model.train()
+            device = next(model.parameters()).device
+            torch.manual_seed(self._seed)
+            optimizer = make_optimizer(recipe.optimizer, model, self._lr, recipe.state)
+            scheduler = schedule(optimizer, recipe)
+            scaler = grad_scaler(recipe.precision, str(device))
+            before_step = preparation(optimizer, recipe)
+            if self._state is not None:
+                self._state.restore(model, optimizer, scheduler, scaler)
+            if self._walked is None:
+                self._walked = (on_device(batch, device) for batch in self._batches())
+            scales: list[float] = []
+
+            def after_step(_index: int) -> None:
+                if scaler is not None:
+                    scales.append(float(scaler.get_scale()))
+                    self.skipped += len(scales) > 1 and scales[-1] < scales[-2]
+                if scheduler is not None:
+                    scheduler.step()
+
+            last = None
+            for step in descend(
+                model,
+                optimizer,
+                self._walked,
+                loss_fn=recipe.loss_fn,
+                steps=until - len(self.losses),
+                autocast=autocast(recipe.precision, str(device)),
+                before_step=before_step,
+                after_step=after_step,
+                accumulate=recipe.accumulate,
+                scaler=scaler,
+                first=len(self.losses),
+            ):
+                self.losses.append(float(step.loss))
+                if step.index == 0:
+                    check_start(self.losses[0])
+                first = self.losses[0] if self._start is None else self._start
+                self._best = min(self._best, self.losses[-1])
+                last = step.batch
+                if has_diverged(self.losses[-1], start=first, best=self._best, constant_loss=self._constant_loss):
+                    self._state = self._walked = None
+                    return self._told(Outcome.DIVERGED)
+                if time.monotonic() >= deadline:
+                    break
+            if len(self.losses) < recipe.steps:
+                # One that was stopped by the clock stands before a step: it is not gone on with.
+                self._state = _State.of(model, optimizer, scheduler, scaler)
+                return self._told(None)
+            judged = self.losses if self._start is None else [self._start, *self.losses[1:]]
+            found = outcome(
+                judged,
+                constant_loss=self._constant_loss,
+                output_spread=lambda: spread_or_nan(model, last),
+                fine_tuning=self._start is not None,
+            )
+            self._state = self._walked = None
+        return self._told(found)
+
+    def _told(self, found: Outcome | None) -> Trial:
+        return Trial(self._lr, self._seed, found, np.asarray(self.losses), self.skipped)
+
+
+@dataclass(frozen=True)
+class _State:
+    """All that a descent goes on from."""
+
+    tensors: list[tuple[dict[str, Any], str, Tensor]]
+    """Each parameter and buffer: the dict it lies in, its name there, and its value."""
+    others: list[Any]
+    """Of optimizer, scheduler and scaler, where there are."""
+    random: list[Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, *others: Any) -> "_State":
+        slots = [slot for module in model.modules() for slot in (module._parameters, module._buffers)]
+        kept = [(slot, name, t.detach().clone()) for slot in slots for name, t in slot.items() if t is not None]
+        states = [None if one is None else copy.deepcopy(one.state_dict()) for one in others]
+        return cls(kept, states, [torch.get_rng_state(), *_gpu_states(model)])
+
+    def restore(self, model: nn.Module, *others: Any) -> None:
+        """Put everything back, as it was when this was made."""
+        with torch.no_grad():
+            for slot, name, value in self.tensors:
+                there = slot[name]
+                if there.shape == value.shape and there.dtype == value.dtype:
+                    there.copy_(value)
+                else:
+                    slot[name] = value.clone()
+        for one, state in zip(others, self.others, strict=True):
+            if one is not None:
+                one.load_state_dict(copy.deepcopy(state))
+        torch.set_rng_state(self.random[0])
+        for device, state in zip(_gpus(model), self.random[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors, and about as much for each moment that an optimizer keeps."""
+        own = sum(t.nbytes for _, _, t in self.tensors)
+        moments = self.others[0]["state"].values() if self.others[0] else ()
+        return own + sum(v.nbytes for state in moments for v in state.values() if isinstance(v, Tensor))
+
+
+def _gpus(model: nn.Module) -> list[int]:
+    return sorted({p.device.index for p in model.parameters() if p.is_cuda})
+
+
+def _gpu_states(model: nn.Module) -> list[Tensor]:
+    return [torch.cuda.get_rng_state(device) for device in _gpus(model)]
 
 
 def spread_or_nan(model: nn.Module, batch: Any) -> float:

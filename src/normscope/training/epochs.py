@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from normscope.data import ImageData, epoch
 from normscope.descent.loop import descend
 from normscope.descent.outcome import has_diverged
+from normscope.descent.precision import Autocast, autocast
 from normscope.model.loss import cross_entropy, label_entropy, readable_errors
 from normscope.model.vector_norm import norm_of_each
 from normscope.training.checkpoint import STEP_QUANTITIES, Progress, load_checkpoint, save_checkpoint
@@ -27,7 +28,7 @@ from normscope.training.config import RunConfig, key
 from normscope.training.ending import ended_early, sharpness_row, spread_on_training_images
 from normscope.training.evaluation import evaluate, num_correct
 from normscope.training.network import fresh_network
-from normscope.training.precision import Autocast, autocast, used_precision
+from normscope.training.precision import used_precision
 
 CHECKPOINT_SECONDS = 30.0
 """Inside an epoch a checkpoint is written this often: what a kill can cost."""

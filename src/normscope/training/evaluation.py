@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from normscope.data import ImageData, evaluation_batches
+from normscope.descent.precision import Autocast
 from normscope.model.loss import cross_entropy
-from normscope.training.precision import Autocast
 
 EVALUATION_BATCH = 500
 """Images at once: a number of its own, so that results do not depend on the training's batch size."""

@@ -1,15 +1,8 @@
 """Which numbers a run computes with: bf16 where the processor is fast in it."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import Any
-
 import torch
 
 from normscope.errors import InvalidConfig
-
-Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def used_precision(asked: str, device: str) -> str:
@@ -22,13 +15,6 @@ def used_precision(asked: str, device: str) -> str:
     if asked == "bf16" and not fast and device.startswith("cuda"):
         raise InvalidConfig(f"precision is bf16: {device} has none; give fp32 or auto")
     return ("bf16" if fast else "fp32") if asked == "auto" else asked
-
-
-def autocast(precision: str, device: str) -> Autocast:
-    """Makes the context of a forward pass; weights, gradients and sums over a mini-batch's losses stay in fp32."""
-    if precision == "fp32":
-        return nullcontext
-    return partial(torch.autocast, torch.device(device).type, dtype=torch.bfloat16)
 
 
 def _cpu_is_fast_in_bf16() -> bool:

@@ -1,0 +1,84 @@
+"""The rate to train at, those that are tied with it, and what is sure of it. No torch."""
+
+import math
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from normscope.descent.outcome import STANDARD_ERRORS, Outcome
+from normscope.rates.lowest_loss import horizon_losses, recommended
+from normscope.rates.search import Search
+from normscope.statistics.ties import indistinguishable
+
+
+class Sure(StrEnum):
+    """What is sure of the rate to train at."""
+
+    LEARNS = "learns on every seed"
+    """Every seed learns at it, and neighbours were tried."""
+    SOME_SEEDS = "learns on some seeds"
+    """At no rate tried does every seed learn."""
+    LOWERS = "lowers the loss"
+    """No seed learns within the steps, but the loss falls."""
+    UNFINISHED = "unfinished"
+    """Time or steps were used up before it was tried on every seed; or it was not looked for."""
+    NOWHERE = "nowhere"
+    """No rate tried lowers the loss."""
+
+
+class Recommended(NamedTuple):
+    """A rate, the ends of the set that is tied with it, and the mean loss at the horizon over seeds."""
+
+    lr: float
+    low: float
+    high: float
+    loss: float
+    found: Sure
+
+
+NOT_LOOKED_FOR = Recommended(math.nan, math.nan, math.nan, math.nan, Sure.UNFINISHED)
+
+
+def recommendation(search: Search) -> Recommended:
+    """The rate to train at as far as the trials tell."""
+    cell = recommended(search)
+    if cell is None:
+        over = bool(search.tries) and all(t.outcome is Outcome.DIVERGED for t in search.tries.values())
+        return NOT_LOOKED_FOR._replace(found=Sure.NOWHERE if over and not search.short else Sure.UNFINISHED)
+    trials = [search.tries[cell, seed] for seed in search.seeds if (cell, seed) in search.tries]
+    loss = float(np.mean([t.horizon_loss for t in trials]))
+    learning = [t.outcome is Outcome.LEARNS for t in trials]
+    if not any(learning) and not lowers(search, cell):
+        return NOT_LOOKED_FOR._replace(loss=loss, found=Sure.NOWHERE)
+    if len(trials) < len(search.seeds):
+        found = Sure.UNFINISHED
+    elif all(learning):
+        found = Sure.LEARNS
+    else:
+        found = Sure.SOME_SEEDS if any(learning) else Sure.LOWERS
+    tied = tied_with(search, cell)
+    return Recommended(search.lr(cell), search.lr(min(tied)), search.lr(max(tied)), loss, found)
+
+
+def tied_with(search: Search, cell: int) -> set[int]:
+    """The cells around this one, without a gap, that no other beats on the seeds and mini-batches in common."""
+    finite = horizon_losses(search, [seed for seed in search.seeds if (cell, seed) in search.tries])
+    horizons = {c: {s: t.horizon for (k, s), t in search.tries.items() if k == c} for c in finite}
+    alike = indistinguishable(horizons) | {cell}
+    tied = {cell}
+    for direction in (-1, 1):
+        for c in sorted((c for c in finite if (c - cell) * direction > 0), key=lambda c: abs(c - cell)):
+            if c not in alike:
+                break
+            tied.add(c)
+    return tied
+
+
+def lowers(search: Search, cell: int) -> bool:
+    """Whether the loss ends below its start, by three standard errors of its end, on the mean over the seeds tried."""
+    trials = [t for (c, _), t in search.tries.items() if c == cell]
+    ends = np.concatenate([t.horizon for t in trials])
+    error = float(ends.std(ddof=1) / math.sqrt(len(ends))) if len(ends) > 1 else 0.0
+    start = float(np.mean([t.losses[0] for t in trials]))
+    return float(ends.mean()) + STANDARD_ERRORS * error < start
