@@ -1,6 +1,7 @@
 """The pure logic of the search, on worlds whose boundaries are known."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from hypothesis import given, settings
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 
 from normscope.descent.outcome import Outcome
 from normscope.rates.bracket import Edge, confirmed, edge, monotone, next_hunt, next_try
-from normscope.rates.search import Found, Search, cell_of, find_both, find_stable, find_usable, lr_of, usable_monotone
+from normscope.rates.plan import find_all, find_both
+from normscope.rates.recommended import Sure, recommendation
+from normscope.rates.search import Found, Search, cell_of, find_stable, find_usable, lr_of, usable_monotone
 from normscope.rates.trial import Trial
 from normscope.statistics.ties import indistinguishable
 
@@ -85,7 +88,7 @@ def test_the_hunt_goes_down_the_valley_of_the_loss(valley: int, start: int) -> N
 def made_up(boundaries: dict[int, tuple[int, int, int]], steps: int = 100):
     """A try by (cell, seed): learns from the seed's first to below its second boundary, diverges from the third on."""
 
-    def run(cell: int, seed: int) -> Trial:
+    def run(cell: int, seed: int, until: int = steps) -> Trial:
         slow, usable, stable = boundaries[seed]
         if cell >= stable:
             return Trial(lr_of(cell), seed, Outcome.DIVERGED, np.geomspace(1, 1e4, 5))
@@ -132,7 +135,7 @@ def test_early_divergences_bring_the_search_down_from_above(stable: int, off: in
 def test_late_divergences_are_not_crept_up_to_and_are_checked_below() -> None:
     late = np.append(np.ones(70), 1e4)
     search = Search(
-        lambda cell, seed: (
+        lambda cell, seed, until: (
             Trial(lr_of(cell), seed, Outcome.DIVERGED, late)
             if cell >= -20
             else Trial(lr_of(cell), seed, Outcome.STALLED, np.ones(100))
@@ -176,7 +179,9 @@ def test_a_divergence_met_while_learning_is_looked_for_moves_the_stable_boundary
     regular = made_up({0: (-30, -8, 0)})
     diverged = np.geomspace(1, 1e4, 5)
     search = Search(
-        lambda cell, seed: Trial(lr_of(cell), seed, Outcome.DIVERGED, diverged) if cell == -12 else regular(cell, seed),
+        lambda cell, seed, until: (
+            Trial(lr_of(cell), seed, Outcome.DIVERGED, diverged) if cell == -12 else regular(cell, seed)
+        ),
         [0],
         LOWEST,
         HIGHEST,
@@ -233,3 +238,67 @@ def test_best_with_one_common_seed_compares_mini_batches() -> None:
     assert indistinguishable({0: {0: np.ones(10)}, 1: {0: 1.01 + wobble}}) == {0, 1}
     assert indistinguishable({0: {0: np.ones(10)}, 1: {0: 1.5 + wobble}}) == {0}
     assert indistinguishable({}) == set()
+
+
+def valley(
+    lowest: float, *, plateau: float, cliff: int, steps: int = 100, noise: float = 0.0
+) -> Callable[[int, int, int], Trial]:
+    """Losses that fall from 4 towards a parabola over the cell, as fast as the rate is large; above the cliff they
+    diverge, and nothing falls below the plateau in the first third of the steps."""
+
+    def run(cell: int, seed: int, until: int = steps) -> Trial:
+        if cell >= cliff:
+            return Trial(lr_of(cell), seed, Outcome.DIVERGED, np.geomspace(4, 1e5, 6))
+        wobble = np.random.default_rng((seed, cell + 1000)).normal(0, noise, steps)
+        end = min(1 + 0.02 * (cell - lowest) ** 2, 4.0)
+        way = np.clip(np.arange(steps) / steps * 1.5, 0, 1)
+        losses = np.where(np.arange(steps) < steps / 3, np.maximum(plateau, 4 - 3 * way), 4 + (end - 4) * way) + wobble
+        outcome = Outcome.LEARNS if losses[-10:].mean() < 0.97 * (plateau or 4) else Outcome.STALLED
+        return Trial(lr_of(cell), seed, outcome if until >= steps else None, losses[:until])
+
+    return run
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(-45, -5),
+    st.integers(8, 30),
+    st.integers(-20, 20),
+    st.sampled_from([0.0, 3.5]),
+    st.sampled_from([0, 0.02]),
+)
+def test_the_rate_to_train_at_lies_at_the_bottom_of_the_valley(
+    lowest: int, cliff: int, off: int, plateau: float, noise: float
+) -> None:
+    run = valley(lowest, plateau=plateau, cliff=lowest + cliff, noise=noise)
+    search = Search(run, [0, 1, 2], -70, 30, 100, 2400, constant_loss=plateau or math.nan)
+    find_all(search, stable=lowest + cliff + off, usable=lowest + off, grows_with_gradient=False)
+    found = recommendation(search)
+    assert search.train_steps <= 2400
+    assert found.found is Sure.LEARNS
+    assert abs(round(10 * math.log10(found.lr)) - lowest) <= 2
+    assert found.low <= found.lr <= found.high
+
+
+def test_a_rate_is_recommended_wherever_one_lowers_the_loss() -> None:
+    """Too slow to be called learning, the loss falls from 4 to 3.95 all the same."""
+
+    def slow(cell: int, seed: int, until: int) -> Trial:
+        if cell > -10:
+            return Trial(lr_of(cell), seed, Outcome.DIVERGED, np.geomspace(4, 1e5, 6))
+        losses = np.linspace(4, 4 - 0.05 * 10 ** ((cell + 10) / 10), 100)[:until]
+        return Trial(lr_of(cell), seed, Outcome.STALLED if until >= 100 else None, losses)
+
+    search = Search(slow, [0, 1, 2], -70, 30, 100, most_steps=2400)
+    find_all(search, stable=0, usable=-10, grows_with_gradient=True)
+    found = recommendation(search)
+    assert found.found is Sure.LOWERS and math.isclose(found.lr, 0.1)
+    rising = Search(
+        lambda c, s, u: Trial(lr_of(c), s, Outcome.STALLED if u >= 100 else None, np.linspace(4, 5, 100)[:u]),
+        [0],
+        -20,
+        0,
+        100,
+    )
+    find_all(rising, stable=0, usable=-10, grows_with_gradient=True)
+    assert recommendation(rising).found is Sure.NOWHERE and math.isnan(recommendation(rising).lr)

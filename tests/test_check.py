@@ -11,16 +11,21 @@ import pytest
 import torch
 import xarray as xr
 from broken import build_seeded, by_name, digits, mlp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from zoo import no_trace
 
 import normscope as ns
 from normscope.checkup.answer import WIDTH, answer, conclusion, headline, rows
-from normscope.checkup.repairs import DEFAULT_REPAIRS, REPAIRS, repairs
+from normscope.checkup.repairs import DEFAULT_REPAIRS, REPAIRS, fitting_repairs, repairs
+from normscope.diagnosis.finding import Finding, findings_dataset
 from normscope.errors import DataError, InvalidBatch, InvalidConfig, InvalidModel, NormscopeError, ResultError
 from normscope.model.build import eager
 from normscope.nets.inits import init_
-from normscope.rates.best import best
+from normscope.rates.recommended import Sure
+from normscope.rates.search import Found
+from normscope.statistics.numbers import number
 
 STEPS, SEEDS = 16, 2
 
@@ -107,48 +112,32 @@ def test_check_leaves_a_given_model_untouched() -> None:
         ns.check(model, taken, optimizer="adam", steps=4, seeds=1, repair=["batch"])
 
 
-def test_the_best_of_rates_is_their_lowest_mean_loss() -> None:
-    losses = np.array([[1.0, 2.0], [0.5, 0.7], [0.4, np.nan], [np.nan, np.nan]])
-
-    def dataset(chosen: list[bool]) -> xr.Dataset:
-        order = np.where(np.array([[1, 1], [1, 1], [1, 0], [1, 1]]), 3, -1)
-        return xr.Dataset(
-            {
-                "horizon_loss": (("lr", "seed"), losses),
-                "order": (("lr", "seed"), order),
-                "best_at_horizon": ("lr", chosen),
-            },
-            {"lr": [0.1, 0.2, 0.3, 0.4]},
-        )
-
-    assert best(dataset([False, True, True, False])) == pytest.approx((0.2, 0.3, 0.6)), "both seeds before one"
-    assert best(dataset([False, False, True, False])) == pytest.approx((0.3, 0.3, 0.4))
-    low, high, loss = best(dataset([False] * 4))
-    assert math.isnan(low) and math.isnan(high) and loss == pytest.approx(0.4), "what diverged has no loss"
-
-
 def test_the_answer_fits_a_screen_and_says_what_matters(tree: xr.DataTree) -> None:
     text = answer(tree)
     assert max(map(len, text.splitlines())) <= WIDTH and len(text.splitlines()) <= 26
     assert text.startswith("build on <digits>: 1,482 parameters, sgd, 16 steps, 2 seeds\n")
-    assert headline(tree).split(",")[0] in " ".join(text.split())
-    assert "batch norm before the last layer" in text and "warmup over 3 steps, clipping at norm 1" in text
+    assert headline(tree) in " ".join(text.split()) and headline(tree).startswith("Train at ")
+    assert "batch norm before the last layer" in text and "warmup over 3 steps, clipping at 1" in text
     assert "refused: init 'zero_residual'" in text and "A note." in text
-    assert re.search(r"What each repair would buy +stable up to +learns up to +loss\n  as it is +[\d.≈ ]+", text)
+    assert re.search(r"What each repair would buy +train at +loss +stable to +learns to\n  as it is +[\d.≈ ]+", text)
 
 
 def summary(**columns: list[Any]) -> xr.DataTree:
     """A tree of a model as it is and one repair each column after the first."""
-    count = len(columns["lr_usable"])
+    count = len(columns["lr_recommended"])
+    found = ["nowhere" if math.isnan(lr) else "learns on every seed" for lr in columns["lr_recommended"]]
     defaults: dict[str, list[Any]] = {
         "title": ["as it is", *(f"repair {i}" for i in range(1, count))],
         "status": ["measured"] * count,
         "reason": [""] * count,
+        "cut": [False] * count,
+        "lr_recommended_found": found,
         "lr_stable": [1.0] * count,
+        "lr_usable": [0.5] * count,
         "lr_stable_found": ["bracketed"] * count,
         "lr_usable_found": ["bracketed"] * count,
-        "best_low": columns["lr_usable"],
-        "best_high": columns["lr_usable"],
+        "best_low": columns["lr_recommended"],
+        "best_high": columns["lr_recommended"],
         "horizon_loss": [1.0] * count,
     }
     variants = ["as it is", *(f"r{i}" for i in range(1, count))]
@@ -157,70 +146,209 @@ def summary(**columns: list[Any]) -> xr.DataTree:
     return xr.DataTree(dataset)
 
 
-def test_the_conclusion_names_what_buys_most() -> None:
+def test_the_conclusion_names_what_lowers_the_loss_most() -> None:
     nan = math.nan
-    assert conclusion(summary(lr_usable=[0.1])) == "No repair was measured."
-    assert conclusion(summary(lr_usable=[0.1, 0.12])).startswith("None of these repairs")
-    found = conclusion(summary(lr_usable=[0.1, 0.2, 1.0], horizon_loss=[1.0, 0.2, 0.5]))
+    assert conclusion(summary(lr_recommended=[0.1])) == ""
+    assert conclusion(summary(lr_recommended=[0.1, 0.2])) == "None of these repairs lowers the loss after 100 steps."
+    found = conclusion(summary(lr_recommended=[0.1, 0.2, 1.0], horizon_loss=[1.0, 0.2, 0.5]))
     assert found == (
-        "Most is bought by repair 1: 2 times the rate, loss 0.2 in place of 1. "
-        "The largest rate comes with repair 2: 10 times the rate, loss 0.5 in place of 1."
+        "Most is bought by repair 1: loss 0.2 at 0.2, in place of 1 at 0.1. "
+        "The largest rate to train at comes with repair 2: loss 0.5 at 1, in place of 1 at 0.1."
     )
-    found = conclusion(summary(lr_usable=[nan, 0.2, nan], horizon_loss=[2.3, 0.2, 2.3]))
-    assert found == "Most is bought by repair 1: it learns, up to 0.2, loss 0.2 in place of 2.3."
-    found = conclusion(summary(lr_usable=[0.1, nan], horizon_loss=[2.3, nan]))
+    found = conclusion(summary(lr_recommended=[nan, 0.2, nan], horizon_loss=[2.3, 0.2, 2.3]))
+    assert found == "Most is bought by repair 1: it lowers the loss, to 0.2 at 0.2."
+    found = conclusion(summary(lr_recommended=[0.1, nan], horizon_loss=[2.3, nan]))
     assert found.startswith("None of these repairs")
 
 
 def test_nothing_is_concluded_of_what_there_was_no_time_for() -> None:
-    nan = math.nan
-    columns = {"lr_usable": [nan, nan, 0.2], "lr_stable": [nan, nan, 0.3], "horizon_loss": [nan, nan, 0.2]}
-    ended = ["unfinished", "unfinished", "bracketed"]
-    tree = summary(**columns, lr_stable_found=ended, lr_usable_found=ended)
-    assert [row.usable for row in rows(tree)] == ["–", "–", "0.2"]
-    assert conclusion(tree) == "What the repairs buy is not known, for want of what to compare them with."
-    columns = {name: values[::-1] for name, values in columns.items()}
-    tree = summary(**columns, lr_stable_found=ended[::-1], lr_usable_found=ended[::-1])
-    assert conclusion(tree) == "No repair was measured."
+    columns = {"lr_recommended": [0.1, 0.1, 0.2], "horizon_loss": [1.0, 0.1, 0.2]}
+    tree = summary(**columns, cut=[True, False, False])
+    assert conclusion(tree) == "What the repairs buy is not known: the model as it is was not measured to its end."
+    assert headline(tree).startswith("Out of time: the rates as it is were not measured to the end.")
+    tree = summary(**columns, cut=[False, True, False])
+    assert conclusion(tree) == "Most is bought by repair 2: loss 0.2 at 0.2, in place of 1 at 0.1."
+    assert headline(tree).startswith("Out of time: repair 1 was not measured to the end.")
+    tree = summary(**columns, cut=[False, True, True])
+    assert conclusion(tree) == "No repair was measured to its end."
 
 
 @pytest.mark.parametrize(
     ("losses", "helps"), [((-1.5, -3.0), True), ((-2.0, -1.5), False), ((-1.5, -1.6), False), ((0.5, -1.0), True)]
 )
 def test_losses_below_zero_are_compared_by_their_difference(losses: tuple[float, float], helps: bool) -> None:
-    found = conclusion(summary(lr_usable=[0.1, 0.1], horizon_loss=list(losses)))
+    found = conclusion(summary(lr_recommended=[0.1, 0.1], horizon_loss=list(losses)))
     assert found.startswith("Most is bought by repair 1") == helps
 
 
 def test_a_larger_rate_at_a_higher_loss_is_no_help() -> None:
-    found = conclusion(summary(lr_usable=[0.1, 0.25], horizon_loss=[0.084, 0.46]))
-    assert found == (
-        "None of these repairs lowers the loss. With repair 1: 2.5 times the rate, loss 0.46 in place of 0.084."
-    )
-    found = conclusion(summary(lr_usable=[0.1, 0.25], horizon_loss=[0.4, 0.46]))
-    assert found.startswith("Most is bought by repair 1")
+    found = conclusion(summary(lr_recommended=[0.1, 25.0], horizon_loss=[0.084, 0.46]))
+    assert found == "None of these repairs lowers the loss after 100 steps."
 
 
 def test_boundaries_are_told_as_they_were_found() -> None:
     tree = summary(
+        lr_recommended=[0.1, math.nan, 0.1],
         lr_usable=[0.1, math.nan, 0.1],
+        lr_usable_found=["bracketed", "nowhere", "bracketed"],
         lr_stable=[math.inf, math.nan, 0.3],
         lr_stable_found=["above the range", "below the range", "unfinished"],
     )
-    assert [(row.stable, row.usable) for row in rows(tree)] == [
-        ("any tried", "0.1"),
-        ("–", "nowhere"),
-        ("≈ 0.3", "0.1"),
+    assert [(row.train_at, row.stable, row.usable) for row in rows(tree)] == [
+        ("0.1", "any tried", "0.1"),
+        ("nowhere", "–", "nowhere"),
+        ("0.1", "≈ 0.3", "0.1"),
     ]
 
 
-def test_a_budget_leaves_out_what_does_not_fit_and_says_so() -> None:
+RATES = st.sampled_from([1e-4, 0.01, 0.5, 3.0, math.nan])
+LOSSES = st.sampled_from([-1.0, 0.0, 0.2, 1.0, 2.3, math.nan])
+VARIANT = st.fixed_dictionaries(
+    {
+        "status": st.sampled_from(["measured", "measured", "refused", "left out"]),
+        "cut": st.booleans(),
+        "lr_recommended": RATES,
+        "lr_recommended_found": st.sampled_from([sure.value for sure in Sure]),
+        "lr_stable": st.one_of(RATES, st.just(math.inf)),
+        "lr_stable_found": st.sampled_from([found.value for found in Found]),
+        "lr_usable": st.one_of(RATES, st.just(math.inf)),
+        "lr_usable_found": st.sampled_from([found.value for found in Found]),
+        "horizon_loss": LOSSES,
+    }
+)
+
+
+def as_the_search_tells(variant: dict[str, Any]) -> dict[str, Any]:
+    """What cannot be: a rate that was found nowhere, a boundary above the range that is a number."""
+    one = dict(variant)
+    if (one["lr_recommended_found"] == "nowhere") or math.isnan(one["lr_recommended"]):
+        one["lr_recommended"] = math.nan
+        one["lr_recommended_found"] = "nowhere" if one["lr_recommended_found"] == "nowhere" else "unfinished"
+    for name in ("lr_stable", "lr_usable"):
+        if one[f"{name}_found"] == "above the range":
+            one[name] = math.inf
+        elif one[f"{name}_found"] in ("below the range", "nowhere"):
+            one[name] = math.nan
+        elif math.isinf(one[name]) or (one[f"{name}_found"] == "bracketed" and math.isnan(one[name])):
+            one[name] = 0.3
+    if one["status"] != "measured":
+        one |= {name: math.nan for name in ("lr_recommended", "lr_stable", "lr_usable", "horizon_loss")}
+        one |= {"lr_recommended_found": "", "lr_stable_found": "", "lr_usable_found": ""}
+        one["cut"] = one["status"] == "left out"
+    return one
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(VARIANT, min_size=1, max_size=4), st.booleans())
+def test_no_answer_contradicts_itself(variants: list[dict[str, Any]], faulty: bool) -> None:
+    made = [as_the_search_tells({**v, **({"status": "measured"} if i == 0 else {})}) for i, v in enumerate(variants)]
+    tree = summary(**{name: [one[name] for one in made] for name in made[0]})
+    tree.attrs |= {"model": "net", "parameters": 1, "optimizer": "sgd", "seeds": 3}
+    found = [Finding("curvature", "curvature limits the rates", "Long steps overshoot.", "", fault=False)]
+    tree["findings"] = xr.DataTree(
+        findings_dataset([Finding("dead", "units are dead", "No gradient.", "Norms."), *found] if faulty else found)
+    )
+    text = " ".join(answer(tree).split())
+    assert "nan" not in text.split() and "inf" not in text.split() and "up to inf" not in text
+    assert not ("Most is bought" in text and "None of the" in text)
+    assert not ("Nothing is wrong" in text and ("No rate tried lowers" in text or "diverges at every rate" in text))
+    assert not ("Train at" in text and "No rate tried lowers" in text)
+    assert "1 times" not in text
+    cut = [one["cut"] for one in made]
+    first = text.split("seeds ", 1)[1]
+    assert first.startswith("Out of time: ") == any(cut)
+    named = re.search(r"Most is bought by (repair \d)", text)
+    if named:
+        row = rows(tree)[int(named[1][-1])]
+        assert not row.cut and not cut[0] and row.status == "measured"
+        assert not row.horizon_loss >= rows(tree)[0].horizon_loss or not rows(tree)[0].lr_recommended > 0
+
+
+def test_a_budget_skips_what_does_not_fit_and_says_so_first() -> None:
     tree = ns.check(build, batches(), optimizer="sgd", steps=STEPS, seeds=1, repair=["batch"], budget_seconds=1e-3)
     as_it_is, left_out = rows(tree)
-    assert headline(tree).startswith("There was no time")
+    assert headline(tree).startswith("Out of time: the rates as it is, ")
     assert as_it_is.status == "measured" and as_it_is.lr_stable_found == "unfinished"
-    assert left_out.status == "left out"
-    assert "Left out for want of time: batch norm everywhere." in answer(tree)
+    assert left_out.status == "left out" and "batch norm everywhere" in headline(tree)
+    assert "Nothing is wrong" not in answer(tree)
+
+
+# One's own rate
+
+
+@pytest.mark.parametrize(
+    ("lr", "judgement", "words"),
+    [
+        (30.0, "diverges", r"times above what it takes: diverges at step \d+, first in \d; stable at"),
+        (1e-4, "too small", "is too small for 16 steps: at .+ the loss ends at"),
+        (0.3, "good", "is good: its loss after 16 steps is"),
+    ],
+)
+def test_ones_own_rate_is_judged(lr: float, judgement: str, words: str) -> None:
+    tree = ns.check(build, batches(), optimizer="sgd", lr=lr, steps=STEPS, seeds=2)
+    own = tree["own_rate"]
+    assert own["judgement"].item() == judgement
+    assert re.match(f"Your rate {re.escape(number(lr))} .*{words}", headline(tree))
+    assert headline(tree) in " ".join(answer(tree).split())
+    assert int(tree["as_it_is/rates"]["train_steps"]) <= 2.6 * STEPS * 3
+    assert len(rows(tree)) == 1
+    if judgement == "diverges":
+        assert float(own["passes"]) < lr and own["fails"].item() <= lr
+    again = ns.check(build, batches(), optimizer=torch.optim.SGD(build(0).parameters(), lr), steps=STEPS, seeds=2)
+    xr.testing.assert_equal(again["own_rate"].to_dataset(), own.to_dataset())
+
+
+def test_an_interruption_keeps_what_is_measured() -> None:
+    calls = 0
+
+    def loss_fn(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += torch.is_grad_enabled() and "forward" not in vars(model)
+        if calls == 200:
+            raise KeyboardInterrupt
+        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    tree = ns.check(
+        build, batches(), optimizer="sgd", steps=STEPS, seeds=1, loss_fn=loss_fn, repair=["batch"], workers=1
+    )
+    assert headline(tree).startswith("Interrupted: ")
+    assert tree["as_it_is/rates"].sizes["lr"] > 0
+    assert rows(tree)[1].reason == "interrupted"
+
+
+def test_one_batch_gives_rates_with_a_line_that_says_what_they_are() -> None:
+    tree = ns.check(build, batches()[:1], optimizer="sgd", steps=STEPS, seeds=1, repair=[])
+    assert float(tree["lr_recommended"][0]) > 0
+    assert "one batch only" in " ".join(answer(tree).split()) and "Nothing is wrong" not in answer(tree)
+
+
+class PostNorm(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.embed, self.body = torch.nn.Linear(8, 8), torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = torch.nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(self.embed(x.view(len(x), 8, 8))).mean(1))
+
+
+def test_repairs_fit_the_model() -> None:
+    assert fitting_repairs(build(0)) == DEFAULT_REPAIRS
+    model, batch = PostNorm(), batches()[0]
+    assert fitting_repairs(model) == ("pre_norm", "small_output", "small_residual", "both")
+    assert fitting_repairs(Words()) == ("pre_norm", "small_output", "small_residual", "both")
+    pre, output, residual, _ = repairs(fitting_repairs(model), steps=10)
+    with no_trace(model, batch):
+        changed = pre.apply(model, seed=0, batch=batch, loss_fn=None)
+        assert all(layer.norm_first for layer in changed.body.layers) and changed.body.norm is not None
+        small = output.apply(model, seed=0, batch=batch, loss_fn=None)
+        torch.testing.assert_close(small.head.weight, 0.1 * model.head.weight)
+        smaller = residual.apply(model, seed=0, batch=batch, loss_fn=None)
+        weights = [m.body.layers[0].linear2.weight for m in (smaller, model)]
+        torch.testing.assert_close(weights[0], weights[1] / 2)  # four branches
+    with pytest.raises(InvalidConfig, match="norm_first"):
+        pre.apply(build(0), seed=0, batch=batch, loss_fn=None)
 
 
 def test_report_is_one_page_from_the_tree_alone(tree: xr.DataTree, tmp_path: Any) -> None:
@@ -266,7 +394,9 @@ def test_a_title_says_that_the_models_own_norms_go() -> None:
     assert final.title(with_batch_norm(0)) == "batch norm before the last layer alone, instead of its norms"
 
 
-@pytest.mark.parametrize("name", [name for name in REPAIRS if name not in ("zero_residual", "instance")])
+@pytest.mark.parametrize(
+    "name", [name for name in REPAIRS if name not in ("zero_residual", "instance", "pre_norm", "small_residual")]
+)
 def test_every_repair_can_be_made(name: str) -> None:
     (repair,) = repairs([name], steps=10)
     model, batch = build(0), batches()[0]
@@ -275,7 +405,8 @@ def test_every_repair_can_be_made(name: str) -> None:
         assert changed(batch[0]).shape == (32, 10)
         weights = changed.state_dict()
         same = all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
-        assert same == (name not in ("xavier_uniform", "xavier_normal", "kaiming_normal", "orthogonal"))
+        drawn = ("xavier_uniform", "xavier_normal", "kaiming_normal", "orthogonal")
+        assert same == (name not in (*drawn, "small_output"))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, as it compiles
@@ -387,7 +518,6 @@ X = digits()[0][:32].flatten(1)
         (lambda a, b: mlp(), batches, InvalidModel, "build needs a, b"),
         (lambda: 1 / 0, batches, InvalidModel, "build raised ZeroDivisionError"),
         (build, list, InvalidBatch, "gives no batch"),
-        (build, lambda: batches()[:1], InvalidBatch, "one batch only"),
         (build, lambda: raising(3), DataError, "raised OSError after 3 of them: disk on fire"),
         (build, lambda: [(X[:, :5], torch.zeros(32).long())] * 3, InvalidBatch, "does not take this batch"),
         (build, lambda: [(X, torch.full((32,), 10))] * 3, InvalidBatch, "labels must lie in 0 to 9"),

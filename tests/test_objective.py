@@ -53,10 +53,74 @@ def test_constant_loss_is_the_entropy_of_the_labels():
     assert constant_loss(net(), [half]) == pytest.approx(math.log(2)), "ignored labels do not count"
 
 
-def test_constant_loss_of_a_regression_permutes_the_targets():
+def squared(model, batch):
+    return F.mse_loss(model(batch[0]), batch[1])
+
+
+def test_constant_loss_of_a_regression_is_the_variance_of_the_targets():
     x = torch.tensor([[0.0], [1.0], [2.0]])
-    loss = constant_loss(nn.Identity(), [(x, x)], lambda model, batch: F.mse_loss(model(batch[0]), batch[1]))
-    assert loss == pytest.approx(2.0), "targets moved on by one: (1 + 1 + 4) / 3"
+    assert constant_loss(nn.Identity(), [(x, x)], squared) == pytest.approx(2 / 3)
+    assert constant_loss(nn.Linear(1, 1), [(x, 100 * x)], squared) == pytest.approx(2e4 / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", ["last", "first", "flat"])
+def test_constant_loss_of_positions_is_the_entropy_of_their_labels(shape):
+    """By the labels' shares whatever their shape, also under a loss of one's own."""
+    labels = torch.randint(5, (64, 7), generator=torch.Generator().manual_seed(0)).clamp(max=2)
+    x = torch.randn(64, 7, 4)
+    layer = nn.Linear(4, 6)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            out = self.layer(x)
+            return {"last": out, "first": out.movedim(2, 1), "flat": out.flatten(0, 1)}[shape]
+
+    def loss(model, batch):
+        out = model(batch[0])
+        return F.cross_entropy(
+            out.flatten(0, 1) if shape == "last" else out, batch[1].flatten() if shape != "first" else batch[1]
+        )
+
+    shares = torch.bincount(labels.flatten()).double() / labels.numel()
+    entropy = float(-(shares * shares.log()).sum())
+    assert constant_loss(Net(), [(x, labels)], loss) == pytest.approx(entropy, abs=1e-3)  # LBFGS' own tolerance
+    if shape != "flat":
+        assert constant_loss(Net(), [(x, labels)]) == pytest.approx(entropy)
+
+
+def test_constant_loss_of_a_language_model_is_the_entropy_of_its_labels():
+    labels = torch.randint(3, (8, 20), generator=torch.Generator().manual_seed(0))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Embedding(3, 3)
+
+        def forward(self, input_ids, labels):
+            logits = self.layer(input_ids)
+            return {"loss": F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()), "logits": logits}
+
+    model, batch = Model(), {"input_ids": labels, "labels": labels}
+    entropy = float(-sum(p * p.log() for p in torch.bincount(labels.flatten()).double() / labels.numel()))
+    assert constant_loss(model, [batch]) == pytest.approx(entropy)
+
+
+def test_constant_loss_of_what_differentiates_inside_or_calls_parts_permutes_the_targets():
+    x = torch.tensor([[0.0], [1.0], [2.0]])
+    model = nn.Sequential(nn.Identity())
+    found = constant_loss(model, [(x, x)], lambda model, batch: F.mse_loss(model[0](batch[0]), batch[1]))
+    assert found == pytest.approx(2.0), "targets moved on by one: (1 + 1 + 4) / 3"
+
+    def slope(model, batch):
+        inputs = batch[0].clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(model(inputs).sum(), inputs, create_graph=True)
+        return (gradient - batch[1]).square().mean()
+
+    assert constant_loss(nn.Linear(1, 1), [(x, x)], slope) > 0
 
 
 def test_constant_loss_is_unknown_where_targets_cannot_be_told():
@@ -65,7 +129,8 @@ def test_constant_loss_is_unknown_where_targets_cannot_be_told():
 
 def test_constant_loss_sees_through_a_batch_that_comes_sorted():
     x = torch.arange(10.0)[:, None].repeat_interleave(10, 0)
-    sorted_loss = constant_loss(nn.Identity(), [(x, x)], lambda model, batch: F.mse_loss(model(batch[0]), batch[1]))
+    parts = nn.Sequential(nn.Identity())
+    sorted_loss = constant_loss(parts, [(x, x)], lambda model, batch: F.mse_loss(model[0](batch[0]), batch[1]))
     # independent pairs differ by twice the variance, 2 · (10² − 1)/12 = 16.5; of 100 pairs one draw scatters by ± 2
     assert sorted_loss == pytest.approx(16.5, abs=6)
 
@@ -86,7 +151,7 @@ def test_constant_loss_of_a_mapping_permutes_its_labels():
         return batch["x"].sum()
 
     constant_loss(net(), [{"x": torch.zeros(5), "labels": torch.arange(5)}], loss)
-    assert sorted(seen[0]) == [0, 1, 2, 3, 4] and all(label != place for place, label in enumerate(seen[0]))
+    assert sorted(seen[-1]) == [0, 1, 2, 3, 4] and all(label != place for place, label in enumerate(seen[-1]))
 
 
 def test_output_spread_of_nothing():

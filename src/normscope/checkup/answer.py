@@ -1,4 +1,5 @@
-"""The answer in words, from the tree of `check` alone: how large a rate, what stops it, what each repair would buy."""
+"""The answer in words, from the tree of `check` alone: which rate to train at, how large a one the model takes, what
+stops it, what each repair would buy."""
 
 import math
 import textwrap
@@ -19,7 +20,7 @@ WIDTH = 79
 MOST_FAULTS = 3
 """More are in the report."""
 
-LEGEND = "stable: the loss never blows up; learns: it ends below its start on every seed."
+LEGEND = "train at: the rate of the lowest loss; stable: the loss never blows up."
 """What the table's columns mean, in one line; `outcome` has the definitions."""
 
 AS_IT_IS = "as it is"
@@ -31,8 +32,18 @@ APART = 2.0
 FATES = {"stalled": "stalls", "dead": "ends saying the same whatever it sees"}
 """Outcomes that are neither learning nor diverging, in words."""
 
-WORTH_SAYING = 1.5
-"""A repair helps where it raises the usable rate by this factor, or lowers the loss by as much."""
+WORTH_SAYING = 1.1
+"""A repair helps where it lowers the loss at the horizon by this factor, each at its own rate to train at ..."""
+
+MUCH_LARGER = 1.5
+"""... and a rate is told beside it where it is larger by this one."""
+
+HEDGES = {
+    "learns on some seeds": " Not every seed learns at it, nor at any other rate tried.",
+    "lowers the loss": " It lowers the loss, but by too little to be called learning: give it more steps.",
+    "unfinished": " It was not tried on every seed.",
+}
+"""What is not sure of the rate to train at, by how it was found."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +54,12 @@ class Row:
     title: str
     status: str
     reason: str
+    cut: bool
+    """Whether time ended its search: then nothing is concluded from it."""
+    lr_recommended: float
     lr_stable: float
     lr_usable: float
+    lr_recommended_found: str
     lr_stable_found: str
     lr_usable_found: str
     best_low: float
@@ -53,7 +68,7 @@ class Row:
 
     @property
     def best(self) -> str:
-        """The rates not told apart from the lowest loss."""
+        """The rates tied with the one to train at."""
         low, high = number(self.best_low), number(self.best_high)
         return low if low == high else f"{low} to {high}"
 
@@ -65,13 +80,23 @@ class Row:
     @property
     def usable(self) -> str:
         """The largest usable rate in the same way; "nowhere" where there is none."""
-        nowhere = self.known and math.isnan(self.lr_usable)
+        nowhere = self.known and self.lr_usable_found == "nowhere"
         return "nowhere" if nowhere else _boundary(self.lr_usable, self.lr_usable_found)
 
     @property
     def known(self) -> bool:
         """Whether it was measured, and there was time to find any rates."""
         return self.status == MEASURED and not (math.isnan(self.lr_stable) and self.lr_stable_found == "unfinished")
+
+    @property
+    def train_at(self) -> str:
+        """The rate to train at; "nowhere" where none lowers the loss."""
+        return "nowhere" if self.lr_recommended_found == "nowhere" else number(self.lr_recommended)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether its loss may be compared with another variant's: its search came to its end."""
+        return self.status == MEASURED and not self.cut and self.lr_recommended_found != "unfinished"
 
 
 def rows(tree: xr.DataTree) -> list[Row]:
@@ -96,23 +121,100 @@ def answer(tree: xr.DataTree) -> str:
 
 
 def headline(tree: xr.DataTree) -> str:
-    """How large a rate the model takes as it is, in a sentence or two."""
-    row, steps = rows(tree)[0], tree.attrs["steps"]
+    """What was cut by time; what is said of one's own rate; the rate to train at; how large a one the model takes."""
+    row = rows(tree)[0]
+    parts = [_cut(tree)]
+    if "own_rate" in tree.children:
+        parts.append(own_rate(tree))
+    if "own_rate" not in tree.children or row.lr_recommended_found != "unfinished":
+        parts += [_train_at(tree, row), _takes(tree, row)]
+    return " ".join(part for part in parts if part)
+
+
+def _cut(tree: xr.DataTree) -> str:
+    """What time or Ctrl-C ended, in the first sentence."""
+    cut = [row.title for row in rows(tree) if row.cut]
+    if "findings" in tree.children and "cut" in tree["findings"].attrs:
+        cut.insert(1 if cut and cut[0] == AS_IT_IS else 0, "what limits it")
+    if not cut:
+        return ""
+    names = ", ".join("the rates as it is" if name == AS_IT_IS else name for name in cut)
+    why = "Interrupted" if str(tree.attrs.get("interrupted", "false")) == "true" else "Out of time"
+    return f"{why}: {names} {'was' if len(cut) == 1 and cut[0] != AS_IT_IS else 'were'} not measured to the end."
+
+
+def _train_at(tree: xr.DataTree, row: Row) -> str:
+    """The rate to train at, with what is not sure of it."""
+    if row.lr_recommended_found == "nowhere":
+        return f"No rate tried lowers the loss within {tree.attrs['steps']} steps."
+    if math.isnan(row.lr_recommended):
+        return "There was no time to find the rate to train at: give it more."
+    tied = "" if row.best_low == row.best_high else f" ({number(row.best_low)} to {number(row.best_high)} are as good)"
+    loss = f" After {tree.attrs['steps']} steps its loss is {number(row.horizon_loss)}."
+    return f"Train at {number(row.lr_recommended)}{tied}.{loss}{HEDGES.get(row.lr_recommended_found, '')}"
+
+
+def _takes(tree: xr.DataTree, row: Row) -> str:
+    """How large a rate it takes."""
+    about = "about " if row.lr_stable_found == "unfinished" else ""
     if row.lr_stable_found == "above the range":
         first = "No rate in the range searched makes it diverge"
     elif not row.known:
-        return "There was no time to find the rates that it takes: give it more."
+        return ""
     elif math.isnan(row.lr_stable):
-        first = "It diverges at every rate tried"
+        lowest = "Some seeds diverge even at the lowest rate searched."
+        return lowest if row.lr_recommended > 0 else "It diverges at every rate tried."
     else:
-        first = f"It stays stable up to a learning rate of {number(row.lr_stable)}"
+        first = f"Training is stable up to {about}{number(row.lr_stable)}"
+    if row.lr_usable_found == "nowhere":
+        return f"{first}, but at no rate found does every seed learn."
     if math.isnan(row.lr_usable):
-        return f"{first}, and at no rate found does every seed learn within {steps} steps."
+        return f"{first}."
+    if math.isinf(row.lr_usable):
+        return f"{first}, and every seed learns up to its end."
     between = f" (between the two it {fate})" if (fate := _between(tree, row)) else ""
-    return (
-        f"{first}, and learns up to {number(row.lr_usable)}{between}. After {steps} steps its loss is lowest, "
-        f"{number(row.horizon_loss)}, at {row.best}."
-    )
+    about = "about " if row.lr_usable_found == "unfinished" else ""
+    return f"{first}, and learns up to {about}{number(row.lr_usable)}{between}."
+
+
+def own_rate(tree: xr.DataTree) -> str:
+    """What is said of the rate that somebody trains with."""
+    dataset = tree["own_rate"].to_dataset()
+    own = {str(name): value.item() for name, value in dataset.data_vars.items() if not value.dims}
+    lr, steps = number(own["lr"]), tree.attrs["steps"]
+    passes, fails = own["passes"], own["fails"]
+    judgement = own["judgement"]
+    if judgement == "diverges":
+        layer = f", first in {own['diverged_layer']}" if own["diverged_layer"] else ""
+        found = f"diverges at step {own['diverged_step']}{layer}"
+        if math.isnan(passes):
+            return f"Your rate {lr} {found}, and so do all smaller rates tried."
+        times = f"{number(own['lr'] / passes)} times above what it takes"
+        return f"Your rate {lr} is {times}: {found}; stable at {number(passes)}."
+    if judgement == "near or above the edge":
+        outcomes = [str(o) for o in dataset["outcome"].values]
+        failing = [o for o in outcomes if o and o != "learns"]
+        if failing:
+            better = f" At {number(passes)} it does." if passes < own["lr"] else ""
+            return f"Your rate {lr} is above the edge: not every seed learns at it.{better}"
+        return f"Your rate {lr} is near the edge: every seed learns at it, but not at {number(fails)}."
+    if judgement == "too small":
+        if math.isnan(own["better_lr"]):
+            return f"Your rate {lr} is too small for {steps} steps."
+        return (
+            f"Your rate {lr} is too small for {steps} steps: at {number(own['better_lr'])} the loss ends at "
+            f"{number(own['better_loss'])} in place of {number(own['loss'])}."
+        )
+    if judgement == "good":
+        if math.isinf(fails):
+            return f"Your rate {lr} is good: its loss after {steps} steps is {number(own['loss'])}, far from any edge."
+        return (
+            f"Your rate {lr} is good: its loss after {steps} steps is {number(own['loss'])}, and it lies "
+            f"{number(passes / own['lr'])} times or more under the edge."
+        )
+    if judgement == "unfinished":
+        return f"There was no time to judge your rate {lr}."
+    return f"Your rate {lr} does not learn within {steps} steps, nor does any rate tried around it."
 
 
 def _between(tree: xr.DataTree, row: Row) -> str:
@@ -126,63 +228,59 @@ def _between(tree: xr.DataTree, row: Row) -> str:
 
 
 def limits(tree: xr.DataTree) -> list[tuple[str, str]]:
-    """What limits the rates, as title and text: the faults, or else what limits every network."""
+    """What limits the rates, as title and text: the faults, or else what limits every network; nothing where it was not
+    measured. "Nothing is wrong" is not said of a model that does not learn."""
     found = as_findings(tree["findings"].to_dataset())
     faults = [(f.title, f"{f.sentence} To do: {f.advice}") for f in found if f.fault]
-    return faults or [("nothing is wrong", f.sentence) for f in found]
+    if faults:
+        return faults
+    base = rows(tree)[0]
+    healthy = base.lr_recommended_found == "learns on every seed" and not math.isnan(base.lr_stable)
+    if "own_rate" in tree.children and base.lr_recommended_found == "unfinished":
+        healthy = str(tree["own_rate"]["judgement"].values) in ("good", "near or above the edge")
+    return [("nothing is wrong" if healthy else f.title, f.sentence) for f in found]
 
 
 def conclusion(tree: xr.DataTree) -> str:
-    """Which repair buys most, in rate and in loss at the horizon, or that none does."""
+    """Which repair lowers the loss at the horizon most, each at its own rate to train at, or that none does."""
     base, *repaired = rows(tree)
-    if not base.known:
-        return "What the repairs buy is not known, for want of what to compare them with."
-    others = [row for row in repaired if row.known]
+    others = [row for row in repaired if row.comparable]
     if not others:
-        return "No repair was measured."
-    helpful = [row for row in others if helps(row, base)]
+        return "No repair was measured to its end." if repaired else ""
+    if not base.comparable:
+        return "What the repairs buy is not known: the model as it is was not measured to its end."
+    helpful = sorted((row for row in others if helps(row, base)), key=lambda row: row.horizon_loss)
+    some = "None of the repairs measured" if len(others) < len(repaired) else "None of these repairs"
     if not helpful:
-        costly = [row for row in others if faster(row, base)]
-        if not costly:
-            return "None of these repairs would buy a larger rate or a lower loss."
-        widest = max(costly, key=lambda row: _or_zero(row.lr_usable))
-        return f"None of these repairs lowers the loss. With {widest.title}: {gain(widest, base)}."
-    lowest = min(helpful, key=lambda row: (_or_inf(row.horizon_loss), -_or_zero(row.lr_usable)))
-    widest = max(helpful, key=lambda row: _or_zero(row.lr_usable))
+        return f"{some} lowers the loss after {tree.attrs['steps']} steps."
+    lowest = helpful[0]
     text = f"Most is bought by {lowest.title}: {gain(lowest, base)}."
-    if _or_zero(widest.lr_usable) > WORTH_SAYING * _or_zero(lowest.lr_usable):
-        text += f" The largest rate comes with {widest.title}: {gain(widest, base)}."
+    widest = max(helpful, key=lambda row: row.lr_recommended)
+    if widest is not lowest and widest.lr_recommended > MUCH_LARGER * lowest.lr_recommended:
+        text += f" The largest rate to train at comes with {widest.title}: {gain(widest, base)}."
     return text
 
 
 def helps(row: Row, base: Row) -> bool:
-    """Whether a repair lowers the loss at the horizon by enough to say so, or raises the usable rate at a loss that is
-    not as much higher."""
-    loss, before = _or_inf(row.horizon_loss), _or_inf(base.horizon_loss)
-    return _well_below(loss, before) or (faster(row, base) and not _well_below(before, loss))
-
-
-def faster(row: Row, base: Row) -> bool:
-    """Whether a repair raises the usable rate by enough to say so."""
-    return _or_zero(row.lr_usable) > WORTH_SAYING * _or_zero(base.lr_usable)
+    """Whether a repair lowers the loss at the horizon by enough to say so, each at its own rate to train at."""
+    if not row.lr_recommended > 0 or math.isnan(row.horizon_loss):
+        return False
+    return not base.lr_recommended > 0 or _well_below(row.horizon_loss, base.horizon_loss)
 
 
 def gain(row: Row, base: Row) -> str:
-    """What a repair buys: "12 times the rate, loss 0.31 in place of 1.9"."""
-    if math.isnan(row.lr_usable):
-        rate = "at no rate found does every seed learn"
-    elif math.isnan(base.lr_usable):
-        rate = f"it learns, up to {number(row.lr_usable)}"
-    else:
-        rate = f"{number(row.lr_usable / base.lr_usable)} times the rate"
-    return f"{rate}, loss {number(row.horizon_loss)} in place of {number(base.horizon_loss)}"
+    """What a repair that helps buys: "loss 0.31 at 0.05, in place of 1.9 at 0.001"."""
+    if not base.lr_recommended > 0:
+        return f"it lowers the loss, to {number(row.horizon_loss)} at {number(row.lr_recommended)}"
+    return (
+        f"loss {number(row.horizon_loss)} at {number(row.lr_recommended)}, in place of {number(base.horizon_loss)} at "
+        f"{number(base.lr_recommended)}"
+    )
 
 
 def notes(tree: xr.DataTree) -> list[str]:
     """What a reader must know of how it was measured."""
-    said = [str(note) for note in attribute(tree.to_dataset(), "notes")] if "notes" in tree.attrs else []
-    left_out = [row.title for row in rows(tree) if row.status == LEFT_OUT]
-    return [*said, f"Left out for want of time: {', '.join(left_out)}."] if left_out else said
+    return [str(note) for note in attribute(tree.to_dataset(), "notes")] if "notes" in tree.attrs else []
 
 
 def _about(tree: xr.DataTree) -> list[str]:
@@ -194,7 +292,9 @@ def _about(tree: xr.DataTree) -> list[str]:
 
 
 def _limits(tree: xr.DataTree) -> Iterator[str]:
-    (title, text), *others = limits(tree)
+    if not (found := limits(tree)):
+        return
+    (title, text), *others = found
     healthy = title == "nothing is wrong"
     yield from _wrap(f"Nothing is wrong. {text}" if healthy else f"What limits it: {title}. {text}", indent="  ")
     for other, _ in others[: MOST_FAULTS - 1]:
@@ -210,12 +310,14 @@ def table_title(tree: xr.DataTree) -> str:
 
 def _table(tree: xr.DataTree) -> Iterator[str]:
     head, every = table_title(tree), rows(tree)
-    width = min(max(len(head), *(len(row.title) + 2 for row in every)), WIDTH - 36)
-    yield f"{head:{width}} {'stable up to':>12} {'learns up to':>12} {'loss':>9}"
+    if len(every) == 1 and "own_rate" in tree.children and every[0].lr_recommended_found == "unfinished":
+        return
+    width = min(max(len(head), *(len(row.title) + 2 for row in every)), WIDTH - 40)
+    yield f"{head:{width}} {'train at':>8} {'loss':>8} {'stable to':>10} {'learns to':>10}"
     for row in every:
         name = f"  {textwrap.shorten(row.title, width - 2, placeholder='…'):{width - 2}}"
         if row.status == MEASURED:
-            yield f"{name} {row.stable:>12} {row.usable:>12} {number(row.horizon_loss):>9}"
+            yield f"{name} {row.train_at:>8} {number(row.horizon_loss):>8} {row.stable:>10} {row.usable:>10}"
         else:
             yield f"{name} {textwrap.shorten(f'{row.status}: {row.reason}', WIDTH - width - 1, placeholder='…')}"
 
@@ -225,7 +327,9 @@ def _table(tree: xr.DataTree) -> Iterator[str]:
 def _end(tree: xr.DataTree) -> Iterator[str]:
     if len(rows(tree)) > 1:
         yield from _wrap(conclusion(tree))
-    if any("≈" in row.stable + row.usable for row in rows(tree)):
+    if len(rows(tree)) == 1 and "own_rate" in tree.children:
+        pass
+    elif any("≈" in row.stable + row.usable for row in rows(tree)):
         yield "≈: not narrowed down within the steps or the time there was."
     for note in notes(tree):
         yield from _wrap(note)
@@ -244,14 +348,8 @@ def _boundary(value: float, found: str) -> str:
 
 def _well_below(loss: float, other: float) -> bool:
     """By the factor that is worth saying; for losses below 0, as log densities may be, by as much of their sizes."""
-    if math.isinf(other) or (loss > 0 and other > 0):
+    if math.isnan(other):
+        return True
+    if loss > 0 and other > 0:
         return loss < other / WORTH_SAYING
     return loss < other - (1 - 1 / WORTH_SAYING) * max(abs(loss), abs(other))
-
-
-def _or_zero(value: float) -> float:
-    return 0.0 if math.isnan(value) else value
-
-
-def _or_inf(value: float) -> float:
-    return math.inf if math.isnan(value) else value

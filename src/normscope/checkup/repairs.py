@@ -14,9 +14,17 @@ from normscope.nets.inits import INITS
 from normscope.nets.norms import NORMS
 from normscope.surgery import with_init, with_norm
 from normscope.surgery.places import existing_norms
+from normscope.surgery.residual import has_post_norm, with_pre_norm, with_small_output, with_small_residual
 
 DEFAULT_REPAIRS: tuple[str, ...] = ("final", "batch", "zero_residual", "both")
-"""What `check` measures where nothing is asked for."""
+"""What `check` measures of a network with convolutions, or of one that is told by nothing."""
+
+TRANSFORMER_REPAIRS: tuple[str, ...] = ("rms", "small_output", "small_residual", "both")
+"""... of one with attention or embeddings, where norms over a batch mix positions and examples; `pre_norm` in the place
+of `rms` where its norms stand behind the branches."""
+
+TRANSFORMER_WORDS = ("attention", "attn", "embedding", "transformer", "rotary")
+"""Parts of the names of modules' types that tell such a network."""
 
 CLIP_NORM = 1.0
 """To which the gradient's norm is clipped: what is customary."""
@@ -27,7 +35,8 @@ WARMUP_SHARE = 0.2
 NORM_REPAIRS: tuple[str, ...] = tuple(kind for kind in (*NORMS, *PARTS) if kind != "none")
 INIT_REPAIRS: tuple[str, ...] = tuple(kind for kind in INITS if kind != "default")
 RIVALS: tuple[str, ...] = ("warmup", "clipping", "both")
-REPAIRS: tuple[str, ...] = ("final", *NORM_REPAIRS, *INIT_REPAIRS, *RIVALS)
+RESIDUAL_REPAIRS: tuple[str, ...] = ("pre_norm", "small_residual", "small_output")
+REPAIRS: tuple[str, ...] = ("final", *NORM_REPAIRS, *INIT_REPAIRS, *RESIDUAL_REPAIRS, *RIVALS)
 """Every repair by name; several at once are joined by `+`, as in `batch+warmup`."""
 
 NORM_TITLES = {
@@ -43,6 +52,13 @@ NORM_TITLES = {
     "batch_first": "batch norm frozen at the first batch",
     "batch_running": "batch norm by running averages",
     "batch_ghost": "batch norm over ghost batches",
+}
+
+
+RESIDUAL_TITLES = {
+    "pre_norm": "norms in front of the branches",
+    "small_residual": "smaller residual branches",
+    "small_output": "a smaller output layer",
 }
 
 
@@ -72,9 +88,11 @@ class Repair:
         if part == "warmup":
             return f"warmup over {self.warmup} steps"
         if part == "clipping":
-            return f"clipping at norm {self.clip_norm:g}"
+            return f"clipping at {self.clip_norm:g}"
         if part in NORM_TITLES:
             return f"{NORM_TITLES[part]} {'instead of its norms' if has_norms else 'everywhere'}"
+        if part in RESIDUAL_TITLES:
+            return RESIDUAL_TITLES[part]
         return f"{part} init"
 
     def apply(self, model: nn.Module, *, seed: int, batch: Any, loss_fn: LossFn | None) -> nn.Module:
@@ -88,6 +106,12 @@ class Repair:
                 model = with_norm(model, "batch", "final", batch=batch, loss_fn=loss_fn)
             elif part in NORM_REPAIRS:
                 model = with_norm(model, part, batch=batch, loss_fn=loss_fn)
+            elif part == "pre_norm":
+                model = with_pre_norm(model)
+            elif part == "small_residual":
+                model = with_small_residual(model, batch=batch, loss_fn=loss_fn)
+            elif part == "small_output":
+                model = with_small_output(model, batch=batch, loss_fn=loss_fn)
             elif part in INIT_REPAIRS:
                 model = with_init(model, part, seed=seed, batch=batch, loss_fn=loss_fn)
         return model
@@ -104,6 +128,14 @@ class Repair:
             return self.apply(build_model(build, seed), seed=seed, batch=batch, loss_fn=loss_fn)
 
         return repaired
+
+
+def fitting_repairs(model: nn.Module) -> tuple[str, ...]:
+    """The names of the repairs that fit this kind of model."""
+    names = " ".join({type(module).__name__.lower() for module in model.modules()})
+    if not any(word in names for word in TRANSFORMER_WORDS):
+        return DEFAULT_REPAIRS
+    return ("pre_norm", *TRANSFORMER_REPAIRS[1:]) if has_post_norm(model) else TRANSFORMER_REPAIRS
 
 
 def repairs(
@@ -125,11 +157,12 @@ def repairs(
             if part not in REPAIRS:
                 raise unknown("repair", part, REPAIRS)
             parts += ("warmup", "clipping") if part == "both" else (part,)
-        groups = [("final", *NORM_REPAIRS), INIT_REPAIRS, ("warmup",), ("clipping",)]
+        groups = [("final", *NORM_REPAIRS), INIT_REPAIRS, *((part,) for part in (*RESIDUAL_REPAIRS, *RIVALS[:2]))]
         if any(sum(part in group for part in parts) > 1 for group in groups):
             raise InvalidConfig(f"repair {name!r} asks twice for the same: give one norm, one initialization at most")
         # Initializations first: a norm is put behind weights that are there to stay.
-        parts.sort(key=lambda part: [part in group for group in (INIT_REPAIRS, groups[0], RIVALS)].index(True))
+        kinds = (INIT_REPAIRS, RESIDUAL_REPAIRS, groups[0], RIVALS)
+        parts.sort(key=lambda part: [part in kind for kind in kinds].index(True))
         found[name] = Repair(
             name,
             tuple(parts),

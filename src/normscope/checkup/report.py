@@ -5,7 +5,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from normscope.checkup.answer import AS_IT_IS, MEASURED, Row, conclusion, headline, notes, rows, table_title
+from normscope.checkup.answer import AS_IT_IS, MEASURED, Row, conclusion, headline, limits, notes, rows, table_title
 from normscope.checkup.pictures import of_variant, proof
 from normscope.diagnosis.finding import as_findings
 from normscope.errors import NormscopeError, ResultError, raised
@@ -63,13 +63,13 @@ def _answer(tree: xr.DataTree) -> Section:
     every = rows(tree)
     figure, axes = figure_of(1, 1, panel=(6.5, 1.5 + 0.32 * len(every)))
     plot_repairs(tree.to_dataset(), ax=axes[0, 0])
-    heads = ("", "stable up to", "learns up to", "best rates", "lowest loss")
+    heads = ("", "train at", "as good", "loss", "stable up to", "learns up to")
     return Section(
         anchor="answer",
         title=table_title(tree),
         pictures=[Picture(as_svg(figure, "repairs"))],
         caption=f"Loss: mean over the last tenth of {tree.attrs['steps']} steps, and over seeds. "
-        "Best rates: not told apart from the lowest loss.",
+        "As good: tied with the rate to train at.",
         table=[heads, *(_cells(row) for row in every)],
     )
 
@@ -77,19 +77,18 @@ def _answer(tree: xr.DataTree) -> Section:
 def _cells(row: Row) -> tuple[str, ...]:
     if row.status != MEASURED:
         return row.title, f"{row.status}: {row.reason}"
-    return row.title, row.stable, row.usable, row.best, number(row.horizon_loss)
+    return row.title, row.train_at, row.best, number(row.horizon_loss), row.stable, row.usable
 
 
 def _findings(tree: xr.DataTree) -> Section:
     found = as_findings(tree["findings"].to_dataset())
     faults = [finding for finding in found if finding.fault]
-    evidence = tree["as_it_is/evidence"].to_dataset()
-    scalars = [
-        (str(array.attrs["long_name"]), _plain(array)) for array in evidence.data_vars.values() if not array.dims
-    ]
+    healthy = any(title == "nothing is wrong" for title, _ in limits(tree))
+    measured = tree["as_it_is/evidence"].to_dataset().data_vars if "evidence" in tree["as_it_is"].children else {}
+    scalars = [(str(array.attrs["long_name"]), _plain(array)) for array in measured.values() if not array.dims]
     return Section(
         anchor="findings",
-        title="What limits it" if faults else "Nothing is wrong",
+        title="What limits it" if faults or not healthy else "Nothing is wrong",
         paragraphs=[Paragraph(f.title, f"{f.sentence} {f.advice}".strip()) for f in faults or found],
         setup=[*((f"what decided: {f.name}", _decided(f.numbers)) for f in found), *scalars],
     )

@@ -1,4 +1,4 @@
-"""What `--data`, `--loss` and `--optimizer` name."""
+"""What `--data`, `--loss`, `--optimizer` and `--lr-range` name."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -118,3 +118,16 @@ def loss_of(name: str | None) -> Any:
 def optimizer_of(name: str) -> Any:
     """An optimizer's name, or the factory `(params, lr) -> optimizer` that a target names."""
     return load_target(name, "--optimizer") if is_target(name) else name
+
+
+def range_of(text: str | None) -> tuple[float, float]:
+    """The two rates of "1e-5:0.1"; all that are searched by default for None."""
+    from normscope.rates.stable_lr import HIGHEST_LR, LOWEST_LR
+
+    if text is None:
+        return LOWEST_LR, HIGHEST_LR
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError as error:
+        raise InvalidConfig(f"--lr-range {text!r}: give two rates, as in 1e-5:0.1") from error
+    return low, high

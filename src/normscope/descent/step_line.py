@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.errors import InvalidModel
-from normscope.model.loss import LossFn, checked_loss, default_loss, readable_errors
+from normscope.model.loss import LossFn, checked_loss, loss_value, readable_errors
 from normscope.model.state import untouched
 from normscope.model.vector_norm import norm_of_all
 from normscope.runtime.interrupts import restoring
@@ -97,7 +97,7 @@ def step_line(
         def loss_at(step_size: float) -> Tensor:
             with origin.one_pass(seed), torch.no_grad(), readable_errors():
                 torch._foreach_add_(moved, step, alpha=sign * float(step_size))  # pyright: ignore
-                return (loss_fn or default_loss)(model, batch).double().reshape(())
+                return loss_value(model, batch, loss_fn)
 
         yield StepLine(before, norm, loss_at)
 

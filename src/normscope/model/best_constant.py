@@ -76,7 +76,8 @@ def _given(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor
 
     handle = model.register_forward_hook(hook, with_kwargs=True)
     try:
-        loss(model, batch)
+        with torch.no_grad():
+            loss(model, batch)
     finally:
         handle.remove()
     return caught[0] if caught and all(leaf.is_floating_point() for leaf in caught[0].leaves) else None

@@ -25,12 +25,15 @@ KEPT = (4, 3)
 CLOSE = 2
 """Cells between the rates of the lowest loss at the end: a factor 1.6."""
 
-FINALISTS = 3
+FINALISTS = 2
 """Rates that are tried on every seed."""
 
 TAIL = 0.2
 """Share of a descent's last steps whose mean stands for its end: longer than the horizon, since one seed tells
 little."""
+
+FALLEN = (Outcome.DIVERGED, Outcome.DEAD)
+"""Outcomes of rates that are never trained at: what is dead has the loss of the best constant output for good."""
 
 NEARLY = 0.01
 """Share of what is gained at the lowest loss that a smaller rate may lose and still be the one to train at."""
@@ -72,7 +75,9 @@ def beyond(search: Search, rung: int) -> int | None:
     """The next cell where the lowest loss lies at an end of what was spread; None inside it."""
     ranking = ranked(search, rung)
     every = {cell for cell, _ in (*search.short, *search.tries)}
-    best = ranking[0] if ranking else min(every, default=search.lowest)
+    if not every:
+        return None
+    best = ranking[0] if ranking else min(every)
     if best == min(every) and best - SPREAD >= search.lowest:
         return best - SPREAD
     if best == max(every) and best + SPREAD <= search.highest:
@@ -124,10 +129,10 @@ def closer(search: Search, seeds: Iterable[int]) -> int | None:
 
 
 def horizon_losses(search: Search, seeds: Iterable[int], caution: float = 0.0) -> dict[int, float]:
-    """The mean loss at the end over these seeds, of the cells in which none of them diverged, and so many standard
-    errors above it."""
+    """The mean loss at the end over these seeds, of the cells in which none of them diverged or died, and so many
+    standard errors above it."""
     per_seed = [
-        {c: end_loss(t.losses) for (c, s), t in search.tries.items() if s == seed and t.outcome is not Outcome.DIVERGED}
+        {c: end_loss(t.losses) for (c, s), t in search.tries.items() if s == seed and t.outcome not in FALLEN}
         for seed in seeds
     ]
     common = set.intersection(*(set(one) for one in per_seed)) if per_seed else set()

@@ -3,7 +3,7 @@
 from normscope.rates.lowest_loss import refine, spread
 from normscope.rates.search import CELLS_A_DECADE, Boundary, Search, confirm_lowest_loss, find_stable, find_usable
 
-STABLE_SHARE, USABLE_SHARE = 0.7, 0.75
+STABLE_SHARE, USABLE_SHARE = 0.8, 0.85
 """Of the steps allowed, those that may be used once the stable and the usable boundary were searched a first time: the
 rest is for the rate of the lowest loss, and what that leaves for the boundaries again."""
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from normscope.descent.outcome import STANDARD_ERRORS, Outcome
-from normscope.rates.lowest_loss import horizon_losses, recommended
+from normscope.rates.lowest_loss import FALLEN, horizon_losses, recommended
 from normscope.rates.search import Search
 from normscope.statistics.ties import indistinguishable
 
@@ -44,7 +44,7 @@ def recommendation(search: Search) -> Recommended:
     """The rate to train at as far as the trials tell."""
     cell = recommended(search)
     if cell is None:
-        over = bool(search.tries) and all(t.outcome is Outcome.DIVERGED for t in search.tries.values())
+        over = bool(search.tries) and all(t.outcome in FALLEN for t in search.tries.values())
         return NOT_LOOKED_FOR._replace(found=Sure.NOWHERE if over and not search.short else Sure.UNFINISHED)
     trials = [search.tries[cell, seed] for seed in search.seeds if (cell, seed) in search.tries]
     loss = float(np.mean([t.horizon_loss for t in trials]))

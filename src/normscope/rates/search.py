@@ -76,12 +76,12 @@ class Search:
     highest: int
     steps: int
     """Of a try that does not diverge."""
-    constant_loss: float = math.nan
-    """L_c on the first seed."""
     most_steps: float = math.inf
     """No try is begun that could take the training steps of all tries above this."""
     deadline: float = math.inf
     """... or until `time.monotonic()` is past this."""
+    constant_loss: float = math.nan
+    """L_c on the first seed."""
     tries: dict[tuple[int, int], Trial] = field(default_factory=dict)
     """Those that came to their end, by (cell, seed), in the order of ending."""
     short: dict[tuple[int, int], Trial] = field(default_factory=dict)
@@ -91,6 +91,11 @@ class Search:
     """Training steps that were made twice, since there was no room for what the trial had to go on from."""
     origin: float = 1.0
     """The rate of cell 0."""
+    keep_interrupted: bool = False
+    """Whether Ctrl-C ends the search with what it has."""
+    stopped: bool = False
+    """Whether the deadline or Ctrl-C ended it."""
+    interrupted: bool = False
 
     def lr(self, cell: int) -> float:
         """The rate of a cell."""
@@ -152,9 +157,16 @@ class Search:
         begun = len(self.short[key].losses) if key in self.short else 0
         if key in self.tries or begun >= until:
             return True
-        if self.train_steps + until - begun > share * self.most_steps or time.monotonic() >= self.deadline:
+        self.stopped = self.stopped or time.monotonic() >= self.deadline
+        if self.stopped or self.train_steps + until - begun > share * self.most_steps:
             return False
-        trial = self.run(cell, seed, until)
+        try:
+            trial = self.run(cell, seed, until)
+        except KeyboardInterrupt:
+            if not self.keep_interrupted:
+                raise
+            self.stopped, self.interrupted = True, time.monotonic() < self.deadline  # later it is an alarm
+            return False
         self.short.pop(key, None)
         (self.short if trial.outcome is None else self.tries)[key] = trial
         return True

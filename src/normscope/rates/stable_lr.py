@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 
 from normscope.descent.optimizers import OptimizerFactory, optimizer_factory, own_state
+from normscope.descent.precision import autocast
 from normscope.descent.recipe import Recipe, SchedulerFactory
 from normscope.errors import InvalidConfig
 from normscope.model.contract import instrument
@@ -63,6 +64,7 @@ def stable_lr(
     lr_range: tuple[float, float] = (LOWEST_LR, HIGHEST_LR),
     max_train_steps: int | None = None,
     budget_seconds: float | None = None,
+    keep_interrupted: bool = False,
 ) -> xr.Dataset:
     """The rate to train at, and the largest rates at which a network stays stable and at which it learns.
 
@@ -97,7 +99,8 @@ def stable_lr(
         lr_range: rates are searched between these two.
         max_train_steps: of all trials together, at most; 8 · steps · seeds by default (of three seeds at least), 4.9
             without `recommend`. Where that is not enough, the boundary is "unfinished".
-        budget_seconds: no step is made after this long.
+        budget_seconds: no step is made after this long; the attribute `out_of_time` says whether that ended the search.
+        keep_interrupted: whether Ctrl-C ends the search with what it has, and the attribute `interrupted` says so.
 
     Returns:
         Dataset over `lr` (the rates tried), `seed` and `step`:
@@ -127,20 +130,19 @@ def stable_lr(
         first mini-batch already shows it.
     """
     lowest, highest = _cells(lr_range)
-    _check_counts(steps, seeds, warmup, clip_norm, accumulate)
-    if warmup and scheduler is not None:
-        raise InvalidConfig("warmup and scheduler are both given: let the scheduler warm up")
+    if seeds < 1:
+        raise InvalidConfig(f"seeds is {seeds}: give how many, at least 1")
     begun = time.monotonic()
-    recipe = Recipe(
-        optimizer_factory(optimizer),
-        steps,
-        loss_fn,
-        warmup,
-        clip_norm,
-        scheduler,
-        accumulate,
-        precision,
-        own_state(optimizer) if optimizer_state is None else optimizer_state,
+    recipe = recipe_of(
+        optimizer=optimizer,
+        steps=steps,
+        loss_fn=loss_fn,
+        warmup=warmup,
+        clip_norm=clip_norm,
+        scheduler=scheduler,
+        accumulate=accumulate,
+        precision=precision,
+        optimizer_state=optimizer_state,
     )
     starts = Starts(model_or_build, batches, steps, loss_fn=loss_fn, fine_tuning=fine_tuning, accumulate=accumulate)
     share = MOST_WITH_RECOMMENDED if recommend else MOST_TRIES_A_SEED
@@ -156,38 +158,74 @@ def stable_lr(
             highest=highest,
             most_steps=most_steps,
             deadline=math.inf if budget_seconds is None else begun + budget_seconds,
+            keep_interrupted=keep_interrupted,
         )
         cells = {
             "stable": cell_of(curve.diverging_lr, highest),
             "usable": cell_of(curve.useful_lr, (lowest + highest) // 2),
         }
         if recommend:
-            stable, usable = find_all(search, **cells, grows_with_gradient=curve.grows_with_gradient)
+            stable, usable = find_all(search, **cells, grows_with_gradient=curve.growth.with_gradient)
         else:
             stable, usable = find_both(search, **cells)
     recommended = recommendation(search) if recommend else NOT_LOOKED_FOR
-    parameter = next(p for p in starts.model(0).parameters() if p.requires_grad)
     return with_attributes(
         as_dataset(search, stable, usable, curve, starts, recommended),
-        **provenance(
-            device=parameter.device,
-            dtype=parameter.dtype,
-            optimizer=name_of(optimizer),
-            steps=steps,
-            warmup=warmup,
-            clip_norm=clip_norm,
-            scheduler=None if scheduler is None else getattr(scheduler, "__qualname__", type(scheduler).__name__),
-            accumulate=accumulate,
-            precision=precision,
-            lr_range=list(lr_range),
-            max_train_steps=most_steps,
-            budget_seconds=budget_seconds,
-            start="the model given" if starts.from_instance else "a fresh build a seed",
-            seeds_vary="the order of batches" if starts.from_instance else "initialization and the order of batches",
-            fine_tuning=starts.fine_tuning,
-            different_batches=starts.num_batches,
-        ),
+        **described(search, starts, recipe),
+        optimizer=name_of(optimizer),
+        lr_range=list(lr_range),
+        max_train_steps=most_steps,
+        budget_seconds=budget_seconds,
     )
+
+
+def described(search: Search, starts: Starts, recipe: Recipe) -> dict[str, Any]:
+    """How trials were made: a Dataset's attributes."""
+    parameter = next(p for p in starts.model(0).parameters() if p.requires_grad)
+    scheduler = recipe.scheduler
+    return provenance(
+        device=parameter.device,
+        dtype=parameter.dtype,
+        steps=recipe.steps,
+        warmup=recipe.warmup,
+        clip_norm=recipe.clip_norm,
+        scheduler=None if scheduler is None else getattr(scheduler, "__qualname__", type(scheduler).__name__),
+        accumulate=recipe.accumulate,
+        precision=recipe.precision,
+        optimizer_state=recipe.state is not None,
+        start="the model given" if starts.from_instance else "a fresh build a seed",
+        seeds_vary="the order of batches" if starts.from_instance else "initialization and the order of batches",
+        fine_tuning=starts.fine_tuning,
+        different_batches=starts.num_batches,
+        out_of_time=search.stopped and not search.interrupted,
+        interrupted=search.interrupted,
+    )
+
+
+def recipe_of(
+    *,
+    optimizer: str | OptimizerFactory | torch.optim.Optimizer,
+    steps: int,
+    loss_fn: LossFn | None = None,
+    warmup: int = 0,
+    clip_norm: float | None = None,
+    scheduler: SchedulerFactory | None = None,
+    accumulate: int = 1,
+    precision: str = "fp32",
+    optimizer_state: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe of these settings.
+
+    Raises:
+        InvalidConfig: what cannot be, in one line.
+    """
+    _check_counts(steps, warmup, clip_norm, accumulate)
+    if warmup and scheduler is not None:
+        raise InvalidConfig("warmup and scheduler are both given: let the scheduler warm up")
+    autocast(precision, "cpu")
+    state = own_state(optimizer) if optimizer_state is None else optimizer_state
+    factory = optimizer_factory(optimizer)
+    return Recipe(factory, steps, loss_fn, warmup, clip_norm, scheduler, accumulate, precision, state)
 
 
 def search_of(
@@ -201,6 +239,7 @@ def search_of(
     most_steps: float = math.inf,
     deadline: float = math.inf,
     origin: float = 1.0,
+    keep_interrupted: bool = False,
 ) -> Search:
     """A search without trials yet, which makes them from these starts; the bar moves by training steps."""
     descents: dict[tuple[int, int], Descent] = {}
@@ -220,8 +259,9 @@ def search_of(
         return t
 
     search = Search(
-        run, seeds, lowest, highest, recipe.steps, starts.constant_loss(seeds[0]), most_steps, deadline, origin=origin
+        run, seeds, lowest, highest, recipe.steps, most_steps, deadline, starts.constant_loss(seeds[0]), origin=origin
     )
+    search.keep_interrupted = keep_interrupted
     return search
 
 
@@ -239,13 +279,11 @@ def _cells(lr_range: tuple[float, float]) -> tuple[int, int]:
     return math.ceil(math.log10(low) * CELLS_A_DECADE - 1e-9), math.floor(math.log10(high) * CELLS_A_DECADE + 1e-9)
 
 
-def _check_counts(steps: int, seeds: int, warmup: int, clip_norm: float | None, accumulate: int = 1) -> None:
+def _check_counts(steps: int, warmup: int, clip_norm: float | None, accumulate: int) -> None:
     if accumulate < 1:
         raise InvalidConfig(f"accumulate is {accumulate}: give how many mini-batches make a step, at least 1")
     if steps < 2:
-        raise InvalidConfig(f"steps is {steps}: a try needs two mini-batches or more")
-    if seeds < 1:
-        raise InvalidConfig(f"seeds is {seeds}: give how many, at least 1")
+        raise InvalidConfig(f"steps is {steps}: a trial needs two or more")
     if not 0 <= warmup < steps:
         raise InvalidConfig(f"warmup is {warmup}: it must be shorter than the {steps} steps of a try")
     if clip_norm is not None and not clip_norm > 0:

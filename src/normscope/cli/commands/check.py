@@ -20,8 +20,26 @@ def command(
         ),
     ] = None,
     optimizer: Annotated[
-        str, typer.Option(help="sgd, momentum (SGD with 0.9), adam, adamw, or file.py:name of a factory(params, lr).")
+        str,
+        typer.Option(
+            help="sgd, momentum (SGD with 0.9), adam, adamw or any class of torch.optim, with options as in "
+            "adamw,betas=0.9:0.95,weight_decay=0.1; or file.py:name of a factory(params, lr) or an optimizer."
+        ),
     ] = "momentum",
+    lr: Annotated[
+        float | None,
+        typer.Option(help="The rate that you train with, to be judged; then no other is searched, and no repair made."),
+    ] = None,
+    lr_range: Annotated[
+        str | None, typer.Option(help="The range searched, as in 1e-5:0.1; 1e-7:1e3 if not given.")
+    ] = None,
+    accumulate: Annotated[int, typer.Option(min=1, help="Mini-batches whose mean gradient is one step's.")] = 1,
+    precision: Annotated[str, typer.Option(help="Of the forward pass: fp32, bf16 or fp16 (with GradScaler).")] = "fp32",
+    clip_norm: Annotated[float | None, typer.Option(help="Clip the gradient to this norm.")] = None,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps over which the rate rises.")] = 0,
+    scheduler: Annotated[
+        str | None, typer.Option(help="file.py:name of a function(optimizer) that gives an LRScheduler.")
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Examples in a mini-batch of digits, cifar10 or random inputs.")
     ] = 32,
@@ -31,8 +49,8 @@ def command(
         list[str] | None,
         typer.Option(
             help="final, batch, group, layer, rms, instance, tanh, xavier_uniform, xavier_normal, kaiming_normal, "
-            "orthogonal, zero_residual, warmup, clipping, both. Several at once: batch+warmup; several in turn: the "
-            "option again; none: no repair. By default final, batch, zero_residual and both."
+            "orthogonal, zero_residual, pre_norm, small_residual, small_output, warmup, clipping, both. Several at "
+            "once: batch+warmup; several in turn: the option again; none: no repair. By default what fits the model."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto.")] = "auto",
@@ -53,12 +71,14 @@ def command(
     """Measure the learning rates that a network takes, say what limits them, and measure again with each repair."""
     from normscope.cli.target import load_target, refuse_misspelled
 
-    refuse_misspelled(target, {"--data": data, "--loss": loss, "--optimizer": optimizer})  # before torch is imported
+    refuse_misspelled(
+        target, {"--data": data, "--loss": loss, "--optimizer": optimizer, "--scheduler": scheduler}
+    )  # before torch is imported
     from normscope.checkup.answer import answer
     from normscope.checkup.check import check
-    from normscope.checkup.repairs import DEFAULT_REPAIRS, repairs
+    from normscope.checkup.repairs import repairs
     from normscope.checkup.report import report
-    from normscope.cli.batches import RANDOM_WARNING, batches_of, loss_of, optimizer_of
+    from normscope.cli.batches import RANDOM_WARNING, batches_of, loss_of, optimizer_of, range_of
     from normscope.errors import Interrupted
     from normscope.model.build import eager
     from normscope.model.summary import num_outputs
@@ -66,8 +86,8 @@ def command(
     from normscope.runtime.device import usable_device
 
     place = usable_device(device)
-    names = list(DEFAULT_REPAIRS) if repair is None else [name for name in repair if name != "none"]
-    repairs(names, steps=steps)  # a misspelled one is said before anything runs
+    names = None if repair is None else [name for name in repair if name != "none"]
+    repairs(names or (), steps=steps)  # a misspelled one is said before anything runs
     model = eager(load_target(target), device=place)
     batches = batches_of(data, batch_size, data_dir=data_dir, num_outputs=lambda x: num_outputs(model, x))
     folder = ensure_writable(out or Path("check") / target.rpartition(":")[2], keep=False)
@@ -77,6 +97,13 @@ def command(
             batches,
             optimizer=optimizer_of(optimizer),
             repair=names,
+            lr=lr,
+            lr_range=range_of(lr_range),
+            accumulate=accumulate,
+            precision=precision,
+            clip_norm=clip_norm,
+            warmup=warmup,
+            scheduler=None if scheduler is None else load_target(scheduler, "--scheduler"),
             steps=steps,
             seeds=seeds,
             loss_fn=loss_of(loss),
@@ -87,7 +114,7 @@ def command(
             notes=[RANDOM_WARNING] if data.startswith("random:") else [],
         )
     except KeyboardInterrupt as stop:
-        raise Interrupted("interrupted: nothing is kept; --budget SECONDS ends in time and keeps what it has") from stop
+        raise Interrupted("interrupted before anything was measured: nothing is kept") from stop
     save(tree, folder / "check.nc")
     page = report(tree, folder / "report.html")
     print(answer(tree))
