@@ -319,7 +319,7 @@ def test_an_interruption_keeps_what_is_measured() -> None:
 def test_one_batch_gives_rates_with_a_line_that_says_what_they_are() -> None:
     tree = ns.check(build, batches()[:1], optimizer="sgd", steps=STEPS, seeds=1, repair=[])
     assert float(tree["lr_recommended"][0]) > 0
-    assert "one batch only" in " ".join(answer(tree).split()) and "Nothing is wrong" not in answer(tree)
+    assert "one batch only" in " ".join(answer(tree).split())
 
 
 class PostNorm(torch.nn.Module):

@@ -29,7 +29,7 @@ def diverging_layer(starts: Starts, recipe: Recipe, *, lr: float, seed: int, ste
 
     def on_call(call: LayerCall) -> None:
         norm = torch.linalg.vector_norm(call.output.detach(), dtype=torch.float64)
-        sizes[call.layer] = float(norm) / max(call.output.numel(), 1) ** 0.5
+        sizes[call.name] = float(norm) / max(call.output.numel(), 1) ** 0.5
 
     with untouched(model), readable_errors():
         model.train()
