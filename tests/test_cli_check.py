@@ -120,8 +120,9 @@ def test_every_kind_of_target_data_loss_and_optimizer(normscope, options: list[s
 
 def test_ones_own_rate_is_judged_alone(normscope) -> None:
     options = ["--lr", "1e-7", "--steps", "6", "--seeds", "1", "--optimizer", "AdamW,betas=0.9:0.95,weight_decay=0.1"]
-    code, out, _ = normscope("check", "mine.py:net", *options, "--clip-norm", "1", "--accumulate", "2")
-    assert code == 0 and "\nYour rate 1e-07 " in out and "repair" not in out.replace("check/net/report", "")
+    code, out, err = normscope("check", "mine.py:net", *options, "--clip-norm", "1", "--accumulate", "2")
+    assert code == 0, err
+    assert "\nYour rate 1e-7 " in out and "repair" not in out.replace("check/net/report", "")
 
 
 def test_a_budget_is_kept_and_what_was_left_out_is_said(normscope) -> None:

@@ -85,7 +85,7 @@ def read_source(path: Path) -> bytes:
 def is_target(text: str) -> bool:
     """Whether a text is meant as a target and not as a name of our own."""
     place, colon, _ = text.rpartition(":")
-    return bool(colon) and place != "random"
+    return bool(colon) and place != "random" and "=" not in place  # adamw,betas=0.9:0.95 is a name with options
 
 
 def _parts(target: str, what: str) -> tuple[str, str]:

@@ -42,7 +42,8 @@ def plot_descents(
                 continue
             losses = one["loss"].values[:taken]
             said = label or outcome
-            shade = color or OUTCOME_COLORS.get(outcome, "0.6")  # grey: one that others had beaten before its end
+            known = outcome in list(Outcome)  # else it was left early, beaten by others
+            shade = color or (OUTCOME_COLORS[Outcome(outcome)] if known else "0.6")
             shown = np.isfinite(losses) & (losses <= top)
             ax.plot(one["step"].values[:taken], np.where(shown, losses, np.nan), color=shade, lw=1.2, label=said)
             if outcome == Outcome.DIVERGED:
