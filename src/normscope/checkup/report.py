@@ -62,12 +62,14 @@ def page_of(tree: xr.DataTree) -> Page:
 def _answer(tree: xr.DataTree) -> Section:
     every = rows(tree)
     figure, axes = figure_of(1, 1, panel=(6.5, 1.5 + 0.32 * len(every)))
-    plot_repairs(tree.to_dataset(), ax=axes[0, 0])
+    alone = len(every) == 1 and "own_rate" in tree.children  # one rate is nothing to draw
+    if not alone:
+        plot_repairs(tree.to_dataset(), ax=axes[0, 0])
     heads = ("", "train at", "as good", "loss", "stable up to", "learns up to")
     return Section(
         anchor="answer",
         title=table_title(tree),
-        pictures=[Picture(as_svg(figure, "repairs"))],
+        pictures=[] if alone else [Picture(as_svg(figure, "repairs"))],
         caption=f"Loss: mean over the last tenth of {tree.attrs['steps']} steps, and over seeds. "
         "As good: tied with the rate to train at.",
         table=[heads, *(_cells(row) for row in every)],
