@@ -87,7 +87,7 @@ WHOLE = {
     "quantized": (quantized, "is quantized"),
     "lazy": (lazy, "has no shape yet: call the model once"),
     "not copyable": (lambda: NotCopyable(*mlp()), "NotCopyable cannot be copied: cannot pickle '_thread.lock' object"),
-    "a function": (lambda: torch.relu, "a model is a torch.nn.Module, not a builtin"),
+    "a function": (lambda: torch.relu, "takes an nn.Module: give what the function builds"),
 }
 
 

@@ -103,7 +103,7 @@ def test_a_run_with_its_own_images_evaluated_goes_on_with_the_same_bits(tmp_path
     config = replace(QUICK, end_early=True, sharpness_at=(0.5, 0.1), milestones=(0.3,))
     data = load_data("digits", train_size=200, held_out=20)
 
-    class Killed(BaseException):
+    class Killed(KeyboardInterrupt):
         pass
 
     whole = trained(config, data)

@@ -425,7 +425,7 @@ def test_a_context_that_was_lost_open_does_not_restore_later_on():
     assert not model.training
 
 
-class Alarm(BaseException):
+class Alarm(KeyboardInterrupt):
     pass
 
 

@@ -32,7 +32,8 @@ from normscope.errors import InvalidBatch, NormscopeError
 from normscope.model.batch import on_device
 from normscope.model.build import eager
 from normscope.model.contract import instrument
-from normscope.model.loss import LossFn
+from normscope.model.loss import LossFn, checked_loss, readable_errors
+from normscope.model.state import untouched
 from normscope.rates.starting_point import Starts
 from normscope.results import labelled
 from normscope.statistics.numbers import percent
@@ -167,10 +168,8 @@ def diagnosed(
 
 def refuse_hopeless(model: nn.Module, batches: Sequence[Any], first: FirstPass, recipe: Recipe) -> None:
     """Raise what `checked_loss` says where no batch can be measured at all."""
-    from normscope.model.loss import checked_loss, readable_errors
-
     if len(first.refused) == len(first.losses) or not any(p.requires_grad for p in model.parameters()):
-        with readable_errors(), torch.enable_grad():
+        with untouched(model), readable_errors(), torch.enable_grad():
             checked_loss(model, batches[0], recipe.loss_fn)
         raise InvalidBatch(f"no batch can be measured: {next(iter(first.refused.values()), 'nothing depends on it')}")
 

@@ -5,6 +5,7 @@ then others that were never stepped on: what was learned shows as the loss with 
 that with the targets permuted among the examples.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
@@ -18,8 +19,8 @@ from normscope.descent.loop import descend
 from normscope.descent.optimizers import make_optimizer
 from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.descent.recipe import Recipe, preparation
-from normscope.errors import NormscopeError
-from normscope.model.loss import constant_loss, default_loss, readable_errors
+from normscope.model.batch import targets_permuted
+from normscope.model.loss import default_loss, readable_errors
 from normscope.model.state import untouched
 
 ENOUGH_FITTED, ENOUGH_CONTRAST = 0.5, 0.15
@@ -106,10 +107,8 @@ def _after(
         with torch.enable_grad():  # a loss may differentiate inside itself
             for batch in judged:
                 losses.append(float(loss_fn(model, batch).detach().double()))
-                try:
-                    permuted.append(constant_loss(model, [batch], loss_fn))
-                except NormscopeError:
-                    permuted.append(float("nan"))
+                other = targets_permuted(batch)
+                permuted.append(math.nan if other is None else float(loss_fn(model, other).detach().double()))
     with np.errstate(divide="ignore", invalid="ignore"):
         contrasts = 1 - np.asarray(losses) / np.asarray(permuted)
     return float(np.mean(losses)) / start if start and start > 0 else float("nan"), contrasts

@@ -26,6 +26,7 @@ def instrument(function: Callable[P, R]) -> Callable[P, R]:
     """
     signature = inspect.signature(function)
     model_name, second = [*signature.parameters, ""][:2]
+    measures = signature.return_annotation is not nn.Module  # what only changes a copy needs no numbers
 
     @wraps(function)
     def measured(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -33,7 +34,7 @@ def instrument(function: Callable[P, R]) -> Callable[P, R]:
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 model = given.arguments[model_name]
-                refuse_unreadable(model, swapped=isinstance(given.arguments.get(second), nn.Module))
+                refuse_unreadable(model, swapped=isinstance(given.arguments.get(second), nn.Module), measured=measures)
                 if not isinstance(model, nn.Module) and signature.parameters[model_name].annotation is nn.Module:
                     raise InvalidModel(f"{function.__name__} takes an nn.Module: give what the function builds")
                 if second == "batch":
@@ -75,7 +76,7 @@ def same_random() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def refuse_unreadable(model: Any, *, swapped: bool = False) -> None:
+def refuse_unreadable(model: Any, *, swapped: bool = False, measured: bool = True) -> None:
     """Raise the error for what nothing can be measured of: no model, none whose layers or numbers can be seen.
 
     Raises:
@@ -95,9 +96,9 @@ def refuse_unreadable(model: Any, *, swapped: bool = False) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             raise InvalidModel(f"{where} is TorchScript, whose layers cannot be watched: give what it was made from")
         for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_meta:
+            if parameter is not None and parameter.is_meta and measured:
                 raise InvalidModel(f"{where} is on meta: {name} has no numbers; move it with .to_empty() and fill it")
-            if parameter is not None and parameter.is_complex():
+            if parameter is not None and parameter.is_complex() and measured:
                 raise InvalidModel(
                     f"{where} has a complex parameter, {name}: gradients are measured of real ones; keep it as real "
                     "ones, with torch.view_as_complex in forward"
