@@ -12,7 +12,7 @@ NEEDS := $(BIN)/python pyproject.toml constraints.txt
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test soak lint docs bench clean
+.PHONY: help reproduce test soak lint docs bench compat dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,14 @@ docs: $(VENV)/.docs ## build the site into docs/_build: pages, API, and a galler
 
 bench: $(VENV)/.bench ## compare speed and quality with the floors and with other libraries
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+dist: $(VENV)/.runtime ## wheel and sdist, in dist/
+	@rm -rf dist && $(INSTALL) build && $(BIN)/python -m build --no-isolation --outdir dist . >&2
+	@ls dist/*
+
+# A pair that this machine cannot install (no such Python, no such torch for it) is named and left out.
+compat: dist ## the wheel, installed alone, passes the tests on Python 3.11 to 3.13, with the pinned torch and with 2.6
+	@.ci/compat $(ARGS)
 
 clean: ## remove .venv and all caches; results stay
 	rm -rf $(VENV) build dist docs/_build docs/api docs/gallery .pytest_cache .ruff_cache .hypothesis
