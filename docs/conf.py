@@ -3,6 +3,7 @@
 import os
 import re
 from importlib.metadata import version as version_of
+from importlib.util import find_spec
 
 project = "normscope"
 author = "the normscope developers"
@@ -42,7 +43,8 @@ napoleon_use_ivar = True
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    "filename_pattern": r"[^/]\.py$",
+    # Lightning is nobody's requirement: without it that example is shown and does not run.
+    "filename_pattern": r"[^/]\.py$" if find_spec("lightning") else r"/(?!watched_lightning)\w+\.py$",
     "ignore_pattern": r"deep_cnn\.py$|__init__\.py$",
     "backreferences_dir": "gallery/backreferences",
     "doc_module": ("normscope",),

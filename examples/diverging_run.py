@@ -31,10 +31,10 @@ with ns.watch(model, optimizer, out=tempfile.mkdtemp(), every=4) as watch:
         if loss > 1000:
             break
 
-print(f"the loss has passed 1000 at step {watch.record['step'].values[-1]}")
+record = watch.record()
+print(f"the loss has passed 1000 at step {record['step'].values[-1]}")
 for alarm in watch.alarms:
     print(alarm.sentence)
-record = watch.record
 plt.semilogy(record["step"], record["loss"])
 plt.axvline(watch.alarms[0].step, color="tab:red", ls=":", label="first alarm")
 plt.xlabel("step")

@@ -1,4 +1,8 @@
-"""A Lightning run with the callback: pip install normscope[lightning].
+"""
+A watch inside Lightning
+========================
+
+A Lightning run with the callback: pip install normscope[lightning].
 
 python examples/watched_lightning.py [FOLDER]
 normscope report FOLDER/watch

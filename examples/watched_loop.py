@@ -1,4 +1,8 @@
-"""A plain loop that diverges, and what a watch says of it: the rate grows until the network takes it no more.
+"""
+A watch in a training loop
+==========================
+
+A plain loop that diverges, and what a watch says of it: the rate grows until the network takes it no more.
 
 python examples/watched_loop.py [FOLDER]
 normscope report FOLDER

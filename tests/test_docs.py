@@ -106,3 +106,4 @@ def test_every_example_is_short_and_opens_with_a_title():
         lines = text_of(example).splitlines()
         assert len(lines) <= 60, example.name
         assert lines[0].startswith('"""'), example.name
+        assert example.name == "deep_cnn.py" or set(lines[2]) == {"="}, f"{example.name} opens with no title"
