@@ -85,7 +85,13 @@ def test_every_network_has_a_search_of_its_own_and_it_is_that_of_stable_lr(monke
     stream = ns.batches(data, 16, seed=1)
     first = [next(stream) for _ in range(4)]
     alone = ns.stable_lr(
-        build, lambda seed: list(first), optimizer="momentum", steps=4, seeds=1, lr_range=rate_searches.LR_RANGE
+        build,
+        lambda seed: list(first),
+        optimizer="momentum",
+        steps=4,
+        seeds=1,
+        lr_range=rate_searches.LR_RANGE,
+        recommend=False,
     )
     for name in ("lr_stable", "lr_usable", "train_steps"):
         assert dataset[name].sel(depth=14, seed=1).item() == alone[name].item() or np.isnan(alone[name].item())
