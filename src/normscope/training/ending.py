@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from normscope.data import ImageData
 from normscope.descent.outcome import DEAD_MARGIN, DEAD_SPREAD
 from normscope.model.loss import cross_entropy, output_spread
+from normscope.model.vector_norm import norm_of_all
 from normscope.probes.sharpness import sharpness
 from normscope.training.config import RunConfig
 
@@ -81,8 +82,7 @@ def sharpness_row(config: RunConfig, epochs: Sequence[Mapping[str, float]], net:
         max_products=SHARPNESS_PRODUCTS,
         seed=config.seed,
     )
-    size = torch.stack([p.detach().double().norm() for p in net.parameters()]).norm()
-    return {"sharpness": float(found["eigenvalue"][0]), "weight_norm": float(size)}
+    return {"sharpness": float(found["eigenvalue"][0]), "weight_norm": float(norm_of_all(list(net.parameters())))}
 
 
 def _evaluation_loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
