@@ -80,6 +80,15 @@ def _plain_bars(app, what, name, obj, options, lines):
         lines[i] = "".join(part if part.startswith("`") else part.replace("|", r"\|") for part in parts)
 
 
+def _returned_in_words(app, what, name, obj, options, lines):
+    """What is returned is described in words, its type is in the signature: what stands before a colon is no type."""
+    for i, line in enumerate(lines[:-1]):
+        if line.strip() in ("Returns:", "Yields:"):
+            indent = lines[i + 1][: -len(lines[i + 1].lstrip())]
+            lines[i + 1] = f"{indent}: {lines[i + 1].lstrip()}"
+
+
 def setup(app):
     """Connect what is done to docstrings."""
     app.connect("autodoc-process-docstring", _plain_bars)
+    app.connect("autodoc-process-docstring", _returned_in_words, priority=100)  # before napoleon reads it

@@ -7,12 +7,12 @@ python docs/images/check.py check/net/check.nc
 import sys
 from pathlib import Path
 
-import numpy as np
 
 import normscope as ns
 from normscope.figures.descents import plot_descents
 from normscope.figures.size_along_step import plot_size_along_step
 from normscope.figures.style import COLORS, figure_of
+from normscope.statistics.numbers import number
 
 tree = ns.load_tree(sys.argv[1])
 figure, axes = figure_of(1, 2, panel=(5.2, 3.7))
@@ -34,10 +34,10 @@ for node, color, name, height in [
     ("repairs/batch", "batch", "with batch norm everywhere", 0.2),
 ]:
     rates = tree[f"{node}/rates"].to_dataset()
-    best = float(rates["lr"][int(np.nanargmin(rates["horizon_loss"].mean("seed")))])
-    plot_descents(rates, lrs=[best], color=COLORS[color], ax=repaired)
+    lr = float(rates["lr_recommended"])
+    plot_descents(rates, lrs=[lr], color=COLORS[color], ax=repaired)
     end = rates.sizes["step"] - 1
-    repaired.text(end, height, f"{name}, at its best rate, {best:.2g}", ha="right", color=COLORS[color])
+    repaired.text(end, height, f"{name}, at lr = {number(lr)}", ha="right", color=COLORS[color])
 repaired.get_legend().remove()
 repaired.text(end, 2.22, "guessing", ha="right", va="top", color="0.35")
 repaired.set(title="", yscale="linear", ylim=(0, 5), ylabel="training loss [nat]", xlabel="step of the descent")

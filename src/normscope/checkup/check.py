@@ -70,9 +70,9 @@ def check(
     """The rates that a network takes, what limits them, and the same rates measured again with each repair.
 
     Args:
-        model_or_build, batches, optimizer, steps, seeds, loss_fn, lr_range, clip_norm, warmup, scheduler, accumulate,
-            precision, optimizer_state: as for `stable_lr`, for the model as it is and with every repair. Models that
-            are compiled or wrapped for several devices are measured as the module inside.
+        model_or_build, batches, optimizer, steps, seeds, loss_fn: as for `stable_lr`, for the model as it is and with
+            every repair. Models that are compiled or wrapped for several devices are measured as the module inside.
+        lr_range, clip_norm, warmup, scheduler, accumulate, precision, optimizer_state: as for `stable_lr` too.
         lr: the rate that you train with, to be judged; by default that of the optimizer, where that is one and no
             function that makes one. Without `repair` nothing else is then searched, at a third of the cost.
         repair: what fits the model if None, see `repairs.fitting_repairs`; else names as in
