@@ -280,6 +280,14 @@ def test_the_rate_to_train_at_lies_at_the_bottom_of_the_valley(
     assert found.low <= found.lr <= found.high
 
 
+def test_rates_that_are_alike_at_first_are_not_dropped() -> None:
+    """For a quarter of the steps every rate gains the same; noise then ranks one far below the valley first."""
+    run = valley(-17, plateau=0.0, cliff=-9, noise=0.02)
+    search = Search(run, [0, 1, 2], -70, 30, 100, 2400)
+    find_all(search, stable=-17, usable=-25, grows_with_gradient=False)
+    assert abs(round(10 * math.log10(recommendation(search).lr)) + 17) <= 2
+
+
 def test_a_rate_is_recommended_wherever_one_lowers_the_loss() -> None:
     """Too slow to be called learning, the loss falls from 4 to 3.95 all the same."""
 

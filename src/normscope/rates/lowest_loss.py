@@ -35,6 +35,9 @@ little."""
 FALLEN = (Outcome.DIVERGED, Outcome.DEAD)
 """Outcomes of rates that are never trained at: what is dead has the loss of the best constant output for good."""
 
+ALIKE = 0.05
+"""Share of what was gained so far by which the loss of a rate has to be higher to tell that it is worse."""
+
 NEARLY = 0.01
 """Share of what is gained at the lowest loss that a smaller rate may lose and still be the one to train at."""
 
@@ -66,7 +69,7 @@ def spread(search: Search, *, top: int, bottom: int) -> None:
             for cell in (best - SPREAD // 2, best + SPREAD // 2):
                 if search.lowest <= cell <= search.highest:
                     search.go(cell, search.seeds[0], until=rung)
-            ranking = ranked(search, rung)[:kept]
+            ranking = in_contention(search, rung, kept)
         for cell in ranking:
             search.go(cell, search.seeds[0], until=following)
 
@@ -97,6 +100,16 @@ def ranked(search: Search, until: int) -> list[int]:
     return sorted(ends, key=lambda c: ends[c])
 
 
+def in_contention(search: Search, until: int, kept: int) -> list[int]:
+    """The first of the ranking, and whatever is `ALIKE` with its best: only what another is ahead of is dropped."""
+    losses = so_far(search, search.seeds[0])
+    ranking = ranked(search, until)
+    ends = {c: end_loss(losses[c][:until]) for c in ranking}
+    best = ranking[0]
+    alike = ends[best] + ALIKE * (float(losses[best][0]) - ends[best])
+    return [c for i, c in enumerate(ranking) if i < kept or ends[c] <= alike]
+
+
 def left_the_plateau(search: Search, cell: int, until: int) -> bool:
     """Whether this cell's loss lies below the start and what a constant output reaches."""
     losses = so_far(search, search.seeds[0])[cell][:until]
@@ -104,13 +117,25 @@ def left_the_plateau(search: Search, cell: int, until: int) -> bool:
 
 
 def refine(search: Search, seeds: Sequence[int]) -> None:
-    """The best few of the first seed on these seeds; then neighbours of the lowest loss over them, until it has two."""
+    """On the first seed what looks lowest on any; the best few of it on these seeds; then neighbours of the lowest loss
+    over them, until it has two."""
+    while (cell := seen_elsewhere(search)) is not None:
+        if not search.go(cell, search.seeds[0]):
+            return
     for seed in seeds[1:]:
         for cell in finalists(search):
             search.go(cell, seed)
     while (cell := closer(search, seeds)) is not None:
         if not all(search.go(cell, seed) for seed in seeds):
             return
+
+
+def seen_elsewhere(search: Search) -> int | None:
+    """The cell of the lowest loss on any seed, as the search for a boundary meets one, where the first lacks it."""
+    fallen = {c for (c, _), t in search.tries.items() if t.outcome in FALLEN}
+    ends = {(c, s): end_loss(t.losses) for (c, s), t in search.tries.items() if c not in fallen}
+    cell = min(ends, key=lambda key: ends[key], default=(None, None))[0]
+    return None if (cell, search.seeds[0]) in ends else cell
 
 
 def closer(search: Search, seeds: Iterable[int]) -> int | None:
@@ -150,8 +175,7 @@ def finalists(search: Search) -> list[int]:
 def recommended(search: Search) -> int | None:
     """The cell to train at: the lowest of those whose loss, smoothed over neighbours, lies within `NEARLY` of the
     lowest, for a cliff lies above and never below."""
-    count = {c: sum(cell == c for cell, _ in search.tries) for c, _ in search.tries}
-    seeds = search.seeds if max(count.values(), default=0) == len(search.seeds) else search.seeds[:1]
+    seeds = seeds_to_ask(search)
     losses = horizon_losses(search, seeds, CAUTION)
     if not losses:
         return None
@@ -160,6 +184,21 @@ def recommended(search: Search) -> int | None:
     start = float(np.mean([search.tries[min(losses), seed].losses[0] for seed in seeds]))
     gain = reference_loss(start, search.constant_loss) - lowest
     return min(c for c in smooth if smooth[c] <= lowest + max(NEARLY * gain, 0.0))
+
+
+def seeds_to_ask(search: Search) -> Sequence[int]:
+    """As many seeds as there are, unless what was tried on fewer is `ALIKE` no more, but lower on the first."""
+    first = horizon_losses(search, search.seeds[:1])
+    if not first:
+        return search.seeds
+    lowest = min(first, key=lambda c: first[c])
+    start = float(search.tries[lowest, search.seeds[0]].losses[0])
+    alike = first[lowest] + ALIKE * max(reference_loss(start, search.constant_loss) - first[lowest], 0.0)
+    for count in range(len(search.seeds), 1, -1):
+        losses = horizon_losses(search, search.seeds[:count])
+        if losses and first[min(losses, key=lambda c: losses[c])] <= alike:
+            return search.seeds[:count]
+    return search.seeds[:1]
 
 
 def smoothed(losses: dict[int, float], cell: int) -> float:

@@ -36,6 +36,7 @@ def find_all(search: Search, *, stable: int, usable: int, grows_with_gradient: b
     spread(search, top=top, bottom=max(search.lowest, bottom if grows_with_gradient else min(bottom, LOWEST_OF_ADAM)))
     refine(search, search.seeds[:1])
     find_stable(search, stable, STABLE_SHARE)
+    refine(search, search.seeds[:1])
     find_usable(search, usable, USABLE_SHARE)
     refine(search, search.seeds)
     learning = find_usable(search, usable)
