@@ -7,7 +7,6 @@ python docs/images/check.py check/net/check.nc
 import sys
 from pathlib import Path
 
-
 import normscope as ns
 from normscope.figures.descents import plot_descents
 from normscope.figures.size_along_step import plot_size_along_step
