@@ -63,7 +63,11 @@ def test_what_diverged_is_drawn_on_the_upper_edge():
     np.testing.assert_array_equal(curves(ax)[0].get_ydata(), [1, 10, np.nan, np.nan, np.nan, 2])
     (marks,) = triangles(ax)
     np.testing.assert_array_equal(marks.get_xdata(), STEPS[2:5])
-    assert set(marks.get_ydata()) == {HIGHEST_SHOWN} and not marks.get_clip_on()
+    assert (
+        set(marks.get_ydata()) == {1.0}
+        and marks.get_transform() == ax.get_xaxis_transform()
+        and not marks.get_clip_on()
+    )
     assert legend(ax) == ["relative loss", "diverged"]
 
 

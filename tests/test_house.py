@@ -284,7 +284,7 @@ def test_a_probe_file_holds_the_probe_of_its_name(name: str) -> None:
     assert probe.returns is not None and ast.unparse(probe.returns).endswith("Dataset")
 
 
-@pytest.mark.parametrize("name", [name for name in modules_of("figures") if name != "style"])
+@pytest.mark.parametrize("name", [name for name in modules_of("figures") if name not in ("style", "networks")])
 def test_a_figure_file_holds_the_plot_of_its_name(name: str) -> None:
     plot = public_functions(SOURCE / "figures" / f"{name}.py")[f"plot_{name}"]
     assert "ax" in [argument.arg for argument in plot.args.kwonlyargs]

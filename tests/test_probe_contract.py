@@ -7,15 +7,19 @@ import re
 import runpy
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from torch import nn
 from zoo import ZOO, by_name, disturb, no_trace, scaled
 
 import normscope as ns
 import normscope.probes
-from normscope.errors import InvalidBatch, NormscopeError
+from normscope.errors import InvalidBatch, InvalidConfig, NormscopeError
+from normscope.figures.style import COLORS
 from normscope.results.schema import OF_LOSS
 
 FOLDER = Path(normscope.probes.__file__).parent
@@ -192,3 +196,47 @@ def test_a_model_that_rebinds_a_buffer_is_measured_and_left_as_it_is(name):
     with no_trace(model, batch):
         first = measure(name, model, batch)
     assert run(name, model, batch).identical(first)
+
+
+MAPS = {"moments_along_step": {"layer": "4"}, "output_gradients": {}}
+"""Pictures of one network each, in colour."""
+
+DRAWN = [name for name in PROBES if hasattr(ns, f"plot_{name}")]
+ALONG = {"norm": ["none", "batch"], "seed": [0, 1, 2], "checkpoint": [1, 5], "step": [0, 100]}
+
+
+def in_dims(dataset, *dims):
+    for dim in dims:
+        dataset = xr.concat([dataset] * len(ALONG[dim]), pd.Index(ALONG[dim], name=dim), coords="minimal")
+    return dataset
+
+
+def draw(name, dataset, **options):
+    return getattr(ns, f"plot_{name}")(dataset, ax=Figure().subplots(), **options)
+
+
+@pytest.mark.parametrize("name", [name for name in DRAWN if name not in MAPS])
+@pytest.mark.parametrize("dims", [(), ("norm",), ("norm", "checkpoint"), tuple(ALONG)], ids=str)
+def test_a_figure_draws_networks_seeds_and_times(name, dims):
+    options = {"layer": "0"} if name == "gradient_histogram" else {}
+    dataset = in_dims(run(name, by_name("mlp").build(0), by_name("mlp").batch(0)), *dims)
+    before = dataset.copy(deep=True)
+    ax = draw(name, dataset, **options)
+    assert dataset.identical(before)
+    said = " ".join(text.get_text() for text in ax.get_legend().get_texts())
+    colors = {to_hex(line.get_color()) for line in ax.lines}
+    if "norm" in dims:
+        assert "with batch norm" in said and "without" in said
+        assert "checkpoint" in dims or {COLORS["batch"], COLORS["none"]} <= colors
+    for dim in {"checkpoint", "step"} & set(dims):
+        assert all(f"{dim} {value}" in said for value in ALONG[dim])
+    ax.figure.draw_without_rendering()
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_map_of_several_networks_is_refused_in_one_line(name):
+    dataset = run(name, by_name("mlp").build(0), by_name("mlp").batch(0))
+    draw(name, dataset, **MAPS[name]).figure.draw_without_rendering()
+    for dim in ALONG:
+        with pytest.raises(InvalidConfig, match=f"one picture shows one network: choose along {dim}"):
+            draw(name, in_dims(dataset, dim), **MAPS[name])

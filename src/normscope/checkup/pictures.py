@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from normscope.figures.descents import plot_descents
-from normscope.figures.first_step import plot_first_step
 from normscope.figures.output_gradients import plot_output_gradients
+from normscope.figures.relative_loss import plot_relative_loss
 from normscope.figures.size_along_step import plot_size_along_step
 from normscope.figures.stable_lr import plot_stable_lr
 from normscope.figures.style import COLORS, figure_of
@@ -29,7 +29,7 @@ def proof(tree: xr.DataTree) -> list[Picture]:
         if EXPLODING in tree["findings"].to_dataset()["finding"].values and _has_depth(evidence):
             pictures.append(_picture(evidence, plot_size_along_step, "why", _SIZES))
         else:
-            pictures.append(_picture(evidence, plot_first_step, "why", _FIRST_STEP))
+            pictures.append(_picture(evidence, plot_relative_loss, "why", _FIRST_STEP))
     top = tree.to_dataset()
     variants = [(top.isel(variant=0), "as_it_is", COLORS["none"])]
     if best := _best_repair(tree):
@@ -56,7 +56,7 @@ def of_variant(tree: xr.DataTree, node: str) -> list[Picture]:
     ]
     if "evidence" in tree[node].children:
         evidence = tree[f"{node}/evidence"].to_dataset()
-        pictures.append(_picture(evidence, plot_first_step, f"{name}-step", _FIRST_STEP))
+        pictures.append(_picture(evidence, plot_relative_loss, f"{name}-step", _FIRST_STEP))
         if _has_depth(evidence):
             pictures.append(_picture(evidence, plot_size_along_step, f"{name}-sizes", _SIZES))
     if "output_gradients" in tree[node].children:

@@ -7,7 +7,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from normscope.errors import unknown
-from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once, of_result
+from normscope.figures.networks import beyond, each_network
+from normscope.figures.style import axes_or_new, axis_label, legend_once, of_result
 
 SOURCES = {"log_std": "variance", "log_abs_mean": "mean"}
 """The moments that can be drawn, and what each is the logarithm of."""
@@ -32,7 +33,7 @@ def plot_channel_moments(dataset: xr.Dataset, *, moment: str = "log_std", ax: Ax
     seed, is a triangle on the upper edge instead: nothing is averaged over the rest.
 
     Args:
-        dataset: what `normscope.channel_moments` gives, also with the dims `norm` and `seed`.
+        dataset: what `normscope.channel_moments` gives, also with the dims `norm`, `seed`, `checkpoint` and `step`.
         moment: "log_std" or "log_abs_mean".
         ax: axes to draw on; new ones if None.
 
@@ -46,26 +47,16 @@ def plot_channel_moments(dataset: xr.Dataset, *, moment: str = "log_std", ax: Ax
     logs = log_moments(main_path)[moment]
     measured = main_path["channel"] < main_path["num_channels"]
     odd = (measured & ~np.isfinite(main_path[SOURCES[moment]])).any("channel")
-    for dim in ("norm", "seed"):
-        if dim not in logs.dims:
-            logs, odd = logs.expand_dims(dim), odd.expand_dims(dim)
     depth = main_path["depth"].values
-    for i, norm in enumerate(logs["norm"].values.tolist() if "norm" in logs.coords else [""]):
-        color = color_of(norm, i) if norm else "C0"
-        of_norm = logs.isel(norm=i)
-        broken = odd.isel(norm=i).any("seed").values
+    for one in each_network(xr.Dataset({"logs": logs, "odd": odd}), unnamed=axis_label(logs)):
+        broken = one.dataset["odd"].any("seed").values
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a layer without one finite logarithm
-            centre = np.where(broken, np.nan, of_norm.mean(["channel", "seed"]).values)
-            half = of_norm.std("channel").mean("seed").values
-        ax.plot(depth, centre, color=color, label=NAMES.get(norm, norm) or axis_label(logs))
-        ax.fill_between(depth, centre - half, centre + half, color=color, alpha=0.15, lw=0)
-        exploded = depth[broken]
-        if len(exploded):
-            top = ax.get_xaxis_transform()
-            ax.plot(
-                exploded, np.ones(len(exploded)), "^", color=color, transform=top, clip_on=False, label="not finite"
-            )
+            centre = np.where(broken, np.nan, one.dataset["logs"].mean(["channel", "seed"]).values)
+            half = one.dataset["logs"].std("channel").mean("seed").values
+        ax.plot(depth, centre, color=one.color, label=one.label)
+        ax.fill_between(depth, centre - half, centre + half, color=one.color, alpha=0.15, lw=0)
+        beyond(ax, depth[broken], one, "not finite")
     ax.set(xlabel=axis_label(main_path["depth"]), ylabel=axis_label(logs))
     legend_once(ax)
     return ax

@@ -4,7 +4,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once, of_result
+from normscope.figures.networks import beyond, each_network
+from normscope.figures.style import axes_or_new, axis_label, legend_once, of_result
 
 
 @of_result
@@ -17,7 +18,8 @@ def plot_gradient_cancellation(dataset: xr.Dataset, *, quantity: str = "ratio", 
     lower one.
 
     Args:
-        dataset: what `normscope.gradient_cancellation` gives, also with the dims `norm` and `seed`.
+        dataset: what `normscope.gradient_cancellation` gives, also with the dims `norm`, `seed`, `checkpoint` and
+            `step`.
         quantity: "ratio" for a/b, "normalized_ratio" for (a/b)/√n.
         ax: axes to draw on; new ones if None.
     """
@@ -25,27 +27,11 @@ def plot_gradient_cancellation(dataset: xr.Dataset, *, quantity: str = "ratio", 
     main_path = dataset.sel(layer=dataset["depth"].notnull())
     depth = main_path["depth"].values
     values, terms = main_path[quantity], main_path["num_terms"]
-    for dim in ("norm", "seed"):
-        if dim not in values.dims:
-            values = values.expand_dims(dim)
-    edge = ax.get_xaxis_transform()
-    for i, norm in enumerate(values["norm"].values.tolist() if "norm" in values.coords else [""]):
-        color = color_of(norm, i) if norm else "C0"
-        for row in values.isel(norm=i).transpose("seed", "layer").values:
-            ax.plot(
-                depth,
-                np.where(np.isfinite(row), row, np.nan),
-                color=color,
-                alpha=0.8,
-                label=NAMES.get(norm, norm) or axis_label(values),
-            )
-            for odd, height, marker, label in (
-                (np.isinf(row), 1, "^", "everything cancels"),
-                (np.isnan(row), 0, "x", "zero or not finite"),
-            ):
-                if odd.any():
-                    heights = np.full(odd.sum(), height)
-                    ax.plot(depth[odd], heights, marker, color=color, ms=4, transform=edge, clip_on=False, label=label)
+    for one in each_network(values.to_dataset(name="values"), unnamed=axis_label(values)):
+        for row in one.dataset["values"].values:
+            ax.plot(depth, np.where(np.isfinite(row), row, np.nan), color=one.color, alpha=0.8, label=one.label)
+            beyond(ax, depth[np.isinf(row)], one, "everything cancels")
+            beyond(ax, depth[np.isnan(row)], one, "zero or not finite", marker="x", lower=True)
     independent = (
         np.ones(len(depth))
         if quantity == "normalized_ratio"

@@ -5,7 +5,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from normscope.errors import InvalidConfig
-from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once, of_result
+from normscope.figures.networks import each_network
+from normscope.figures.style import axes_or_new, axis_label, legend_once, of_result
 
 
 @of_result
@@ -18,7 +19,7 @@ def plot_gradient_histogram(dataset: xr.Dataset, *, layer: str | None = None, ax
     finite, are counted in a line of text.
 
     Args:
-        dataset: what `normscope.gradient_histogram` gives, also with the dims `norm` and `seed`.
+        dataset: what `normscope.gradient_histogram` gives, also with the dims `norm`, `seed`, `checkpoint` and `step`.
         layer: which to draw, by name; may be left out where there is one only.
         ax: axes to draw on; new ones if None.
 
@@ -29,22 +30,19 @@ def plot_gradient_histogram(dataset: xr.Dataset, *, layer: str | None = None, ax
     if "layer" in dataset.dims:
         dataset = dataset.sel(layer=_chosen(dataset["layer"].values.tolist(), layer))
     edge_label = axis_label(dataset["bin_edge"])
-    for dim in ("norm", "seed"):
-        if dim not in dataset["count"].dims:
-            dataset = dataset.expand_dims(dim)
     unseen = 0
-    for i, norm in enumerate(dataset["norm"].values.tolist() if "norm" in dataset.coords else [""]):
-        color = color_of(norm, i) if norm else "C0"
-        for j in range(dataset.sizes["seed"]):
-            one = dataset.isel(norm=i, seed=j)
+    for network in each_network(dataset):
+        for j in range(network.dataset.sizes["seed"]):
+            one = network.dataset.isel(seed=j)
             counts, edges = one["count"].values, one["bin_edge"].values
             unseen += int(one["num_below"] + one["num_above"] + one["num_not_finite"])
             if np.isnan(edges).any():
                 continue  # nothing finite: said by the text
-            ax.stairs(counts, edges, color=color, alpha=0.8, label=NAMES.get(norm, norm) or str(one["layer"].values))
+            name = network.label or str(one["layer"].values)
+            ax.stairs(counts, edges, color=network.color, alpha=0.8, label=name)
             if j == 0:
                 centres, expected = _normal(one, edges)
-                ax.plot(centres, expected, color=color, lw=1, ls="--", label="normal, same spread")
+                ax.plot(centres, expected, color=network.color, lw=1, ls="--", label="normal, same spread")
     if unseen:
         ax.text(0.02, 0.98, f"{unseen} entries in no bin", transform=ax.transAxes, va="top", fontsize="small")
     top = 2 * max(1, int(dataset["count"].max()))

@@ -4,7 +4,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once, of_result
+from normscope.figures.networks import beyond, each_network
+from normscope.figures.style import axes_or_new, axis_label, legend_once, of_result
 
 
 @of_result
@@ -17,25 +18,20 @@ def plot_gradient_noise(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     on the upper edge.
 
     Args:
-        dataset: what `normscope.gradient_noise` gives, also with the dims `norm` and `seed`.
+        dataset: what `normscope.gradient_noise` gives, also with the dims `norm`, `seed`, `checkpoint` and `step`.
         ax: axes to draw on; new ones if None.
     """
     ax = axes_or_new(ax)
     main_path = dataset.sel(layer=dataset["depth"].notnull())
-    noise, signal = main_path["layer_batch_variance"], main_path["layer_gradient_squared_norm"]
     depth = main_path["depth"].values
-    for i, norm in enumerate(noise["norm"].values.tolist() if "norm" in noise.dims else [""]):
-        color = color_of(norm) if norm else "C0"
-        name = NAMES.get(norm, norm)
-        for curve, style, label in ((noise, "-", "noise"), (signal, ":", "signal")):
-            of_norm = curve.isel(norm=i) if norm else curve
-            values = typical(of_norm).values
+    curves = {"noise": ("layer_batch_variance", "-"), "signal": ("layer_gradient_squared_norm", ":")}
+    for one in each_network(main_path):
+        for said, (name, style) in curves.items():
+            values = typical(one.dataset[name]).values
             finite = np.isfinite(values)
-            ax.plot(depth, np.where(finite, values, np.nan), style, color=color, label=f"{label} {name}".strip())
-            top = ax.get_xaxis_transform()
-            if (~finite).any():
-                gone = depth[~finite]
-                ax.plot(gone, np.ones(len(gone)), "^", color=color, transform=top, clip_on=False, label="not finite")
+            label = f"{said} {one.label}".strip()
+            ax.plot(depth, np.where(finite, values, np.nan), style, color=one.color, label=label)
+            beyond(ax, depth[~finite], one, "not finite")
     ylabel = "squared norm"
     if "batch_size" in dataset.attrs:
         ylabel += f" (noise at |B| = {dataset.attrs['batch_size']})"
@@ -45,9 +41,7 @@ def plot_gradient_noise(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
 
 
 def typical(curve: xr.DataArray) -> xr.DataArray:
-    """The geometric mean over seeds, where there are any; what is zero in a seed makes it zero."""
-    if "seed" not in curve.dims:
-        return curve
+    """The geometric mean over seeds; what is zero in a seed makes it zero."""
     with np.errstate(divide="ignore"):
         logs = xr.DataArray(np.log(curve))
     return xr.DataArray(np.exp(logs.mean("seed", skipna=False)))

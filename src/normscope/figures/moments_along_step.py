@@ -6,7 +6,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 
-from normscope.errors import InvalidConfig, unknown
+from normscope.errors import unknown
+from normscope.figures.networks import refuse_several
 from normscope.figures.style import axes_or_new, axis_label, of_result
 
 COLOR_MAPS = {"mean": "RdBu_r", "variance": "viridis"}
@@ -48,8 +49,7 @@ def plot_moments_along_step(
     name = _deepest(dataset) if layer is None else layer
     if name not in names:
         raise unknown("layer", name, names)
-    if extra := set(dataset[moment].dims) - {"fraction", "layer", "channel"}:
-        raise InvalidConfig(f"one picture shows one network: choose along {', '.join(sorted(map(str, extra)))}")
+    refuse_several(dataset[moment], {"fraction", "layer", "channel"})
     ax = axes_or_new(ax)
     of_layer = dataset.sel(layer=name)
     array = of_layer[moment].transpose("fraction", "channel")[:, : int(of_layer["num_channels"])]

@@ -6,7 +6,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
-from normscope.errors import InvalidConfig
+from normscope.figures.networks import refuse_several
 from normscope.figures.style import axes_or_new, axis_label, of_result
 
 NOT_FINITE = "0.35"
@@ -29,8 +29,7 @@ def plot_output_gradients(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axe
         InvalidConfig: a dataset of several networks.
     """
     array = dataset["gradient"]
-    if extra := set(array.dims) - {"example", "label"}:
-        raise InvalidConfig(f"one picture shows one network: choose along {', '.join(sorted(map(str, extra)))}")
+    refuse_several(array, {"example", "label"})
     ax = axes_or_new(ax)
     values = array.transpose("example", "label").values
     sizes = np.abs(values[np.isfinite(values)])

@@ -5,7 +5,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from normscope.errors import unknown
-from normscope.figures.style import NAMES, axes_or_new, axis_label, color_of, legend_once, of_result
+from normscope.figures.networks import beyond, each_network
+from normscope.figures.style import axes_or_new, axis_label, legend_once, of_result
 
 
 @of_result
@@ -17,7 +18,7 @@ def plot_sharpness(dataset: xr.Dataset, *, along: str = "rank", ax: Axes | None 
     hollow; what is not finite is a cross on the upper edge.
 
     Args:
-        dataset: what `normscope.sharpness` gives, also with the dims `norm` and `seed` and that named by `along`.
+        dataset: what `normscope.sharpness` gives, also with the dims `norm`, `seed`, `checkpoint` and `step`.
         along: "rank" for all eigenvalues of one point, or the dimension in which several points were joined, such as
             "epoch", for the largest eigenvalue of each.
         ax: axes to draw on; new ones if None.
@@ -29,31 +30,23 @@ def plot_sharpness(dataset: xr.Dataset, *, along: str = "rank", ax: Axes | None 
         raise unknown("dimension", along, map(str, dataset.dims))
     ax = axes_or_new(ax)
     shown = dataset if along == "rank" else dataset.isel(rank=0)
-    for dim in ("norm", "seed"):
-        if dim not in shown.dims:
-            shown = shown.expand_dims(dim)
     x = shown[along].values
     lines = {"curvature": ("--", "along the gradient"), "lowest_eigenvalue": (":", "lowest eigenvalue")}
     drawn: list[np.ndarray] = []
-    for i, norm in enumerate(shown["norm"].values.tolist() if "norm" in shown.coords else [""]):
-        color = color_of(norm, i) if norm else "C0"
-        for j in range(shown.sizes["seed"]):
-            one = shown.isel(norm=i, seed=j)
+    for network in each_network(shown, along=along, unnamed=axis_label(shown["eigenvalue"])):
+        for j in range(network.dataset.sizes["seed"]):
+            one = network.dataset.isel(seed=j)
             values, converged = one["eigenvalue"].values, one["converged"].values
             finite = np.isfinite(values)
-            label = NAMES.get(norm, norm) or axis_label(one["eigenvalue"])
-            ax.plot(x, np.where(finite, values, np.nan), "-", color=color, alpha=0.8, label=label)
-            ax.plot(x[converged], values[converged], "o", color=color, ms=4)
+            ax.plot(x, np.where(finite, values, np.nan), "-", color=network.color, alpha=0.8, label=network.label)
+            ax.plot(x[converged], values[converged], "o", color=network.color, ms=4)
             hollow = finite & ~converged
             if hollow.any():
-                ax.plot(x[hollow], values[hollow], "o", color=color, mfc="none", ms=5, label="not converged")
-            if not finite.all():
-                edge = ax.get_xaxis_transform()
-                heights = np.ones((~finite).sum())
-                ax.plot(x[~finite], heights, "x", color=color, transform=edge, clip_on=False, label="not finite")
+                ax.plot(x[hollow], values[hollow], "o", color=network.color, mfc="none", ms=5, label="not converged")
+            beyond(ax, x[~finite], network, "not finite", marker="x")
             for name, (style, _) in lines.items():
                 values = np.broadcast_to(one[name].values, x.shape)
-                ax.plot(x, np.where(np.isfinite(values), values, np.nan), style, color=color, lw=1.2, alpha=0.8)
+                ax.plot(x, np.where(np.isfinite(values), values, np.nan), style, color=network.color, lw=1.2, alpha=0.8)
                 drawn.append(values)
             drawn.append(one["eigenvalue"].values)
     for style, label in lines.values():
