@@ -181,6 +181,14 @@ def test_a_reproduction_reads_only_its_folder(tmp_path):
         assert claim.verdict in html
 
 
+def test_the_manifest_lists_no_parts_of_what_is_not_finished(tmp_path):
+    for name in ("figure5.nc", "unfinished/figure3-none-seed0.nc", "training/unfinished/one.nc"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"numbers")
+    manifest = json.loads(write_manifest(tmp_path, ["normscope", "reproduce"]).read_text())
+    assert list(manifest["files"]) == ["figure5.nc", "training/unfinished/one.nc"]
+
+
 def test_the_manifest_has_every_result_with_its_checksum(tmp_path):
     (tmp_path / "training" / "runs").mkdir(parents=True)
     files = {"figure1.nc": b"one", "training/runs/0123.nc": b"two"}

@@ -173,6 +173,8 @@ class Exhibit:
     """Of those that train: the scales that have it; by default all but those with an exhibit of their own."""
     complete: "Callable[[xr.Dataset], bool]" = lambda dataset: True
     """Whether a result is whole; one that is not is gathered again the next time."""
+    by_name: bool = False
+    """Whether it is measured only where it is named: it is no part of the paper, and takes long."""
     protocol: int = 1
     """Raised whenever `measure` changes what it measures: older results are then measured again."""
 
@@ -220,9 +222,9 @@ def over_networks(
         for norm in norms:
             seeds = []
             for seed in setting.seeds:
-                bar.advance(f"{NORM_TITLES[norm]}, seed {seed}", by=0)
+                bar.advance(f"{NORM_TITLES.get(norm, norm)}, seed {seed}", by=0)
                 seeds.append(setting.part(f"{name}-{norm}-seed{seed}", lambda n=norm, s=seed: measure_one(n, s)))
-                bar.advance(f"{NORM_TITLES[norm]}, seed {seed}")
+                bar.advance(f"{NORM_TITLES.get(norm, norm)}, seed {seed}")
             rows.append(joined(seeds, "seed", setting.seeds))
     dataset = joined(rows, "norm", norms, long_name="normalization")
     return with_attributes(dataset, **setting.provenance(**attrs))

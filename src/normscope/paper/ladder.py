@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.stats import rankdata
 
 from normscope.statistics.claim import Claim, Scope
 from normscope.statistics.verdict import CONTROL
@@ -53,7 +54,8 @@ class Effect:
     words: str
     """As in "buys more than half of batch norm's effect on ..."."""
     value: Callable[[xr.Dataset], xr.DataArray]
-    """Of a result, (norm, seed), on the scale on which shares are taken."""
+    """Of a result, (norm, seed), on the scale on which shares are taken, with the sign that batch norm is to raise it:
+    where it does not, there is nothing to share."""
 
 
 def log_of(name: str, **at: Any) -> Callable[[xr.Dataset], xr.DataArray]:
@@ -84,9 +86,9 @@ EFFECTS = {
     "step0": Effect("how far the first step can go", log_of("divergence_step_size", update=0)),
     "step1": Effect("how far the step after one update can go", log_of("divergence_step_size", update=1)),
     "step10": Effect("how far the step after ten updates can go", log_of("divergence_step_size", update=10)),
-    "slope": Effect("the growth of activations with depth (figure 5)", lambda dataset: dataset["std_slope"]),
-    "common": Effect("the gradient's common part (figure 6)", lambda dataset: dataset["common_part"]),
-    "confidence": Effect("the confidence in one class (figure 6)", lambda dataset: dataset["confidence"]),
+    "slope": Effect("the growth of activations with depth (figure 5)", lambda dataset: -dataset["std_slope"]),
+    "common": Effect("the gradient's common part (figure 6)", lambda dataset: -dataset["common_part"]),
+    "confidence": Effect("the confidence in one class (figure 6)", lambda dataset: -dataset["confidence"]),
     "cancellation": Effect("cancellation in deep kernels, (a/b)/√n (table 1)", deepest_cancellation),
     "backward": Effect("the growth of gradients backwards", backward_growth),
     "recommended": Effect("the rate to train at", log_of("lr_recommended")),
@@ -174,11 +176,9 @@ def ghost_over_batch(dataset: xr.Dataset) -> np.ndarray:
 def edge_rank(dataset: xr.Dataset) -> list[float]:
     """Spearman's correlation over rungs of 2(1+μ)/λ₁ with the largest stable rate, one a seed; NaN where one of the two
     is not known."""
-    from scipy.stats import spearmanr
-
     edge, stable = (dataset[name].transpose("seed", "norm").values for name in ("edge_lr", "lr_stable"))
     return [
-        float(spearmanr(a, b).statistic) if not np.isnan([*a, *b]).any() else float("nan")
+        float(np.corrcoef(rankdata(a), rankdata(b))[0, 1]) if not np.isnan([*a, *b]).any() else float("nan")
         for a, b in zip(edge, stable, strict=True)
     ]
 

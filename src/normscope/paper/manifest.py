@@ -13,6 +13,9 @@ from normscope.results import provenance, read_bytes, write_text
 
 MANIFEST_NAME = "manifest.json"
 
+PARTS = "unfinished"
+"""The folder, among the results, of what is measured of exhibits that are not finished: no manifest lists it."""
+
 _AGAIN = "run `normscope reproduce` again"
 
 _REMOVE = f"mend it, or remove it and {_AGAIN}"
@@ -32,7 +35,8 @@ def write_manifest(folder: str | Path, command: Sequence[str], note: str = "") -
     folder = Path(folder)
     now = {"command": shlex.join(command), "ended": datetime.now(UTC).isoformat(timespec="seconds"), **_versions()}
     earlier = [then for then in _commands_before(folder) if then["command"] != now["command"]]
-    files = sorted(path for path in folder.rglob("*.nc") if not path.name.startswith("."))
+    found = (path for path in folder.rglob("*.nc") if not path.name.startswith("."))
+    files = sorted(path for path in found if path.relative_to(folder).parts[0] != PARTS)
     manifest = {
         "commands": [*earlier, now],
         "notes": list(dict.fromkeys([*notes_of(folder), *([note] if note else [])])),

@@ -9,7 +9,7 @@ import typer
 
 def command(
     exhibits: Annotated[
-        list[str] | None, typer.Argument(help="Names as in `normscope exhibits`; all if none is given.")
+        list[str] | None, typer.Argument(help="Names as in `normscope exhibits`; all of the paper if none is given.")
     ] = None,
     data: Annotated[str, typer.Option(help="digits (embedded) or cifar10.")] = "digits",
     data_dir: Annotated[

@@ -64,9 +64,9 @@ def build(setting: Setting, start: str, seed: int) -> nn.Module:
     return setting.build("none", seed, init_scale=max(depth_of(setting.net) // 2 - 1, 1) ** -0.25)
 
 
-def divergence_step_size(loss: float, gradient_norm: float, loss_at: Any) -> float:
+def divergence_step_size(loss: float, gradient_norm: float, loss_at: Any, *, end: float = END) -> float:
     """Where the loss along the gradient first passes 10³ times its start, within 15 %: by decades upwards from a
-    tenth of ℓ/‖g‖², at which a straight line would reach zero, and then by bisection. Infinite beyond `END`."""
+    tenth of ℓ/‖g‖², at which a straight line would reach zero, and then by bisection. Infinite beyond `end`."""
     if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
         return math.nan
     if gradient_norm == 0:
@@ -82,7 +82,7 @@ def divergence_step_size(loss: float, gradient_norm: float, loss_at: Any) -> flo
             return math.nan
     while not diverged(step):
         step *= 10
-        if step > END:
+        if step > end:
             return math.inf
     low, high = step / 10, step
     for _ in range(3):
