@@ -25,7 +25,7 @@ from normscope.training.train import trained
 
 QUICK = RunConfig(net="mlp2", data="digits", train_size=100, batch_size=50, epochs=2, precision="fp32", device="cpu")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
