@@ -5,27 +5,14 @@ from typing import Annotated
 
 import typer
 
+from normscope.cli.options import BatchSize, Data, DataDir, Device, Loss, Optimizer, Target
+
 
 def command(
-    target: Annotated[
-        str, typer.Argument(help="A model, or a function that builds one: file.py:name or package.module:name.")
-    ],
-    data: Annotated[
-        str, typer.Option(help="digits, cifar10, random:3x32x32 (random inputs of that shape), or file.py:loader.")
-    ] = "digits",
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            help="mse, or file.py:name of a loss_fn(model, batch); else cross-entropy or the model's own .loss."
-        ),
-    ] = None,
-    optimizer: Annotated[
-        str,
-        typer.Option(
-            help="sgd, momentum (SGD with 0.9), adam, adamw or any class of torch.optim, with options as in "
-            "adamw,betas=0.9:0.95,weight_decay=0.1; or file.py:name of a factory(params, lr) or an optimizer."
-        ),
-    ] = "momentum",
+    target: Target,
+    data: Data = "digits",
+    loss: Loss = None,
+    optimizer: Optimizer = "momentum",
     lr: Annotated[
         float | None,
         typer.Option(help="The rate that you train with, to be judged; then no other is searched, and no repair made."),
@@ -40,9 +27,7 @@ def command(
     scheduler: Annotated[
         str | None, typer.Option(help="file.py:name of a function(optimizer) that gives an LRScheduler.")
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Examples in a mini-batch of digits, cifar10 or random inputs.")
-    ] = 32,
+    batch_size: BatchSize = 32,
     steps: Annotated[int, typer.Option(min=2, help="Length of every short descent, in mini-batches.")] = 100,
     seeds: Annotated[int, typer.Option(min=1, help="Initializations, and orders of the batches.")] = 2,
     repair: Annotated[
@@ -53,10 +38,8 @@ def command(
             "once: batch+warmup; several in turn: the option again; none: no repair. By default what fits the model."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto.")] = "auto",
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where CIFAR-10 lies; else NORMSCOPE_DATA, else it is downloaded.")
-    ] = None,
+    device: Device = "auto",
+    data_dir: DataDir = None,
     budget: Annotated[float | None, typer.Option(help="Seconds: does what fits and says what was left out.")] = None,
     workers: Annotated[
         int | None,

@@ -1,41 +1,27 @@
 """`normscope diagnose`: what is wrong with my model or its training? The findings alone, in seconds."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from normscope.cli.options import BatchSize, Data, DataDir, Device, Loss, Optimizer, Target
 
 FAIL_ON = ("never", "fault")
 
 
 def command(
-    target: Annotated[
-        str, typer.Argument(help="A model, or a function that builds one: file.py:name or package.module:name.")
-    ],
-    data: Annotated[
-        str, typer.Option(help="digits, cifar10, random:3x32x32 (random inputs of that shape), or file.py:loader.")
-    ] = "digits",
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            help="mse, or file.py:name of a loss_fn(model, batch); else cross-entropy or the model's own .loss."
-        ),
-    ] = None,
-    optimizer: Annotated[
-        str, typer.Option(help="sgd, momentum (SGD with 0.9), adam, adamw, or file.py:name of a factory(params, lr).")
-    ] = "momentum",
+    target: Target,
+    data: Data = "digits",
+    loss: Loss = None,
+    optimizer: Optimizer = "momentum",
     lr: Annotated[
         float | None, typer.Option(help="The rate that you train at, which is then judged too; else rates are tried.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=2, help="Mini-batches that you train on; 40 if not given.")] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Of one processor, for all trainings together.")] = 10.0,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Examples in a mini-batch of digits, cifar10 or random inputs.")
-    ] = 32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto.")] = "auto",
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where CIFAR-10 lies; else NORMSCOPE_DATA, else it is downloaded.")
-    ] = None,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    data_dir: DataDir = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     fail_on: Annotated[str, typer.Option(help="fault: exit 1 where anything is wrong; never.")] = "never",
 ) -> None:

@@ -1,6 +1,5 @@
 """`normscope layers`: what of a network would be watched, in order."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,21 +7,20 @@ from rich.table import Table
 from rich.text import Text
 
 from normscope.cli.console import console
+from normscope.cli.options import BatchSize, DataDir, Loss, Target
 
 
 def command(
-    target: Annotated[
-        str, typer.Argument(help="A model, or a function that builds one: package.module:name or file.py:name.")
-    ],
+    target: Target,
     data: Annotated[
         str | None,
         typer.Option(
             help="As for `normscope check`: shows calls in the order of one forward pass; else that of registration."
         ),
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where CIFAR-10 lies.")] = None,
-    loss: Annotated[str | None, typer.Option(help="As for `normscope check`.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples in the mini-batch.")] = 32,
+    data_dir: DataDir = None,
+    loss: Loss = None,
+    batch_size: BatchSize = 32,
 ) -> None:
     """List the layers of a network that are watched, in order, by the names that every instrument takes."""
     from normscope.cli.target import load_target, refuse_misspelled

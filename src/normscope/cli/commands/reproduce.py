@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
+from normscope.cli.options import DataDir, Device
+
 
 def command(
     exhibits: Annotated[
         list[str] | None, typer.Argument(help="Names as in `normscope exhibits`; all of the paper if none is given.")
     ] = None,
     data: Annotated[str, typer.Option(help="digits (embedded) or cifar10.")] = "digits",
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where CIFAR-10 lies; else NORMSCOPE_DATA, else it is downloaded.")
-    ] = None,
+    data_dir: DataDir = None,
     seeds: Annotated[int, typer.Option(min=1, help="Networks of this many seeds; a verdict needs three.")] = 3,
     net: Annotated[
         str, typer.Option(help="The network: resnet110 is the paper's; resnet20, plain20, ...")
@@ -38,7 +38,7 @@ def command(
         str | None,
         typer.Option(metavar="ADDRESS", help="Train on a Ray cluster, as `normscope sweep --ray` does."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto.")] = "auto",
+    device: Device = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder for results and report; what it holds is not measured again.")
     ] = None,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from normscope.cli.options import DataDir
+
 
 def command(
     spec: Annotated[Path, typer.Argument(help="A TOML file: \\[base], a run's config, and \\[axes], lists of values.")],
@@ -16,9 +18,7 @@ def command(
         ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each process; they belong to what fixes bits.")] = 1,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where CIFAR-10 lies; else NORMSCOPE_DATA, else it is downloaded.")
-    ] = None,
+    data_dir: DataDir = None,
     ray: Annotated[
         str | None,
         typer.Option(
