@@ -393,9 +393,7 @@ def test_without_a_network_one_line_says_what_to_do(tmp_path, monkeypatch, capfd
         raise requests.ConnectionError("Max retries exceeded\nwith url")
 
     monkeypatch.setattr(requests, "get", no_network)
-    what_to_do = (
-        "Give the folder of a copy with --data-dir or NORMSCOPE_DATA, or use --data digits (with --scale quick)"
-    )
+    what_to_do = "Give the folder of a copy as `data_dir` or NORMSCOPE_DATA, or use `data=digits` (with `scale=quick`)"
     failed = f"could not be downloaded from {cifar10_download.URL}: no network. {what_to_do}"
     assert refused(load_data, "cifar10") == f"CIFAR-10 {failed}"
     assert refused(load_data, "cifar10", data_dir=tmp_path) == f"there is no CIFAR-10 in {tmp_path}, and it {failed}"

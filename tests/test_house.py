@@ -347,6 +347,25 @@ def test_files_are_named_by_the_field_and_by_nothing_vague() -> None:
     assert not [str(file.relative_to(SOURCE)) for file in FILES if vague.search(file.stem)]
 
 
+def texts_of(file: Path) -> Iterator[str]:
+    """All strings of a file but its docstrings."""
+    words = {id(node.value) for node in ast.walk(tree(file)) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in words:
+            yield node.value
+
+
+def test_the_library_names_no_option_of_the_command_line() -> None:
+    told = [
+        f"{name_of(file)}: {text}"
+        for file in FILES
+        if room_of(name_of(file)) != "cli"
+        for text in texts_of(file)
+        if re.search(r"[\s`]--[a-z]{3}", text) and "ray start" not in text  # Ray's own command
+    ]
+    assert told == []
+
+
 def test_no_path_of_somebodys_machine() -> None:
     absolute = re.compile(r"[\"'\s(](/(?:home|root|Users|work|opt|mnt)/\w)")
     texts = [

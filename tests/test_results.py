@@ -78,7 +78,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr("pathlib.Path.replace", full)
-    with pytest.raises(OutputError, match=r"^cannot write .*result\.nc: No space left on device; give another --out$"):
+    with pytest.raises(OutputError, match=r"^cannot write .*result\.nc: No space left on device; give another `out`$"):
         save(dataset(np.ones(4)), path)
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["result.nc"]
@@ -91,7 +91,7 @@ def test_a_full_disk(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
     try:
-        with pytest.raises(OutputError, match=r"^cannot write .*result\.nc: File too large; give another --out$"):
+        with pytest.raises(OutputError, match=r"^cannot write .*result\.nc: File too large; give another `out`$"):
             save(dataset(np.ones(4)), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -135,7 +135,7 @@ def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.lockf", without)
-    with pytest.raises(OutputError, match=r"cannot lock .*claims: No locks available; give an --out on another"):
+    with pytest.raises(OutputError, match=r"cannot lock .*claims: No locks available; give an `out` on another"):
         ns.sweep([QUICK], tmp_path, engine=here())
 
 

@@ -70,7 +70,7 @@ def one_line(error: BaseException) -> str:
 
 def cannot_write(place: object, error: OSError | ValueError) -> OutputError:
     """What to raise where a file or folder cannot be written, or its name cannot be one."""
-    return OutputError(f"cannot write {place}: {getattr(error, 'strerror', '') or one_line(error)}; give another --out")
+    return OutputError(f"cannot write {place}: {getattr(error, 'strerror', '') or one_line(error)}; give another `out`")
 
 
 def raised(error: BaseException) -> str:

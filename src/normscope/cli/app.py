@@ -3,6 +3,7 @@
 import importlib
 import os
 import pkgutil
+import re
 import sys
 import traceback
 import warnings
@@ -76,7 +77,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted: what is done is kept, run the same command to go on", INTERRUPTED)
     except NormscopeError as error:
-        _fail(str(error), INTERRUPTED if isinstance(error, Interrupted) else FAILURE, error)
+        _fail(_in_options(str(error)), INTERRUPTED if isinstance(error, Interrupted) else FAILURE, error)
     except BaseException as error:
         if "_NORMSCOPE_COMPLETE" in os.environ:  # a shell asks, and the parser exits
             raise
@@ -112,6 +113,17 @@ def _fail(message: str, code: int, error: BaseException | None = None) -> NoRetu
         sys.stdout.flush()
         sys.exit(code)
     leave(code)
+
+
+def _in_options(message: str) -> str:
+    """A message of the library's, its arguments spelled as options: `workers=1` is --workers 1."""
+    known = {parameter.name for command in command_line().commands.values() for parameter in command.params}
+
+    def option(spelled: re.Match[str]) -> str:
+        name, value = spelled["name"], spelled["value"]
+        return f"--{name.replace('_', '-')}{f' {value}' if value else ''}" if name in known else spelled[0]
+
+    return re.sub(r"`(?P<name>\w+)(=(?P<value>\w+))?`", option, message)
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

@@ -54,7 +54,7 @@ def download(not_in: Path | None = None) -> Path:
         where = f"there is no CIFAR-10 in {not_in}, and it" if not_in else "CIFAR-10"
         raise DataError(
             f"{where} could not be downloaded from {URL}: {_reason(error)}."
-            " Give the folder of a copy with --data-dir or NORMSCOPE_DATA, or use --data digits (with --scale quick)"
+            " Give the folder of a copy as `data_dir` or NORMSCOPE_DATA, or use `data=digits` (with `scale=quick`)"
         ) from error
     finally:
         log.setLevel(level)

@@ -286,9 +286,3 @@ def as_tree(found: Diagnosis) -> xr.DataTree:
     tree = xr.DataTree.from_dict(nodes)
     tree.attrs["skipped"] = "\n".join(found.skipped)
     return tree
-
-
-def refuse_one_batch(starts: Starts) -> None:
-    """InvalidBatch where all there is is one batch."""
-    if starts.num_batches == 1:
-        raise InvalidBatch("there is one batch only: rates on it are those of learning it by heart; give two or more")

@@ -80,16 +80,6 @@ class Run:
             return 0.0
         return float(max((level - self.end_loss) / room, -1.0))
 
-    @property
-    def still_falling(self) -> bool:
-        """Whether the loss of the last fifth lies clearly below that of the fifth before."""
-        if self.diverged or len(self.losses) < 20:
-            return False
-        fifth = len(self.losses) // 5
-        last, before = self.losses[-fifth:], self.losses[-2 * fifth : -fifth]
-        error = math.sqrt((last.var() + before.var()) / fifth)
-        return float(before.mean() - last.mean()) > 3 * error
-
 
 def in_order(batches: Sequence[Any], seed: int) -> Iterator[Any]:
     """The batches without end, in an order of each seed's own."""

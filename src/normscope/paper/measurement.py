@@ -31,7 +31,7 @@ def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
     asked = [exhibit for exhibit in chosen(list(names)) if names or not exhibit.by_name]
     wanted = [exhibit for exhibit in asked if exhibit.measured_on(setting)]
     if left_out := set(names) - {exhibit.name for exhibit in wanted}:
-        raise InvalidConfig(f"{min(left_out)} is not measured at scale {setting.scale}: choose another --scale")
+        raise InvalidConfig(f"{min(left_out)} is not measured at scale {setting.scale}: choose another `scale`")
     if not setting.seeds:
         raise InvalidConfig("no seeds: give one or more (three for a verdict)")
     if not all(exhibit.trains for exhibit in wanted):

@@ -37,7 +37,7 @@ def report_reproduction(folder: str | Path) -> tuple[Path, list[Verdict]]:
             if (path := result_path(folder, exhibit)).is_file()
         ]
         if not found:
-            raise ResultError(f"no results in {folder}: make some with `normscope reproduce --out {folder}`")
+            raise ResultError(f"no results in {folder}: make some with `normscope reproduce`")
         refuse_other_files(folder)
         sections = []
         for exhibit, dataset in found:

@@ -28,7 +28,7 @@ MOST_WORKERS = 8
 
 KILLED = (
     "its process was killed, perhaps for lack of memory: "
-    "try fewer at once (`--workers 1`, OMP_NUM_THREADS=1) or smaller batches"
+    "try fewer at once (`workers=1`, OMP_NUM_THREADS=1) or smaller batches"
 )
 
 Job = Callable[[Bar], Any]

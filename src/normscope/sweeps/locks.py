@@ -39,7 +39,7 @@ class Claims:
             return False
         except OSError as error:
             raise OutputError(
-                f"cannot lock {self._path}: {error.strerror or one_line(error)}; give an --out on another file system"
+                f"cannot lock {self._path}: {error.strerror or one_line(error)}; give an `out` on another file system"
             ) from error
         return True
 

@@ -169,7 +169,7 @@ class _Pool:
             there = ", ".join(f"{has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU" for has in nodes)
             raise ClusterError(
                 f"no node of the cluster has {needs['CPU']} CPU and {needs['GPU']} GPU for a run; it has: {there}; "
-                "where nodes come when they are asked for, give --workers"
+                "where nodes come when they are asked for, give `workers`"
             )
         return room
 
