@@ -125,6 +125,26 @@ def test_ones_own_rate_is_judged_alone(normscope) -> None:
     assert "\nYour rate 1e-7 " in out and "repair" not in out.replace("check/net/report", "")
 
 
+@pytest.mark.parametrize(
+    ("options", "expected", "first", "found"),
+    [
+        (["--data", "mine.py:nans"], 2, "No rate was tried", "What is wrong: the data are not finite"),
+        (["--loss", "mine.py:constant"], 2, "No rate was tried", "What is wrong: the gradient is zero everywhere"),
+        (
+            ["--data", "mine.py:misfits"],
+            0,
+            "Everything else was measured without 2 batches (2, 5",
+            "does not take every batch",
+        ),
+    ],
+)
+def test_what_no_rate_mends_is_said_at_once(normscope, options, expected: int, first: str, found: str) -> None:
+    code, out, err = normscope("check", "mine.py:net", *options, *QUICK)
+    assert code == expected and not [line for line in err.splitlines() if not line.startswith("check: ")]
+    assert f"\n{first}" in out and found in " ".join(out.split()) and "Nothing is wrong" not in out
+    assert out.endswith("All figures and numbers: check/net/report.html\n")
+
+
 def test_a_budget_is_kept_and_what_was_left_out_is_said(normscope) -> None:
     code, out, _ = normscope("check", "mine.py:net", "--steps", "6", "--seeds", "1", "--budget", "0.001")
     assert code == 0 and "\nOut of time: the rates as it is, " in out
@@ -161,8 +181,6 @@ def test_layers_are_listed_in_order(normscope) -> None:
         (["mine.py:Hungry"], "out of memory: give a smaller batch"),
         (["mine.py:frozen"], "no trainable parameter"),
         (["mine.py:net", "--loss", "mine.py:without"], "the loss depends on no trainable parameter"),
-        (["mine.py:net", "--data", "mine.py:nans"], "the loss is nan before any step"),
-        (["mine.py:net", "--data", "mine.py:misfits"], "does not take this batch"),
         (["mine.py:net", "--data", "mine.py:lost"], "--data: mine.py has no 'lost'; it has net, model, Net"),
         (["mine.py:net", "--data", "mine.py:empty"], "gives no batch"),
         (["mine.py:net", "--data", "mine.py:broken"], "raised OSError after 1 of them: gone"),
@@ -170,7 +188,6 @@ def test_layers_are_listed_in_order(normscope) -> None:
         (["mine.py:net", "--data", "didgits"], "unknown --data 'didgits': did you mean 'digits'?"),
         (["mine.py:net", "--data", "random:3xx"], "give the shape of one example"),
         (["mine.py:net", "--data", "mine.py:targets"], "not integers: for regression give a loss_fn"),
-        (["mine.py:net", "--loss", "mine.py:constant"], "gradient of the first batch is zero everywhere"),
         (["mine.py:net", "--loss", "huber"], "unknown --loss 'huber'"),
         (["mine.py:net", "--loss", "mine.py:empty"], "a list is no function loss_fn(model, batch)"),
         (["mine.py:net", "--optimizer", "sdg"], "unknown optimizer 'sdg': did you mean 'sgd'?"),

@@ -10,7 +10,7 @@ from typing import Any
 import xarray as xr
 
 from normscope.diagnosis.finding import as_findings
-from normscope.diagnosis.words import findings_text
+from normscope.diagnosis.words import findings_text, skipped
 from normscope.results import attribute
 from normscope.statistics.numbers import number
 
@@ -24,7 +24,7 @@ LEGEND = "train at: the rate of the lowest loss; stable: the loss never blows up
 """What the table's columns mean, in one line; `outcome` has the definitions."""
 
 AS_IT_IS = "as it is"
-MEASURED, REFUSED, LEFT_OUT = "measured", "refused", "left out"
+MEASURED, REFUSED, LEFT_OUT, NOT_TRIED = "measured", "refused", "left out", "not tried"
 
 APART = 2.0
 """What becomes of the model between its usable and its stable rates is told where they are this factor apart."""
@@ -32,11 +32,19 @@ APART = 2.0
 FATES = {"stalled": "stalls", "dead": "ends saying the same whatever it sees"}
 """Outcomes that are neither learning nor diverging, in words."""
 
+HEALTHY = "Nothing is wrong"
+
+LIMITS = ("", "exploding")
+"""Findings that say what ends the rates; "" is that nothing is a fault. All others are wrong whatever the rate."""
+
 WORTH_SAYING = 1.1
 """A repair helps where it lowers the loss at the horizon by this factor, each at its own rate to train at ..."""
 
 MUCH_LARGER = 1.5
 """... and a rate is told beside it where it is larger by this one."""
+
+NO_GOOD = ("diverges", "learns at no rate tried", "unfinished")
+"""Judgements of one's own rate beside which nothing is called sound."""
 
 HEDGES = {
     "learns on some seeds": " Not every seed learns at it, nor at any other rate tried.",
@@ -123,7 +131,9 @@ def answer(tree: xr.DataTree) -> str:
 def headline(tree: xr.DataTree) -> str:
     """What was cut by time; what is said of one's own rate; the rate to train at; how large a one the model takes."""
     row = rows(tree)[0]
-    parts = [_cut(tree)]
+    parts = [_cut(tree), left_out(tree)]
+    if row.status == NOT_TRIED:
+        return f"No rate was tried: before any step {row.reason}."
     if "own_rate" in tree.children:
         parts.append(own_rate(tree))
     if "own_rate" not in tree.children or row.lr_recommended_found != "unfinished":
@@ -141,6 +151,16 @@ def _cut(tree: xr.DataTree) -> str:
     names = ", ".join("the rates as it is" if name == AS_IT_IS else name for name in cut)
     why = "Interrupted" if str(tree.attrs.get("interrupted", "false")) == "true" else "Out of time"
     return f"{why}: {names} {'was' if len(cut) == 1 and cut[0] != AS_IT_IS else 'were'} not measured to the end."
+
+
+def rates_were_tried(tree: xr.DataTree) -> bool:
+    """False where what no rate mends ended it before any was tried."""
+    return rows(tree)[0].status != NOT_TRIED
+
+
+def left_out(tree: xr.DataTree) -> str:
+    """Which batches nothing was measured on, since their loss or gradient is not finite or they are refused."""
+    return str(tree["findings"].attrs.get("left_out", "")) if "findings" in tree.children else ""
 
 
 def _train_at(tree: xr.DataTree, row: Row) -> str:
@@ -231,14 +251,26 @@ def limits(tree: xr.DataTree) -> list[tuple[str, str]]:
     """What limits the rates, as title and text: the faults, or else what limits every network; nothing where it was not
     measured. "Nothing is wrong" is not said of a model that does not learn."""
     found = as_findings(tree["findings"].to_dataset())
-    faults = [(f.title, f"{f.sentence} To do: {f.advice}") for f in found if f.fault]
+    faults = [(f.title, f"{f.sentence} To do: {f.advice}" if f.advice else f.sentence) for f in found if f.fault]
     if faults:
         return faults
+    healthy = learns(tree) and not skipped(tree) and different_batches(tree) != 1
+    return [(HEALTHY.lower() if healthy else f.title, f.sentence) for f in found]
+
+
+def learns(tree: xr.DataTree) -> bool:
+    """Whether every seed learns: at the rate to train at, or at one's own where no other was looked for."""
     base = rows(tree)[0]
-    healthy = base.lr_recommended_found == "learns on every seed" and not math.isnan(base.lr_stable)
     if "own_rate" in tree.children and base.lr_recommended_found == "unfinished":
-        healthy = str(tree["own_rate"]["judgement"].values) in ("good", "near or above the edge")
-    return [("nothing is wrong" if healthy else f.title, f.sentence) for f in found]
+        own = tree["own_rate"].to_dataset()
+        return bool((own["outcome"] == "learns").all()) and str(own["judgement"].values) not in NO_GOOD
+    return base.lr_recommended_found == "learns on every seed" and not math.isnan(base.lr_stable)
+
+
+def different_batches(tree: xr.DataTree) -> int | None:
+    """How many different mini-batches there were; None where they come from a function of the seed."""
+    number_of = str(tree.attrs.get("different_batches", ""))
+    return int(number_of) if number_of.isdigit() else None
 
 
 def conclusion(tree: xr.DataTree) -> str:
@@ -295,12 +327,31 @@ def _limits(tree: xr.DataTree) -> Iterator[str]:
     if not (found := limits(tree)):
         return
     (title, text), *others = found
-    healthy = title == "nothing is wrong"
-    yield from _wrap(f"Nothing is wrong. {text}" if healthy else f"What limits it: {title}. {text}", indent="  ")
+    head = limits_title(tree)
+    yield from _wrap(f"{head}. {text}" if head == HEALTHY else f"{head}: {title}. {text}", indent="  ")
+    yield from (f"    {line}" for line in first_code(tree).splitlines())
     for other, _ in others[: MOST_FAULTS - 1]:
         yield from _wrap(f"Also: {other}.", indent="  ")
     if len(others) >= MOST_FAULTS:
         yield f"And {len(others) - MOST_FAULTS + 1} more: see the report."
+    for line in skipped(tree):
+        if line != left_out(tree):
+            yield from _wrap(line, indent="  ")
+
+
+def limits_title(tree: xr.DataTree) -> str:
+    """What is said in front of the first of the `limits`."""
+    found = as_findings(tree["findings"].to_dataset())
+    if limits(tree)[:1] and limits(tree)[0][0] == HEALTHY.lower():
+        return HEALTHY
+    first = next((f.name for f in found if f.fault), "")
+    return "What limits it" if first in LIMITS else "What is wrong"
+
+
+def first_code(tree: xr.DataTree) -> str:
+    """The advice of the first fault as lines of Python; empty where it has none."""
+    found = as_findings(tree["findings"].to_dataset())
+    return next((f.code for f in found if f.fault), "")
 
 
 def table_title(tree: xr.DataTree) -> str:
@@ -311,6 +362,8 @@ def table_title(tree: xr.DataTree) -> str:
 def _table(tree: xr.DataTree) -> Iterator[str]:
     head, every = table_title(tree), rows(tree)
     if len(every) == 1 and "own_rate" in tree.children and every[0].lr_recommended_found == "unfinished":
+        return
+    if every[0].status == NOT_TRIED:
         return
     width = min(max(len(head), *(len(row.title) + 2 for row in every)), WIDTH - 40)
     yield f"{head:{width}} {'train at':>8} {'loss':>8} {'stable to':>10} {'learns to':>10}"

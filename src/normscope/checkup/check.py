@@ -13,7 +13,8 @@ import torch
 import xarray as xr
 from torch import nn
 
-from normscope.checkup.answer import AS_IT_IS, LEFT_OUT, MEASURED, REFUSED
+from normscope.checkup.answer import AS_IT_IS, LEFT_OUT, MEASURED, NOT_TRIED, REFUSED
+from normscope.checkup.first_look import first_look
 from normscope.checkup.repairs import Repair, fitting_repairs, repairs
 from normscope.descent.optimizers import OptimizerFactory, own_lr
 from normscope.descent.recipe import SchedulerFactory
@@ -119,9 +120,10 @@ def check(
     own_training = {k: v for k, v in told.items() if k not in ("seeds", "lr_range")}
     recipe = recipe_of(**own_training, warmup=warmup, clip_norm=clip_norm)
     starts = Starts(source, batches, steps, loss_fn=loss_fn, fine_tuning=None, accumulate=accumulate)
+    first, starts = first_look(starts, recipe, budget_seconds)
     batch = starts.first_batches(0, 1)[0]
     names = repair if repair is not None else () if lr is not None else fitting_repairs(starts.model(0))
-    asked = repairs(names, steps=steps)
+    asked = [] if first.hopeless else repairs(names, steps=steps)
     titles = {one.name: one.title(starts.model(0)) for one in asked}
     only_own = lr is not None and not asked
 
@@ -149,6 +151,9 @@ def check(
 
     def as_it_is(bar: Bar) -> dict[str, xr.Dataset]:
         nodes: dict[str, xr.Dataset] = {}
+        short = replace(recipe, steps=min(steps, TRIAL_STEPS), warmup=0, scheduler=None)
+        if first.hopeless:
+            return with_diagnosis(nodes, diagnosis(starts, short, first=first))
         if lr is not None:
             with bar.part("your rate"):
                 own, tried = own_rate_datasets(
@@ -161,12 +166,8 @@ def check(
         if attribute(nodes["as_it_is/rates"], "interrupted"):
             return {**nodes, "findings": findings_dataset([])}
         good = best_lr(nodes["as_it_is/rates"])
-        short = replace(recipe, steps=min(steps, TRIAL_STEPS), warmup=0, scheduler=None)
         with bar.part("what limits it"), bounded(alarm()) as in_time:
-            found = diagnosis(starts, short, lr=good)
-            kept = [name for name in found.children if name != "findings"]
-            nodes |= {f"as_it_is/{name}": found[name].to_dataset() for name in kept}
-            nodes["findings"] = found["findings"].to_dataset()
+            nodes = with_diagnosis(nodes, diagnosis(starts, short, lr=good, first=first))
         if not in_time.kept:
             nodes["findings"] = findings_dataset([]).assign_attrs(cut="true")
         return nodes
@@ -198,7 +199,7 @@ def check(
                 break
     if 0 not in ended:
         raise KeyboardInterrupt
-    rows = [(AS_IT_IS, AS_IT_IS, MEASURED, "")]
+    rows = [(AS_IT_IS, AS_IT_IS, NOT_TRIED if first.hopeless else MEASURED, first.hopeless)]
     nodes: dict[str, xr.Dataset] = ended[0]
     interrupted = any(isinstance(r, dict) and any(map(was_interrupted, r.values())) for r in ended.values())
     for place, one in enumerate(asked, 1):
@@ -214,7 +215,7 @@ def check(
     config = provenance(
         device=parameter.device,
         dtype=parameter.dtype,
-        optimizer=nodes["as_it_is/rates"].attrs["optimizer"],
+        optimizer=name_of(optimizer),
         steps=steps,
         seeds=seeds,
         warmup=warmup,
@@ -233,6 +234,15 @@ def check(
         notes=[*notes, *([ONE_BATCH] if starts.num_batches == 1 else [])],
     )
     return xr.DataTree.from_dict({"/": with_attributes(summary(rows, nodes), **config), **nodes})
+
+
+def with_diagnosis(nodes: dict[str, xr.Dataset], found: xr.DataTree) -> dict[str, xr.Dataset]:
+    """The nodes with a diagnosis: its findings on top, what they rest on beside the rates."""
+    kept = {f"as_it_is/{name}": found[name] for name in found.children if name != "findings"}
+    if training := kept.pop("as_it_is/training", None):
+        kept |= {f"as_it_is/training/{name}": node for name, node in training.children.items()}
+    findings = found["findings"].to_dataset()
+    return {**nodes, **{name: node.to_dataset() for name, node in kept.items()}, "findings": findings}
 
 
 def summary(rows: Sequence[tuple[str, str, str, str]], nodes: dict[str, xr.Dataset]) -> xr.Dataset:

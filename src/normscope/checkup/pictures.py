@@ -31,6 +31,8 @@ def proof(tree: xr.DataTree) -> list[Picture]:
         else:
             pictures.append(_picture(evidence, plot_relative_loss, "why", _FIRST_STEP))
     top = tree.to_dataset()
+    if "rates" not in tree["as_it_is"].children:
+        return pictures
     variants = [(top.isel(variant=0), "as_it_is", COLORS["none"])]
     if best := _best_repair(tree):
         variants.append((top.sel(variant=best), f"repairs/{best}", COLORS["batch"]))

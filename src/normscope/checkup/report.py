@@ -5,9 +5,21 @@ from pathlib import Path
 
 import xarray as xr
 
-from normscope.checkup.answer import AS_IT_IS, MEASURED, Row, conclusion, headline, limits, notes, rows, table_title
+from normscope.checkup.answer import (
+    AS_IT_IS,
+    MEASURED,
+    NOT_TRIED,
+    Row,
+    conclusion,
+    headline,
+    limits_title,
+    notes,
+    rows,
+    table_title,
+)
 from normscope.checkup.pictures import of_variant, proof
 from normscope.diagnosis.finding import as_findings
+from normscope.diagnosis.words import skipped
 from normscope.errors import NormscopeError, ResultError, raised
 from normscope.figures.repairs import plot_repairs
 from normscope.figures.style import figure_of
@@ -53,7 +65,7 @@ def page_of(tree: xr.DataTree) -> Page:
         pictures=proof(tree),
         sections=[
             _findings(tree),
-            _answer(tree),
+            *([] if rows(tree)[0].status == NOT_TRIED else [_answer(tree)]),
             *(_variant(tree, row) for row in rows(tree) if row.status == MEASURED),
         ],
     )
@@ -85,13 +97,15 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _findings(tree: xr.DataTree) -> Section:
     found = as_findings(tree["findings"].to_dataset())
     faults = [finding for finding in found if finding.fault]
-    healthy = any(title == "nothing is wrong" for title, _ in limits(tree))
     measured = tree["as_it_is/evidence"].to_dataset().data_vars if "evidence" in tree["as_it_is"].children else {}
     scalars = [(str(array.attrs["long_name"]), _plain(array)) for array in measured.values() if not array.dims]
     return Section(
         anchor="findings",
-        title="What limits it" if faults or not healthy else "Nothing is wrong",
-        paragraphs=[Paragraph(f.title, f"{f.sentence} {f.advice}".strip()) for f in faults or found],
+        title=limits_title(tree),
+        paragraphs=[
+            *(Paragraph(f.title, f"{f.sentence} {f.advice}".strip()) for f in faults or found),
+            *(Paragraph("not measured", line) for line in skipped(tree)),
+        ],
         setup=[*((f"what decided: {f.name}", _decided(f.numbers)) for f in found), *scalars],
     )
 

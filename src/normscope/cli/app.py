@@ -82,8 +82,8 @@ def main() -> None:
         if "_NORMSCOPE_COMPLETE" in os.environ:  # a shell asks, and the parser exits
             raise
         _fail(_said(error), FAILURE, error)
-    if code == FOUND:  # a command's own answer, and no failure
-        sys.exit(FOUND)
+    if code in (FOUND, FAILURE):  # a command's own answer, printed already
+        sys.exit(code)
 
 
 def _said(error: BaseException) -> str:

@@ -50,6 +50,12 @@ TRIAL_STEPS = 40
 SECONDS = 10.0
 """Of one processor, for all trainings together, where nothing else is asked for."""
 
+DESCENTS_SHARE = 0.5
+"""Of that time, what the short descents may take beyond it."""
+
+MOST_PLACES = 5
+"""Of batches that are named by their places."""
+
 SYMPTOM = "zero_gradient"
 """What is told after its causes."""
 
@@ -117,11 +123,13 @@ def diagnosis(
     lr: float | None = None,
     own: bool = False,
     seconds: float = SECONDS,
+    first: FirstPass | None = None,
 ) -> xr.DataTree:
     """`diagnose`, from where the tries of a search start.
 
     Args:
         lr: a rate known to be good, or with `own` the rate that its user trains at.
+        first: what the first pass showed, where it was made; batches that cannot be trained on are then gone already.
     """
     limit = MOST_BATCHES if own else NUM_BATCHES
     number_of = starts.num_batches
@@ -129,7 +137,7 @@ def diagnosis(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     some = islice(starts.batches(None), limit if number_of is None else min(limit, number_of))
     taken = [on_device(batch, device) for batch in some]
-    return as_tree(diagnosed(model, taken, recipe, seed=seed, lr=lr, own=own, seconds=seconds))
+    return as_tree(diagnosed(model, taken, recipe, seed=seed, lr=lr, own=own, seconds=seconds, first=first))
 
 
 def diagnosed(
@@ -141,17 +149,23 @@ def diagnosed(
     lr: float | None = None,
     own: bool = False,
     seconds: float = SECONDS,
+    first: FirstPass | None = None,
 ) -> Diagnosis:
     """`diagnose` of a model on batches that are there."""
     until = time.process_time() + seconds * torch.get_num_threads()
-    first = first_pass(model, batches, recipe.loss_fn, seed=seed)
-    refuse_hopeless(model, batches, first, recipe)
+    end = until + DESCENTS_SHARE * seconds * torch.get_num_threads()
+    if first is None:
+        first = first_pass(model, batches, recipe.loss_fn, seed=seed)
+        refuse_hopeless(model, batches[0], first, recipe)
+        usable = [batches[i] for i in first.usable]
+    else:
+        usable = list(batches) if first.usable else []
     program = Program(lambda _seed: model, batches, recipe.optimizer, lr or 0.0, recipe.steps, recipe.loss_fn)
-    early = told_early(Facts(program, first=first))
-    found = Diagnosis(early, first)
-    usable = [batches[i] for i in first.usable]
-    if not usable or first.garbage:
-        found.skipped.append("No batch has a finite loss and gradient: nothing else was measured.")
+    found = Diagnosis(told_early(Facts(program, first=first)), first)
+    if left_out := words_of_left_out(first):
+        found.skipped.append(left_out)
+    if not usable or (first.hopeless and first.garbage):
+        found.skipped.append(f"Nothing else was measured: {first.hopeless}.")
         return found
     try:
         found.evidence = measure_evidence(model, usable[:NUM_BATCHES], recipe=recipe, seed=seed, lr=lr)
@@ -160,17 +174,29 @@ def diagnosed(
     facts = replace(facts_of(replace(program, batches=usable), seed=seed), first=first, own=own)
     found.facts = facts = trained(facts, found.evidence, lr, seed, until)
     found.search = search(facts, seed=seed, until=until)
-    found.findings = conclude(found, model, usable, recipe, seed, lr)
+    found.findings = conclude(found, model, usable, recipe, seed, lr, end)
     if found.search.cut:
         found.skipped.append("There was no time for every repair: what is not said was not looked at.")
     return found
 
 
-def refuse_hopeless(model: nn.Module, batches: Sequence[Any], first: FirstPass, recipe: Recipe) -> None:
-    """Raise what `checked_loss` says where no batch can be measured at all."""
-    if len(first.refused) == len(first.losses) or not any(p.requires_grad for p in model.parameters()):
-        with untouched(model), readable_errors(), torch.enable_grad():
-            checked_loss(model, batches[0], recipe.loss_fn)
+def words_of_left_out(first: FirstPass) -> str:
+    """Which batches nothing else is measured on, where there are others; else empty."""
+    places = first.left_out
+    if not places or not first.usable:
+        return ""
+    shown = ", ".join(map(str, places[:MOST_PLACES])) + (", ..." if len(places) > MOST_PLACES else "")
+    many = f"batch {shown}" if len(places) == 1 else f"{len(places)} batches ({shown}; from 0)"
+    return f"Everything else was measured without {many} of {len(first.losses)}."
+
+
+def refuse_hopeless(model: nn.Module, batch: Any, first: FirstPass, recipe: Recipe) -> None:
+    """Raise what `checked_loss` says of the first batch where no batch can be measured at all."""
+    if not first.hopeless:
+        return
+    with untouched(model), readable_errors(), torch.enable_grad():
+        checked_loss(model, batch, recipe.loss_fn)
+    if len(first.refused) == len(first.losses):
         raise InvalidBatch(f"no batch can be measured: {next(iter(first.refused.values()), 'nothing depends on it')}")
 
 
@@ -207,7 +233,13 @@ def trained(facts: Facts, evidence: xr.DataTree | None, lr: float | None, seed: 
 
 
 def conclude(
-    found: Diagnosis, model: nn.Module, batches: Sequence[Any], recipe: Recipe, seed: int, lr: float | None
+    found: Diagnosis,
+    model: nn.Module,
+    batches: Sequence[Any],
+    recipe: Recipe,
+    seed: int,
+    lr: float | None,
+    until: float | None = None,
 ) -> list[Finding]:
     """The findings in their order: what the first pass shows, what is certain, what is needed, what the evidence alone
     shows of a program that does not learn, and what limits every network where there is nothing else."""
@@ -225,7 +257,9 @@ def conclude(
     if not learning:
         faulty += [finding for finding in symptoms(evidence) if finding.name not in told]
     if not faulty and not learning and found.search.best < PARTLY and len(batches) > 1:
-        evidence = with_descents(evidence, model, batches[:NUM_BATCHES], recipe=recipe, seed=seed, lr=lr)
+        evidence = with_descents(evidence, model, batches[:NUM_BATCHES], recipe=recipe, seed=seed, lr=lr, until=until)
+        if not int(evidence["trial_steps"]):
+            found.skipped.append("There was no time to see whether what is learned holds on other batches.")
         found.evidence["evidence"] = xr.DataTree(evidence)
         faulty += symptoms(evidence, last=True)
     return faulty if any(f.name == "exploding" for f in faulty) else [*faulty, curvature(evidence)]
@@ -283,6 +317,8 @@ def as_tree(found: Diagnosis) -> xr.DataTree:
     if found.evidence is not None:
         for name in ("evidence", "output_gradients"):
             nodes[name] = found.evidence[name].to_dataset()
+    told = {"skipped": "\n".join(found.skipped), "left_out": words_of_left_out(first)}
+    nodes["findings"] = nodes["findings"].assign_attrs(told)
     tree = xr.DataTree.from_dict(nodes)
-    tree.attrs["skipped"] = "\n".join(found.skipped)
+    tree.attrs["skipped"] = told["skipped"]
     return tree

@@ -171,11 +171,18 @@ def trial_rates(evidence: xr.Dataset, lr: float | None) -> list[float]:
 
 
 def with_descents(
-    evidence: xr.Dataset, model: nn.Module, batches: Sequence[Any], *, recipe: Recipe, seed: int, lr: float | None
+    evidence: xr.Dataset,
+    model: nn.Module,
+    batches: Sequence[Any],
+    *,
+    recipe: Recipe,
+    seed: int,
+    lr: float | None,
+    until: float | None = None,
 ) -> xr.Dataset:
     """The second stage: the evidence with what short descents on one batch and on many came to. It costs most of the
     time, and is asked only of a model in which nothing else is found."""
-    tried = short_descents(model, batches, trial_rates(evidence, lr), recipe, seed)
+    tried = short_descents(model, batches, trial_rates(evidence, lr), recipe, seed, until)
     rest = evidence.drop_vars([str(name) for name in trial_variables(NOT_TRIED).data_vars])
     merged = xr.merge([rest, trial_variables(tried)], compat="equals")
     merged.attrs = evidence.attrs
@@ -232,11 +239,16 @@ def _values(seen: Signal, name: str, calls: Sequence[str]) -> list[float]:
 
 
 def short_descents(
-    model: nn.Module, batches: Sequence[Any], lrs: Sequence[float], recipe: Recipe, seed: int
+    model: nn.Module,
+    batches: Sequence[Any],
+    lrs: Sequence[float],
+    recipe: Recipe,
+    seed: int,
+    until: float | None = None,
 ) -> Learnability:
     """The trial on all but a few of the batches, which stay unseen; none do where there are fewer than two."""
     aside = min(UNSEEN_BATCHES, len(batches) // 2)
-    return learnability(model, batches[aside:], batches[:aside], lrs, recipe=recipe, seed=seed)
+    return learnability(model, batches[aside:], batches[:aside], lrs, recipe=recipe, seed=seed, until=until)
 
 
 def is_softmax(rows: np.ndarray) -> bool:

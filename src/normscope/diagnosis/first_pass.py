@@ -10,7 +10,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from normscope.errors import NormscopeError, raised
-from normscope.model.batch import num_examples, take, targets_of
+from normscope.model.batch import num_examples, parts_of, take, targets_of
 from normscope.model.loss import LossFn, default_loss
 from normscope.model.state import untouched
 
@@ -53,6 +53,8 @@ class NotFinite:
     """The operation that is the first to give such a number, forwards or on the way back, by torch's name."""
     others: int = 0
     """How many more batches give it."""
+    data: str = ""
+    """Where the batch itself holds NaN or inf: "input 0, feature 3", "targets"; empty where it does not."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,42 @@ class FirstPass:
         pairs = enumerate(zip(self.losses, self.gradients, strict=True))
         return [i for i, (loss, gradient) in pairs if math.isfinite(loss) and math.isfinite(gradient)]
 
+    @property
+    def left_out(self) -> list[int]:
+        """The places of those that cannot."""
+        return sorted(set(range(len(self.losses))) - set(self.usable))
 
-def first_pass(model: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None = None, *, seed: int = 0) -> FirstPass:
+    @property
+    def hopeless(self) -> str:
+        """Why no rate can be measured; empty where one can."""
+        if not self.usable:
+            return "no batch has a finite loss and gradient"
+        if any(not math.isfinite(worst) for _, worst in self.garbage):
+            return "the parameters are not finite"
+        if not any(self.gradients[i] > 0 for i in self.usable):
+            return "the gradient is zero everywhere"
+        return ""
+
+
+def first_pass(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: LossFn | None = None,
+    *,
+    seed: int = 0,
+    seconds: float = SECONDS,
+) -> FirstPass:
     """See above; the model comes back untouched."""
     losses: list[float] = []
     gradients: list[float] = []
+    examples: list[int] = []
     refused: dict[int, str] = {}
     broadcast: Broadcast | None = None
+    bad: list[int] = []
+    first_bad: Any = None
     begun = time.process_time()
     for place, batch in enumerate(batches):
-        if place and time.process_time() - begun > SECONDS:
+        if place and time.process_time() - begun > seconds:
             break
         try:
             with _watching(batch) as watch:
@@ -106,13 +134,16 @@ def first_pass(model: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None 
             loss, norms = math.nan, {}
         losses.append(loss)
         gradients.append(math.sqrt(sum(n * n for n in norms.values())))
-    bad = [i for i, (a, g) in enumerate(zip(losses, gradients, strict=True)) if i not in refused and _wrong(a, g)]
+        examples.append(num_examples(batch) or 0)
+        if place not in refused and _wrong(loss, gradients[-1]):
+            first_bad = batch if not bad else first_bad
+            bad.append(place)
     return FirstPass(
         tuple(losses),
         tuple(gradients),
-        tuple(num_examples(batch) or 0 for batch in batches[: len(losses)]),
+        tuple(examples),
         refused,
-        traced(model, batches[bad[0]], loss_fn, seed, bad[0], len(bad) - 1) if bad else None,
+        traced(model, first_bad, loss_fn, seed, bad[0], len(bad) - 1) if bad else None,
         tuple(garbage(model)),
         broadcast,
     )
@@ -140,6 +171,8 @@ def one_pass(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) ->
 def traced(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int, place: int, others: int) -> NotFinite:
     """Where the number that is not finite comes from: example, parameters, module, operation."""
     loss, norms = one_pass(model, batch, loss_fn, seed)
+    if data := not_finite_data(batch):
+        return NotFinite(place, loss, culprit(model, batch, loss_fn, seed), others=others, data=data)
     names = tuple(name for name, norm in norms.items() if not math.isfinite(norm))
     module, kind = (None, "") if math.isfinite(loss) else producer(model, batch, loss_fn, seed)
     return NotFinite(
@@ -152,6 +185,24 @@ def traced(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int, plac
         operation(model, batch, loss_fn, seed),
         others,
     )
+
+
+def not_finite_data(batch: Any) -> str:
+    """Where the batch holds NaN or inf, see `NotFinite.data`; −inf is what masks are made of."""
+    targets = targets_of(batch)
+    parts = list(batch.items()) if isinstance(batch, Mapping) else list(enumerate(parts_of(batch)))
+    for name, part in parts:
+        if not isinstance(part, Tensor) or not part.is_floating_point():
+            continue
+        bad = torch.isnan(part) | (part == math.inf)
+        if not bool(bad.any()):
+            continue
+        if part is targets:
+            return "the targets"
+        features = bad.flatten(1).any(0).nonzero().flatten().tolist() if part.ndim == 2 else []
+        where = f"feature {features[0]} of " if len(features) == 1 else ""
+        return f"{where}{f'the {name!r}' if isinstance(name, str) else 'the inputs'}"
+    return ""
 
 
 def culprit(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) -> int:

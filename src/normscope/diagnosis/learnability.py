@@ -6,6 +6,7 @@ that with the targets permuted among the examples.
 """
 
 import math
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
@@ -55,14 +56,27 @@ NOT_TRIED = Learnability(float("nan"), float("nan"), float("nan"), float("nan"),
 
 
 def learnability(
-    model: nn.Module, seen: Sequence[Any], unseen: Sequence[Any], lrs: Iterable[float], *, recipe: Recipe, seed: int = 0
+    model: nn.Module,
+    seen: Sequence[Any],
+    unseen: Sequence[Any],
+    lrs: Iterable[float],
+    *,
+    recipe: Recipe,
+    seed: int = 0,
+    until: float | None = None,
 ) -> Learnability:
     """Descend at every rate for `recipe.steps` steps, on the first batch alone and on all of `seen`, until both have
-    shown that something is learned."""
+    shown that something is learned.
+
+    Args:
+        until: `time.process_time()` by which it ends; then `NOT_TRIED`, for what was not tried may learn.
+    """
     best_one, best_contrast, error, lr_one, lr_contrast = float("nan"), float("nan"), float("nan"), float("nan"), None
     for lr in lrs:
         if best_one < ENOUGH_FITTED and (best_contrast > ENOUGH_CONTRAST or not unseen):
             break
+        if until is not None and time.process_time() > until:
+            return NOT_TRIED
         one = _after(model, seen[:1], seen[:1], lr, recipe, seed)[0]
         if np.isfinite(one) and not one >= best_one:
             best_one, lr_one = one, lr
@@ -75,6 +89,8 @@ def learnability(
             error = float(finite.std(ddof=1) / np.sqrt(len(finite))) if len(finite) > 1 else float("nan")
     steps = recipe.steps
     if not best_one < ENOUGH_FITTED and np.isfinite(lr_one):
+        if until is not None and time.process_time() > until:
+            return NOT_TRIED
         steps *= PATIENCE
         best_one = np.fmin(best_one, _after(model, seen[:1], seen[:1], lr_one, replace(recipe, steps=steps), seed)[0])
     return Learnability(float(best_one), best_contrast, error, lr_one if lr_contrast is None else lr_contrast, steps)

@@ -9,6 +9,7 @@ from typing import Any
 import xarray as xr
 
 from normscope.diagnosis.finding import Finding, as_findings
+from normscope.statistics.numbers import percent
 from normscope.version import __version__
 
 WIDTH = 79
@@ -17,13 +18,16 @@ WIDTH = 79
 NOT_LEARNING = 0.05
 """Less than this share of what there is to learn is not learning."""
 
+MUCH = 0.5
+"""Less than this share is said, for nothing tells whether more steps would learn the rest."""
+
 SCHEMA, SCHEMA_VERSION = "normscope.findings", 1
 """Of the JSON. The version grows when a field goes or changes its meaning, and not when one is added."""
 
 
 def skipped(tree: xr.DataTree) -> list[str]:
-    """What could not be measured, a line each."""
-    return [line for line in str(tree.attrs.get("skipped", "")).split("\n") if line]
+    """What could not be measured, in a diagnosis or in that of a check, a line each."""
+    return [line for line in str(tree["findings"].attrs.get("skipped", "")).split("\n") if line]
 
 
 def findings_text(tree: xr.DataTree) -> str:
@@ -76,6 +80,12 @@ def score_of(tree: xr.DataTree) -> float:
     return float(trained["as_it_is"].to_dataset()["score"]) if "as_it_is" in trained else math.nan
 
 
+def steps_of(tree: xr.DataTree) -> int:
+    """Of the program's own training; 0 where it was not trained."""
+    trained = tree["training"].children if "training" in tree.children else {}
+    return int(trained["as_it_is"].to_dataset().sizes["step"]) if "as_it_is" in trained else 0
+
+
 def has_fault(tree: xr.DataTree) -> bool:
     """Whether anything is wrong."""
     return any(finding.fault for finding in as_findings(tree["findings"].to_dataset()))
@@ -92,10 +102,14 @@ def _first(finding: Finding) -> Iterator[str]:
 
 def _nothing(tree: xr.DataTree, found: list[Finding]) -> Iterator[str]:
     """No fault: said as strongly as what was trained allows."""
-    if score_of(tree) < NOT_LEARNING:
-        yield from _wrapped("No fault was found, but it does not learn: look at the data, and give it more steps.")
+    score, steps = score_of(tree), steps_of(tree)
+    if score < NOT_LEARNING:
+        said = f"No fault was found, but it does not learn in {steps} steps: look at the data, and give it more steps."
+    elif score < MUCH:
+        said = f"No fault was found. {steps} steps learn {percent(score)} of what there is to learn."
     else:
-        yield from _wrapped("No fault was found.")
+        said = "No fault was found."
+    yield from _wrapped(said)
     for finding in found:
         yield from _wrapped(finding.sentence, "  ", "  ")
 

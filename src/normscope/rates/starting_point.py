@@ -1,7 +1,7 @@
 """Where every descent of a seed starts: its model, what it is compared with, and what a trained model's loss was."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -43,12 +43,33 @@ class Starts:
             what = type(model_or_build).__name__
             raise InvalidModel(f"model_or_build is a {what}: give an nn.Module or a function build(seed) -> nn.Module")
         self._source = model_or_build
+        self._accumulate = accumulate
         self.model: Callable[[int], nn.Module] = cache(self._model)
         self.batches, self.num_batches = mini_batches(batches, steps * accumulate)
         self.constant_loss: Callable[[int], float] = cache(self._constant_loss)
         self._loss_at_horizon: Callable[[int], float] = cache(self._loss_at_horizon_of)
         self._steps, self._loss_fn, self._fine_tuning = steps, loss_fn, fine_tuning
         self.forward_passes = 0
+
+    def without(self, left_out: Callable[[int], Collection[int]]) -> "Starts":
+        """The same without some of the mini-batches.
+
+        Args:
+            left_out: gives their places, by the seed where batches come from a function; else for any.
+        """
+
+        def some(seed: int | None) -> Iterator[Any]:
+            places, number_of = left_out(seed or 0), self.num_batches
+            return (batch for i, batch in enumerate(islice(self.batches(seed), number_of)) if i not in places)
+
+        return Starts(
+            self._source,
+            some if self.num_batches is None else list(some(None)),
+            self._steps,
+            loss_fn=self._loss_fn,
+            fine_tuning=self._fine_tuning,
+            accumulate=self._accumulate,
+        )
 
     @property
     def fine_tuning(self) -> bool:

@@ -57,7 +57,7 @@ def command(
     refuse_misspelled(
         target, {"--data": data, "--loss": loss, "--optimizer": optimizer, "--scheduler": scheduler}
     )  # before torch is imported
-    from normscope.checkup.answer import answer
+    from normscope.checkup.answer import answer, rates_were_tried
     from normscope.checkup.check import check
     from normscope.checkup.repairs import repairs
     from normscope.checkup.report import report
@@ -102,3 +102,5 @@ def command(
     page = report(tree, folder / "report.html")
     print(answer(tree))
     print(f"\nAll figures and numbers: {page}")
+    if not rates_were_tried(tree):
+        raise typer.Exit(2)

@@ -14,7 +14,7 @@ GUARDS = {
     "pow": "(x + 1e-8) ** p: the derivative at 0 is infinite",
     "log": "log(x.clamp(min=1e-8)), or a function of the logits such as log_softmax",
     "div": "divide by x.clamp(min=1e-8)",
-    "softmax": "a row whose every entry is masked with -inf: leave one entry, or mask with a large negative number",
+    "softmax": "mask = mask & ~mask.all(-1, keepdim=True): a row of -inf only has no softmax",
     "acos": "acos(x.clamp(-1 + 1e-6, 1 - 1e-6))",
     "norm": "sqrt(x.square().sum() + 1e-8)",
 }
@@ -25,6 +25,8 @@ def _suspected(facts: Facts) -> Suspicion | None:
     if facts.first is None or facts.first.not_finite is None:
         return None
     bad = facts.first.not_finite
+    if bad.data:
+        return None  # `not_finite_data` says so
     count = len(facts.first.losses)
     where = f"batch {bad.batch} of {count} (from 0)" + (f", example {bad.example}" if bad.example >= 0 else "")
     more = f" So do {bad.others} more batches." if bad.others else ""
