@@ -2,15 +2,18 @@
 
 import math
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional as F
 
 import normscope as ns
 from normscope.data import load_data
 from normscope.paper.exhibit import Setting
 from normscope.paper.exhibits import apart, apart_rates
-from normscope.paper.ladder import AT_THE_START, OF_RATES
+from normscope.paper.ladder import AT_THE_START, OF_RATES, RUNGS
 from normscope.paper.ladder_map import shares
 from normscope.paper.measurement import reproduce
 from normscope.paper.rungs import build, small_lr
@@ -60,6 +63,25 @@ def test_what_it_measures_is_what_the_probes_say(setting: Setting, folder) -> No
     )
     assert float(one["common_part"]) == pytest.approx(float(ns.output_gradients(net, batch)["common_part"]))
     assert small_lr(setting) == 0.01
+
+
+def test_no_rung_silently_is_another(setting: Setting) -> None:
+    """Every pair differs in its outputs or in the gradient at the images, on the second mini-batch: on the first that
+    they see, running averages and the first batch's statistics are the same by definition."""
+    several = replace(setting, batch_size=48)  # three ghost batches
+    walk = several.batches(0)
+    images, labels = [next(walk) for _ in range(2)][1]
+    images.requires_grad_(True)
+    seen = {}
+    for rung in RUNGS:
+        logits = build(several, rung, 0)(images)
+        [gradient] = torch.autograd.grad(F.cross_entropy(logits, labels), [images])
+        seen[rung] = logits.detach(), gradient
+    assert len(seen) == 18
+    for a, b in combinations(seen, 2):
+        pairs = zip(seen[a], seen[b], strict=True)
+        apart_by = [(one - other).norm() / (one.norm() + other.norm()) for one, other in pairs]
+        assert max(apart_by) > 1e-3, (a, b)
 
 
 def test_a_first_batch_that_was_seen_is_not_taken_again(setting: Setting, folder) -> None:

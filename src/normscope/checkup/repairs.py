@@ -12,7 +12,9 @@ from normscope.model.loss import LossFn
 from normscope.nets.batch_norm_parts import PARTS
 from normscope.nets.inits import INITS
 from normscope.nets.norms import NORMS
+from normscope.nets.weight_norms import WEIGHT_NORMS
 from normscope.surgery import with_init, with_norm
+from normscope.surgery.branch_init import BRANCH_INITS
 from normscope.surgery.places import existing_norms
 from normscope.surgery.residual import has_post_norm, with_pre_norm, with_small_output, with_small_residual
 
@@ -32,8 +34,8 @@ CLIP_NORM = 1.0
 WARMUP_SHARE = 0.2
 """Share of the steps over which warmup raises the rate."""
 
-NORM_REPAIRS: tuple[str, ...] = tuple(kind for kind in (*NORMS, *PARTS) if kind != "none")
-INIT_REPAIRS: tuple[str, ...] = tuple(kind for kind in INITS if kind != "default")
+NORM_REPAIRS: tuple[str, ...] = tuple(kind for kind in (*NORMS, *PARTS, *WEIGHT_NORMS) if kind != "none")
+INIT_REPAIRS: tuple[str, ...] = tuple(kind for kind in (*INITS, *BRANCH_INITS) if kind != "default")
 RIVALS: tuple[str, ...] = ("warmup", "clipping", "both")
 RESIDUAL_REPAIRS: tuple[str, ...] = ("pre_norm", "small_residual", "small_output")
 REPAIRS: tuple[str, ...] = ("final", *NORM_REPAIRS, *INIT_REPAIRS, *RESIDUAL_REPAIRS, *RIVALS)
@@ -52,6 +54,8 @@ NORM_TITLES = {
     "batch_first": "batch norm frozen at the first batch",
     "batch_running": "batch norm by running averages",
     "batch_ghost": "batch norm over ghost batches",
+    "weight_mean": "weight norm with mean-only batch norm",
+    "weight_std": "scaled weight standardization",
 }
 
 

@@ -20,6 +20,9 @@ OUTPUT_NORM = "output_norm"
 INPUT_NORM = "input_norm"
 """What the norm in front of a layer is called, as its child."""
 
+OUTPUT_SCALAR, INPUT_SCALAR = "output_scalar", "input_scalar"
+"""What a learned number behind and in front of a layer or norm is called, as its child."""
+
 
 def attach_behind(layer: nn.Module, norm: nn.Module) -> None:
     """Apply `norm` to each output of `layer` from now on."""
@@ -31,6 +34,16 @@ def attach_in_front(layer: nn.Module, norm: nn.Module) -> None:
     """Apply `norm` to each first input of `layer` from now on."""
     layer.register_module(INPUT_NORM, norm)
     _keep_handle(layer, INPUT_NORM, layer.register_forward_pre_hook(_normalize_input, with_kwargs=True))
+
+
+def attach_scalars(layer: nn.Module, *, in_front: nn.Module | None = None, behind: nn.Module | None = None) -> None:
+    """Apply a module of a learned number to each first input, or to each output (the first of several), or both."""
+    if in_front is not None:
+        layer.register_module(INPUT_SCALAR, in_front)
+        _keep_handle(layer, INPUT_SCALAR, layer.register_forward_pre_hook(_scale_input, with_kwargs=True))
+    if behind is not None:
+        layer.register_module(OUTPUT_SCALAR, behind)
+        _keep_handle(layer, OUTPUT_SCALAR, layer.register_forward_hook(_scale_output))
 
 
 def is_attached(layer: nn.Module, name: str) -> bool:
@@ -55,8 +68,20 @@ def _normalize_output(layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
     return getattr(layer, OUTPUT_NORM)(output)
 
 
+def _scale_output(layer: nn.Module, _inputs: Any, output: Any) -> Any:
+    scalar = getattr(layer, OUTPUT_SCALAR)
+    return (scalar(output[0]), *output[1:]) if isinstance(output, tuple) else scalar(output)
+
+
 def _normalize_input(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    norm = getattr(layer, INPUT_NORM)
+    return _with_first(getattr(layer, INPUT_NORM), inputs, named)
+
+
+def _scale_input(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return _with_first(getattr(layer, INPUT_SCALAR), inputs, named)
+
+
+def _with_first(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if inputs:
-        return (norm(inputs[0]), *inputs[1:]), named
-    return inputs, {**named, "input": norm(named["input"])}
+        return (module(inputs[0]), *inputs[1:]), named
+    return inputs, {**named, "input": module(named["input"])}

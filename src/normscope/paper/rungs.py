@@ -7,13 +7,18 @@ import torch
 from torch import nn
 
 from normscope.data import load_data
+from normscope.nets.build import NET_NORMS
+from normscope.nets.weight_norms import WEIGHT_NORMS
 from normscope.paper.exhibit import Setting, depth_of
 from normscope.paper.ladder import RUNGS
+from normscope.surgery import with_init, with_norm
+from normscope.surgery.branch_init import BRANCH_INITS
+from normscope.surgery.residual import with_small_residual
 
 IMAGE_SIZE = 16
 """Pixels a side that larger images are averaged to, as where figure 1 is trained to the end at reduced size."""
 
-BUILT = tuple(RUNGS)[:13]
+BUILT = tuple(RUNGS)
 """The rungs that are measured."""
 
 SMALL_LR = {20: 0.01, 56: 0.003}
@@ -36,9 +41,17 @@ def small_lr(setting: Setting) -> float:
 
 def build(setting: Setting, rung: str, seed: int) -> nn.Module:
     """A rung's network, after one forward pass on the seed's first mini-batch: running averages and the statistics of a
-    first batch are then this one's."""
-    net = setting.build(rung, seed)
-    see(net, setting.first_batch(seed))
+    first batch are then this one's, and weight norm's scale is set from it. All have the Xavier weights of the seed but
+    Fixup, which is He's."""
+    batch = setting.first_batch(seed)
+    net = setting.build(rung if rung in NET_NORMS else "none", seed)
+    if rung in WEIGHT_NORMS:
+        net = with_norm(net, rung, "everywhere", batch=batch)
+    elif rung in BRANCH_INITS:
+        net = with_init(net, rung, seed=seed, batch=batch)
+    elif rung == "depth_scaled":
+        net = with_small_residual(net, batch=batch)
+    see(net, batch)
     return net
 
 

@@ -10,6 +10,7 @@ from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
 from normscope.nets.inits import INITS, init_
 from normscope.nets.residual_tails import declared_tails, tail_tensors
+from normscope.surgery.branch_init import BRANCH_INITS, check_branch_init, fixup_, skip_init_
 from normscope.surgery.calls import calls_of, output_layer
 from normscope.surgery.refusals import changeable_copy
 from normscope.surgery.tail_search import found_tails
@@ -30,7 +31,8 @@ def with_init(
 
     Args:
         kind: a name of `normscope.nets.inits`: default, xavier_uniform, xavier_normal, kaiming_normal, orthogonal,
-            zero_residual. See `inits.init_` for what each sets, and for `scale`.
+            zero_residual. See `inits.init_` for what each sets, and for `scale`. Or one that brings learned numbers
+            with it (`surgery.branch_init`): skipinit, fixup, which has its own output layer of zeros.
         seed: fixes every number drawn; torch's generators are not touched.
         keep_output_layer: leave the output layer, and what is tied to it, as it is: the last layer called, where a
             batch is given, else the last registered.
@@ -41,14 +43,15 @@ def with_init(
     last layer or norm of each residual branch, so that the branch adds nothing at first.
 
     Raises:
-        InvalidConfig: an unknown kind, a scale that is not positive, `zero_residual` where there is no residual branch
-            or none can be seen.
+        InvalidConfig: an unknown kind, a scale that is not positive, `zero_residual`, skipinit or fixup where there is
+            no residual branch or none can be seen, fixup on a model with norms.
         InvalidModel: what cannot be changed safely: models compiled, scripted, quantized, fused or wrapped; weights
             computed from others; a residual branch that ends in neither a layer nor a norm.
         InvalidBatch: a batch that the model does not take.
     """
-    if kind not in INITS:
-        raise unknown("init", kind, INITS)
+    check_branch_init(kind, batch)
+    if kind not in INITS and kind not in BRANCH_INITS:
+        raise unknown("init", kind, (*INITS, *BRANCH_INITS))
     changed = changeable_copy(model)
     output = None if batch is None else output_layer(changed, calls_of(changed, batch, loss_fn))[1]
     tails: list[nn.Module] = []
@@ -59,7 +62,11 @@ def with_init(
                 "init 'zero_residual': no block names its residual_tail; give a batch, so that the branches can be seen"
             )
         tails = tails or found_tails(changed, batch, loss_fn)
-    drawn = "xavier_uniform" if kind == "zero_residual" else kind
+    if kind == "skipinit" and batch is None and not declared_tails(changed):
+        raise InvalidConfig(
+            "init 'skipinit': no block names its residual_tail; give a batch, so that branches are seen"
+        )
+    drawn = "xavier_uniform" if kind == "zero_residual" else BRANCH_INITS.get(kind, kind)
     if output is None:
         init_(changed, drawn, seed=seed, scale=scale, keep_output_layer=keep_output_layer)
     else:
@@ -71,4 +78,8 @@ def with_init(
                 parameter.copy_(value)
     for tensor in (tensor for tail in tails for tensor in tail_tensors(changed, tail)):
         nn.init.zeros_(tensor)
+    if kind == "skipinit":
+        skip_init_(changed, batch, loss_fn)
+    elif kind == "fixup":
+        fixup_(changed, batch, loss_fn)
     return changed

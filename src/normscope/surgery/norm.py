@@ -11,10 +11,12 @@ from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
 from normscope.nets.attachment import OUTPUT_NORM, is_attached
 from normscope.nets.norms import check_norm_name
+from normscope.nets.weight_norms import WEIGHT_NORMS
 from normscope.surgery.calls import Calls, calls_of, output_layer
 from normscope.surgery.operation import Operation
 from normscope.surgery.places import existing_norms
 from normscope.surgery.refusals import changeable_copy, is_layer, why_left_out
+from normscope.surgery.weight_norm import check_place, norm_to_place, norm_weights
 
 PLACES: tuple[str, ...] = ("swap", "everywhere", "final")
 """What `where` may say besides shell patterns."""
@@ -34,14 +36,15 @@ def with_norm(
     Args:
         kind: a name of `normscope.nets.norms`: none, batch, group, layer, rms, instance, tanh; or of a part of batch
             norm (`normscope.nets.batch_norm_parts`): batch_mean, batch_std, batch_detached, batch_first, batch_running,
-            batch_ghost.
+            batch_ghost; or of the weights (`normscope.nets.weight_norms`): weight_mean, weight_std.
         where:
             - "swap": in the place of each norm that the model has.
             - "everywhere": behind each Conv and Linear layer but the output layer. The model's own norms go.
             - "final": only in front of the output layer. The model's own norms go.
             - shell patterns of module paths (`"layer1.*"`, or a list): one that matches norms swaps those, one that
               matches none puts norms behind the Conv and Linear layers it matches. Norms elsewhere stay.
-            - None: "swap" where the model has norms, else "everywhere".
+            - None: "swap" where the model has norms, else "everywhere". Norms of the weights take no norm's place: they
+              go "everywhere".
         batch: a batch to learn from, in one forward pass, what the order of registration does not say: which layer is
             called last, which more than once or never, which see tokens. It is `(inputs, labels)`, a mapping, a
             tensor of inputs, or what `loss_fn(model, batch)` takes.
@@ -54,7 +57,9 @@ def with_norm(
     without a bias gets none when the norm behind it, and its bias, go. A norm behind `conv1` is
     `conv1.output_norm`, one in front of `fc` is `fc.input_norm`; a swapped one has the old one's path; one that goes
     leaves `nn.Identity`. All come fresh (weight 1, bias 0, no statistics yet), with the device, dtype and mode of the
-    layer or norm that they are put at. Nothing is drawn.
+    layer or norm that they are put at. Nothing is drawn. Norms of the weights are the exception: `conv1.weight` is then
+    computed from parameters under `conv1.parametrizations.weight`, as torch does; with a batch, weight norm's g is set
+    so that each channel has standard deviation 1 on it.
 
     Raises:
         InvalidConfig: an unknown kind, a place where there is nothing or nothing may be, a norm over a single value.
@@ -62,13 +67,17 @@ def with_norm(
             weights; one batch norm for several calls; weights computed from others.
         InvalidBatch: a batch that the model does not take.
     """
-    check_norm_name(kind)
+    of_weights = kind in WEIGHT_NORMS
+    if of_weights:
+        check_place(kind, where)
+    else:
+        check_norm_name(kind)
     changed = changeable_copy(model)
     calls = None if batch is None else calls_of(changed, batch, loss_fn)
     norms = existing_norms(changed)
-    operation = Operation(changed, kind, calls)
+    operation = Operation(changed, norm_to_place(kind), calls)
     if where is None:
-        where = "swap" if norms else "everywhere"
+        where = "swap" if norms and not of_weights else "everywhere"
     if not where:
         raise InvalidConfig(
             f"where={where!r} names no place: say {', '.join(map(repr, PLACES))} or shell patterns of paths"
@@ -84,6 +93,8 @@ def with_norm(
             _put_everywhere(operation) if where == "everywhere" else _put_final(operation)
     else:
         _put_at(operation, [where] if isinstance(where, str) else where, norms)
+    if of_weights:
+        norm_weights(operation, kind, batch, loss_fn)
     _leave_fused_path(operation)
     if calls is not None:
         _check_called(operation, calls, _calls_after(operation, batch, loss_fn))

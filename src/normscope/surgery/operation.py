@@ -41,6 +41,10 @@ class Operation:
         parameters = self.model.parameters()
         self._any_parameter = next((one for one in parameters if one.is_floating_point()), None)
 
+    def path(self, module: nn.Module) -> str:
+        """Where a module of the model, as it was given, is registered first."""
+        return self._paths[module][0]
+
     def swap(self, path: str, old: nn.Module) -> None:
         """Put a fresh norm in the place of an old one, wherever that is registered; "none" takes it out."""
         if self.kind == "none":

@@ -44,7 +44,7 @@ def with_pre_norm(model: nn.Module) -> nn.Module:
 
 def with_small_residual(model: nn.Module, *, batch: Any, loss_fn: LossFn | None = None) -> nn.Module:
     """A copy in which the last layer of each of N residual branches has its weights divided by √N, so that the sum of
-    all branches starts as large as one.
+    all branches starts as large as one (Hanin and Rolnick 2018; De and Smith 2020; GPT-2's output projections).
 
     Raises:
         InvalidConfig: no residual branch can be seen.

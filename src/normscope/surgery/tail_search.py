@@ -35,14 +35,26 @@ def found_tails(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> 
         InvalidConfig: where there is no residual sum.
         InvalidModel: where a branch off its own input ends in neither a layer nor a norm.
     """
+    return list(found_branches(model, batch, loss_fn))
+
+
+def found_branches(
+    model: nn.Module, batch: Any, loss_fn: LossFn | None = None, *, init: str = "zero_residual"
+) -> dict[nn.Module, list[nn.Module]]:
+    """The layers and norms of each residual branch, its tail among them, by the tail; `init` is named in errors, which
+    are those of `found_tails`."""
     graph = _Graph(model, batch, loss_fn)
-    tails = [tail for node in graph.nodes() if node.name() == "AddBackward0" for tail in _tail_of_sum(graph, node)]
-    if not tails:
-        raise InvalidConfig("init 'zero_residual' is for models with residual branches: none shows on this batch")
-    return list(dict.fromkeys(tails))
+    branches: dict[nn.Module, list[nn.Module]] = {}
+    for node in graph.nodes():
+        if node.name() == "AddBackward0":
+            for tail, layers in _branch_of_sum(graph, node, init):
+                branches.setdefault(tail, layers)
+    if not branches:
+        raise InvalidConfig(f"init {init!r} is for models with residual branches: none shows on this batch")
+    return branches
 
 
-def _tail_of_sum(graph: "_Graph", node: Node) -> list[nn.Module]:
+def _branch_of_sum(graph: "_Graph", node: Node, init: str) -> list[tuple[nn.Module, list[nn.Module]]]:
     terms = [term for term, _ in node.next_functions if term is not None]
     if len(terms) != 2 or terms[0] is terms[1]:
         return []
@@ -55,10 +67,11 @@ def _tail_of_sum(graph: "_Graph", node: Node) -> list[nn.Module]:
     if tail is None and terms[1 - branch] in before[branch]:
         last = next(iter(graph.layers(before[branch] - before[1 - branch])))
         raise InvalidModel(
-            f"init 'zero_residual': the residual branch with layer {last!r} ends in neither a layer nor a norm "
+            f"init {init!r}: the residual branch with layer {last!r} ends in neither a layer nor a norm "
             "but in an operation; name its last layer in an attribute residual_tail of the block"
         )
-    return [] if tail is None else [tail]
+    inside = [graph.outputs[one] for one in before[branch] - before[1 - branch] if one in graph.outputs]
+    return [] if tail is None else [(tail, list(dict.fromkeys(inside)))]
 
 
 class _Graph:
