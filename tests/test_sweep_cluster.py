@@ -18,9 +18,11 @@ import xarray as xr
 import normscope as ns
 from normscope.errors import ClusterError, InvalidConfig
 from normscope.sweeps.engines.cluster import ray_engine
+from normscope.sweeps.engines.engine import Engine
 from normscope.sweeps.engines.node import NodeWorker, scratch
 from normscope.sweeps.record import dataset_of, read_record
 from normscope.sweeps.store import RunFiles
+from normscope.testing.engines import EngineTestCase
 from normscope.training.config import PROTOCOL, RunConfig, key
 from normscope.version import __version__
 
@@ -100,6 +102,19 @@ def assert_as_by_hand(folder: Path, configs: list[RunConfig], tmp_path: Path) ->
 
 def quiet_lines(err: str) -> list[str]:
     return [line for line in err.splitlines() if not line.startswith("sweep: ")]
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+@pytest.mark.usefixtures("one_thread")
+class TestRayEngine(EngineTestCase):
+    @pytest.fixture(autouse=True)
+    def _address(self, cluster):
+        self.address = cluster[1]
+
+    def engine(self, folder: Path) -> Engine:
+        return ray_engine(self.address, workers=self.workers)
+
+    test_closed_it_takes_no_more = None  # what Ctrl-C does, below, takes it further
 
 
 @pytest.mark.usefixtures("one_thread")

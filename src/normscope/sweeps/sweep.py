@@ -14,7 +14,6 @@ from normscope.data import load_data
 from normscope.errors import DataError, DeviceError, InvalidConfig, NormscopeError, OutputError, RunFailed
 from normscope.runtime.device import usable_device
 from normscope.runtime.progress import Bar, progress
-from normscope.sweeps.engines.cluster import ray_engine
 from normscope.sweeps.engines.engine import Advanced, Engine, Finished
 from normscope.sweeps.engines.local import local_engine
 from normscope.sweeps.grid import axes_of, label
@@ -85,6 +84,8 @@ def sweep(
     if len(missing) < len(configs):
         load_runs(out, configs)  # names a damaged file before anything runs
     if ray is not None:
+        from normscope.sweeps.engines.cluster import ray_engine
+
         engine = ray_engine(ray, workers=workers, threads=threads, gpu=_want_gpu(configs), data_dir=data_dir)
     store.prepare()
     if ray is None:  # the nodes of a cluster have data of their own
