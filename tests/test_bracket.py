@@ -288,6 +288,21 @@ def test_rates_that_are_alike_at_first_are_not_dropped() -> None:
     assert abs(round(10 * math.log10(recommendation(search).lr)) + 17) <= 2
 
 
+@settings(max_examples=60)
+@given(st.integers(-25, -5), st.integers(3, 12), st.integers(-12, 12), st.integers(800, 2400))
+def test_no_rate_at_which_a_seed_diverged_is_recommended(lowest: int, cliff: int, off: int, most_steps: int) -> None:
+    """The valley's bottom on the first seed lies above the cliff of the second; the steps may run out on the way."""
+    sound, early = (valley(lowest, plateau=0.0, cliff=lowest + c, noise=0.02) for c in (cliff, -2))
+    search = Search(
+        lambda c, s, u: (early if s == 1 else sound)(c, s, u), [0, 1, 2], -70, 30, 100, most_steps, constant_loss=4.0
+    )
+    find_all(search, stable=lowest + cliff + off, usable=lowest + off, grows_with_gradient=False)
+    found = recommendation(search)
+    diverged = {c for (c, _), t in search.tries.items() if t.outcome is Outcome.DIVERGED}
+    assert math.isnan(found.lr) or round(10 * math.log10(found.lr)) not in diverged
+    assert math.isnan(found.lr) or found.low <= found.lr <= found.high
+
+
 def test_a_rate_is_recommended_wherever_one_lowers_the_loss() -> None:
     """Too slow to be called learning, the loss falls from 4 to 3.95 all the same."""
 

@@ -154,11 +154,11 @@ def closer(search: Search, seeds: Iterable[int]) -> int | None:
 
 
 def horizon_losses(search: Search, seeds: Iterable[int], caution: float = 0.0) -> dict[int, float]:
-    """The mean loss at the end over these seeds, of the cells in which none of them diverged or died, and so many
-    standard errors above it."""
+    """The mean loss at the end over these seeds, of the cells in which no seed diverged or died, and so many standard
+    errors above it."""
+    fallen = {c for (c, _), t in search.tries.items() if t.outcome in FALLEN}
     per_seed = [
-        {c: end_loss(t.losses) for (c, s), t in search.tries.items() if s == seed and t.outcome not in FALLEN}
-        for seed in seeds
+        {c: end_loss(t.losses) for (c, s), t in search.tries.items() if s == seed and c not in fallen} for seed in seeds
     ]
     common = set.intersection(*(set(one) for one in per_seed)) if per_seed else set()
     values = {c: np.asarray([one[c] for one in per_seed]) for c in common}

@@ -63,8 +63,9 @@ def recommendation(search: Search) -> Recommended:
 
 def tied_with(search: Search, cell: int) -> set[int]:
     """The cells around this one, without a gap, that no other beats on the seeds and mini-batches in common."""
-    finite = horizon_losses(search, [seed for seed in search.seeds if (cell, seed) in search.tries])
-    horizons = {c: {s: t.horizon for (k, s), t in search.tries.items() if k == c} for c in finite}
+    seeds = [seed for seed in search.seeds if (cell, seed) in search.tries]
+    finite = horizon_losses(search, seeds)
+    horizons = {c: {s: search.tries[c, s].horizon for s in seeds} for c in finite}
     alike = indistinguishable(horizons) | {cell}
     tied = {cell}
     for direction in (-1, 1):
