@@ -1,7 +1,7 @@
 """Batch norm taken apart: which part of it buys the learning rate?
 
 Every rung of `paper.ladder` from the same Xavier weights, CIFAR-10 averaged to 16 × 16, mini-batches of 64: short
-descents of 60 steps with momentum 0.9 (`stable_lr`), and the Hessian of one mini-batch.
+descents of 40 steps with momentum 0.9 (`stable_lr`), and the Hessian of one mini-batch.
 """
 
 import torch
@@ -15,7 +15,7 @@ from normscope.paper.rungs import BUILT, IMAGE_SIZE, at_reduced_size, build
 from normscope.probes.sharpness import sharpness
 from normscope.rates.stable_lr import stable_lr
 
-BATCH_SIZE, STEPS, MOMENTUM = 64, 60, 0.9
+BATCH_SIZE, STEPS, MOMENTUM = 64, 40, 0.9
 
 LR_RANGE = (1e-5, 100.0)
 
