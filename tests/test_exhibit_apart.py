@@ -32,8 +32,8 @@ def folder(setting: Setting, tmp_path_factory: pytest.TempPathFactory):
     """The rates of one seed and three rungs, since they take longest."""
     out = tmp_path_factory.mktemp("apart")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(apart, "BUILT", SOME)
-        patch.setattr(apart_rates, "BUILT", ("none", "batch", "batch_std"))
+        patch.setattr(apart, "AT_START", SOME)
+        patch.setattr(apart_rates, "WITH_RATES", ("none", "batch", "batch_std"))
         patch.setattr(apart_rates, "STEPS", 4)
         patch.setattr(apart_rates, "BATCH_SIZE", 8)
         patch.setattr(apart_rates, "TOLERANCE", 0.3)
@@ -66,21 +66,23 @@ def test_what_it_measures_is_what_the_probes_say(setting: Setting, folder) -> No
 
 
 def test_no_rung_silently_is_another(setting: Setting) -> None:
-    """Every pair differs in its outputs or in the gradient at the images, on the second mini-batch: on the first that
-    they see, running averages and the first batch's statistics are the same by definition."""
+    """Every pair differs in its outputs before or after one step, on the second mini-batch: on the first that they see,
+    running averages and the first batch's statistics are the same by definition; and branches that end in zeros start
+    as those that are multiplied by zero."""
     several = replace(setting, batch_size=48)  # three ghost batches
     walk = several.batches(0)
     images, labels = [next(walk) for _ in range(2)][1]
-    images.requires_grad_(True)
     seen = {}
     for rung in RUNGS:
-        logits = build(several, rung, 0)(images)
-        [gradient] = torch.autograd.grad(F.cross_entropy(logits, labels), [images])
-        seen[rung] = logits.detach(), gradient
-    assert len(seen) == 18
+        net = build(several, rung, 0)
+        before = net(images)
+        F.cross_entropy(before, labels).backward()
+        torch.optim.SGD(net.parameters(), lr=0.1).step()
+        seen[rung] = before.detach(), net(images).detach()
+    assert len(seen) == 19
     for a, b in combinations(seen, 2):
         pairs = zip(seen[a], seen[b], strict=True)
-        apart_by = [(one - other).norm() / (one.norm() + other.norm()) for one, other in pairs]
+        apart_by = [float((one - other).norm() / (one.norm() + other.norm()).clamp(min=1e-6)) for one, other in pairs]
         assert max(apart_by) > 1e-3, (a, b)
 
 

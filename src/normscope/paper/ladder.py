@@ -38,6 +38,7 @@ RUNGS = {
     "weight_mean": "weight norm, mean-only batch norm",
     "weight_std": "scaled weight standardization",
     "depth_scaled": "branches scaled by 1/√depth",
+    "zero_residual": "zeros at the end of branches",
     "skipinit": "SkipInit",
     "fixup": "Fixup",
 }
@@ -128,6 +129,7 @@ PREDICTIONS: dict[str, dict[str, bool]] = {
         **{"batch_detached": True, "batch_running": True, "batch_first": False},
         **{"group": True, "layer": True, "rms": True, "instance": True, "tanh": True},
         **{"weight_mean": True, "weight_std": True, "depth_scaled": False, "skipinit": False, "fixup": False},
+        "zero_residual": False,  # added on the same day, before any rate on this ladder was measured
     },
     "stable": {"batch_mean": False, "batch_std": True},
     "edge": {"batch_mean": False, "batch_std": True},

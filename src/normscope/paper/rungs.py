@@ -8,6 +8,7 @@ from torch import nn
 
 from normscope.data import load_data
 from normscope.nets.build import NET_NORMS
+from normscope.nets.inits import INITS
 from normscope.nets.weight_norms import WEIGHT_NORMS
 from normscope.paper.exhibit import Setting, depth_of
 from normscope.paper.ladder import RUNGS
@@ -18,8 +19,11 @@ from normscope.surgery.residual import with_small_residual
 IMAGE_SIZE = 16
 """Pixels a side that larger images are averaged to, as where figure 1 is trained to the end at reduced size."""
 
-BUILT = tuple(RUNGS)
-"""The rungs that are measured."""
+WITH_RATES = tuple(RUNGS)
+"""The rungs whose rates are searched: all."""
+
+AT_START = tuple(rung for rung in RUNGS if rung != "zero_residual")
+"""The rungs that are measured at the start: the exhibit on initializations has the other."""
 
 SMALL_LR = {20: 0.01, 56: 0.003}
 """By depth, the rate that the network without norm trains at too; the paper's 1e-4 for deeper ones."""
@@ -44,7 +48,8 @@ def build(setting: Setting, rung: str, seed: int) -> nn.Module:
     first batch are then this one's, and weight norm's scale is set from it. All have the Xavier weights of the seed but
     Fixup, which is He's."""
     batch = setting.first_batch(seed)
-    net = setting.build(rung if rung in NET_NORMS else "none", seed)
+    init = {"init": rung} if rung in INITS else {}
+    net = setting.build(rung if rung in NET_NORMS else "none", seed, **init)
     if rung in WEIGHT_NORMS:
         net = with_norm(net, rung, "everywhere", batch=batch)
     elif rung in BRANCH_INITS:

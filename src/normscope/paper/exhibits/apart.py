@@ -17,7 +17,7 @@ from normscope.paper.exhibits.figure6 import largest_column
 from normscope.paper.exhibits.initialization import divergence_step_size
 from normscope.paper.ladder import AT_THE_START, claims
 from normscope.paper.ladder_map import draw_map, in_words
-from normscope.paper.rungs import BUILT, IMAGE_SIZE, at_reduced_size, build, small_lr
+from normscope.paper.rungs import AT_START, IMAGE_SIZE, at_reduced_size, build, small_lr
 from normscope.probes.channel_moments import channel_moments
 from normscope.probes.gradient_cancellation import gradient_cancellation
 from normscope.probes.gradient_norms import gradient_norms
@@ -41,7 +41,9 @@ def measure(setting: Setting) -> xr.Dataset:
         start = at_the_start(net, small.first_batch(seed))
         return start.merge(steps(net, small, seed), combine_attrs="override")
 
-    return over_networks(small, "apart", measure_one, norms=BUILT, learning_rate=small_lr(small), image_size=IMAGE_SIZE)
+    return over_networks(
+        small, "apart", measure_one, norms=AT_START, learning_rate=small_lr(small), image_size=IMAGE_SIZE
+    )
 
 
 def at_the_start(net: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> xr.Dataset:
@@ -112,6 +114,6 @@ EXHIBIT = Exhibit(
     draw=lambda dataset: draw_map(dataset, AT_THE_START),
     claims=claims(AT_THE_START),
     we_saw=lambda dataset: in_words(dataset, AT_THE_START),
-    complete=lambda dataset: set(BUILT) <= set(dataset["norm"].values.tolist()),
+    complete=lambda dataset: set(AT_START) <= set(dataset["norm"].values.tolist()),
     by_name=True,
 )

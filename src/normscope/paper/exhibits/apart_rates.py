@@ -11,7 +11,7 @@ from torch import Tensor
 from normscope.paper.exhibit import Exhibit, Setting, over_networks
 from normscope.paper.ladder import OF_NOISE_AND_EDGE, OF_RATES, claims
 from normscope.paper.ladder_map import draw_map, in_words
-from normscope.paper.rungs import BUILT, IMAGE_SIZE, at_reduced_size, build
+from normscope.paper.rungs import IMAGE_SIZE, WITH_RATES, at_reduced_size, build
 from normscope.probes.sharpness import sharpness
 from normscope.rates.stable_lr import stable_lr
 
@@ -54,7 +54,7 @@ def measure(setting: Setting) -> xr.Dataset:
         small,
         "apart_rates",
         measure_one,
-        norms=BUILT,
+        norms=WITH_RATES,
         image_size=IMAGE_SIZE,
         descent={"batch_size": BATCH_SIZE, "steps": STEPS, "momentum": MOMENTUM, "threads": torch.get_num_threads()},
     )
@@ -74,6 +74,6 @@ EXHIBIT = Exhibit(
     draw=lambda dataset: draw_map(dataset, OF_RATES),
     claims=[*claims(OF_RATES), *OF_NOISE_AND_EDGE],
     we_saw=lambda dataset: in_words(dataset, OF_RATES),
-    complete=lambda dataset: set(BUILT) <= set(dataset["norm"].values.tolist()),
+    complete=lambda dataset: set(WITH_RATES) <= set(dataset["norm"].values.tolist()),
     by_name=True,
 )
