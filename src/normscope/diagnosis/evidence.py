@@ -18,6 +18,7 @@ from normscope.diagnosis.counterfactuals import (
     diverging_without_outsized_layer,
 )
 from normscope.diagnosis.learnability import NOT_TRIED, Learnability, learnability
+from normscope.diagnosis.number_range import range_evidence
 from normscope.diagnosis.profile import CURVE_LRS, profile, with_depth
 from normscope.diagnosis.signal import Signal, repeated_calls, signal
 from normscope.errors import NormscopeError
@@ -73,6 +74,7 @@ def measure_evidence(
     suspected = max(scale, 1 / max(scale, 1e-30), imbalance) > OUT_OF_SCALE
     resized, resized_gain = diverging_without_outsized_layer(model, first, seen, recipe, diverging, seed)
     sequence, forward, backward = longest_growth(seen)
+    numbers = range_evidence(model, first, recipe, diverging=diverging, overflows=bool(shown["overflows"]), seed=seed)
     rows = gradients["gradient"].values
     dataset = labelled(
         {
@@ -128,6 +130,13 @@ def measure_evidence(
                 "diverging rate with that layer at the median gain over that without",
                 "1",
             ),
+            "range_layer": ((), numbers.start.layer, "layer of the largest number in half precision", "1"),
+            "range_format": ((), numbers.start.format, "its format", "1"),
+            "range_share": ((), numbers.start.share, "that number over the format's largest", "1"),
+            "overflow_layer": ((), numbers.overflow.layer, "layer that leaves the format at the diverging rate", "1"),
+            "wider_lr": ((), numbers.wider_lr, "diverging rate in bfloat16", "1"),
+            "lost_layer": ((), numbers.lost_layer, "parameter whose gradient float16 loses most of", "1"),
+            "lost_share": ((), numbers.lost_share, "share of it that is lost", "1"),
             "sequence_layer": ((), sequence, "layer along whose sequence sizes grow", "1"),
             "forward_growth": ((), forward, "growth of outputs along the sequence", "nat"),
             "backward_growth": ((), backward, "growth of gradients back along the sequence", "nat"),

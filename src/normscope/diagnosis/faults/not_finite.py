@@ -45,6 +45,8 @@ def _suspected(facts: Facts) -> Suspicion | None:
         origin = f" The first module that makes it of finite inputs is {bad.module} ({bad.kind})."
     else:
         origin = f" No part makes it of finite inputs: it comes from the forward of {bad.kind} itself."
+    if bad.half:
+        origin += f" It leaves the range of {bad.half}; in a wider format loss and gradient are finite."
     made = f" The operation is {bad.operation}." if bad.operation else ""
     sentence = f"Before any step {where} gives a loss of {bad.loss:g}.{origin}{made}{more}"
     return Suspicion("the loss is not finite before any step", sentence, numbers, True, place=where)
@@ -55,6 +57,9 @@ def _advice(facts: Facts) -> tuple[str, str]:
     bad = facts.first.not_finite if facts.first else None
     if bad is None:
         return "", ""
+    if bad.half:
+        advice = "Use bfloat16, or float32 for that layer; or make its weights smaller, or put a norm in front of it."
+        return advice, "with torch.autocast(device_type, torch.bfloat16):  # bfloat16 has float32's range\n    ..."
     guard = next((line for name, line in GUARDS.items() if bad.operation.endswith(name)), "")
     if guard:
         return f"Guard {bad.operation}, or leave that example out.", f"# {guard}"
