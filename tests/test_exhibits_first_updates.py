@@ -83,6 +83,17 @@ def test_figure4_steps_twice_as_far_as_the_loss_allows(setting, results):
     assert (results["figure4"]["step_size"].sel(norm="batch") == 0.2).all()
 
 
+def test_figure4_draws_how_the_variance_grows_with_the_step(results):
+    dataset = results["figure4"]
+    columns = dataset.sizes["layer"]
+    growth = figure4.draw(dataset).axes[3 * columns : 4 * columns]
+    for ax, layer in zip(growth, dataset["layer"].values, strict=True):
+        drawn = [line.get_ydata() for line in ax.lines if len(line.get_xdata()) > 1]
+        expected = dataset["variance_against_step"].sel(norm="none", layer=layer).transpose("seed", "multiple")
+        np.testing.assert_array_equal(drawn, expected)
+    assert growth[0].get_xlabel() == figure4.MULTIPLE
+
+
 def test_figure4_finds_the_step_of_divergence(setting):
     """The bisection and the probe of figure 3 agree to the accuracy of both grids."""
     net, batch = setting.build("none", 0), setting.first_batch(0)

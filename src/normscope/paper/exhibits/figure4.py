@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -112,11 +113,13 @@ def visible_from(largest: xr.DataArray) -> xr.DataArray:
 
 
 def draw(dataset: xr.Dataset) -> Figure:
-    """The paper's two rows of heat maps for the median seed without batch norm, and below them, on a logarithmic
-    axis, the largest variance for all seeds and both networks; published values hollow."""
+    """The paper's two rows of heat maps for the median seed without batch norm; below them, on a logarithmic axis, the
+    largest variance for all seeds and both networks; and, without batch norm, how it grows with the step size.
+    Published values are hollow, and dotted where the step that they belong to is not known."""
     published = PUBLISHED["figure4"]
     depths = dataset["depth"].values.astype(int)
-    figure, axes = figure_of(3, len(depths), panel=(3.9, 2.7))
+    growth = "multiple" in dataset.dims  # older results were measured at one step size
+    figure, axes = figure_of(4 if growth else 3, len(depths), panel=(3.9, 2.7))
     largest = largest_variance(dataset)
     final = largest.sel(norm="none").isel(fraction=-1, layer=-1)
     seed = dataset["seed"].values[np.argsort(final.values)[len(final) // 2]]
@@ -139,9 +142,28 @@ def draw(dataset: xr.Dataset) -> Figure:
             ax.plot(100, paper, "o", mfc="none", mec=COLORS["none"], ms=8, label="published, CIFAR-10", clip_on=False)
         ax.set(yscale="log", xlabel="fraction of the step [%]", ylabel="" if column else "largest channel variance")
         ax.set_title(f"all seeds, layer {depth}")
+        if growth:
+            draw_growth(axes[3, column], dataset, str(name))
+            axes[3, column].set(title=f"against the step size, layer {depth}")
+            if column:
+                axes[3, column].set_ylabel("")
+            if depths.tolist() == published["layers"]:
+                axes[3, column].axhline(published["max_variance"][column], ls=":", color=COLORS["none"])
     lines = {line.get_label(): line for line in axes[2, 0].lines}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines))
     return figure
+
+
+def draw_growth(ax: Axes, dataset: xr.Dataset, layer: str) -> None:
+    """The largest variance of a layer without batch norm against the step size, one line a seed; a cross where the
+    step of the other rows ends."""
+    of = dataset.sel(norm="none", layer=layer)
+    for seed in dataset["seed"].values:
+        one = of.sel(seed=seed)
+        ax.plot(dataset["multiple"], one["variance_against_step"], color=COLORS["none"], alpha=0.8)
+        ends = float(one["step_size"] / one["divergence_step_size"])
+        ax.plot(ends, float(largest_variance(one).isel(fraction=-1)), "x", color="0.3", ms=5)
+    ax.set(xscale="log", yscale="log", xlabel=MULTIPLE, ylabel="largest channel variance")
 
 
 def diverging(dataset: xr.Dataset) -> xr.DataArray:
