@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import signal
+import sys
 from functools import partial
 from typing import Any
 
@@ -314,6 +317,34 @@ def test_an_interruption_keeps_what_is_measured() -> None:
     assert headline(tree).startswith("Interrupted: ")
     assert tree["as_it_is/rates"].sizes["lr"] > 0
     assert rows(tree)[1].reason == "interrupted"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.accelerator.is_available(), reason="no process is forked")
+def test_an_interruption_keeps_what_is_measured_at_once() -> None:
+    """Ctrl-C reaches the parent alone while two variants are at work; both give what they have."""
+    parent, calls = os.getpid(), 0
+
+    def loss_fn(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += os.getpid() != parent
+        if calls == 200:
+            os.kill(parent, signal.SIGINT)
+        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    tree = ns.check(
+        build,
+        batches(),
+        optimizer="sgd",
+        steps=STEPS,
+        seeds=1,
+        loss_fn=loss_fn,
+        repair=["clipping", "batch"],
+        workers=2,
+    )
+    assert headline(tree).startswith("Interrupted: the rates as it is, what limits it, ")
+    assert tree["as_it_is/rates"].sizes["lr"] > 0
+    assert tree["as_it_is/rates"]["steps_taken"].values.sum() < 8 * STEPS * 3
+    assert [row.reason for row in rows(tree)][2] == "interrupted"
 
 
 def test_one_batch_gives_rates_with_a_line_that_says_what_they_are() -> None:

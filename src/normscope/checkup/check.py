@@ -164,10 +164,13 @@ def check(
             with bar.part(AS_IT_IS):
                 nodes["as_it_is/rates"] = rates(source, None, half)
         if attribute(nodes["as_it_is/rates"], "interrupted"):
-            return {**nodes, "findings": findings_dataset([])}
+            return {**nodes, "findings": findings_dataset([]).assign_attrs(cut="true")}
         good = best_lr(nodes["as_it_is/rates"])
-        with bar.part("what limits it"), bounded(alarm()) as in_time:
-            nodes = with_diagnosis(nodes, diagnosis(starts, short, lr=good, first=first))
+        try:
+            with bar.part("what limits it"), bounded(alarm()) as in_time:
+                nodes = with_diagnosis(nodes, diagnosis(starts, short, lr=good, first=first))
+        except KeyboardInterrupt:
+            return {**nodes, "findings": findings_dataset([]).assign_attrs(cut="true", interrupted="true")}
         if not in_time.kept:
             nodes["findings"] = findings_dataset([]).assign_attrs(cut="true")
         return nodes
@@ -195,7 +198,7 @@ def check(
             if place == 0 and isinstance(result, NormscopeError):
                 raise result
             ended[place] = result
-            if isinstance(result, dict) and any(was_interrupted(node) for node in result.values()):
+            if at_once == 1 and isinstance(result, dict) and any(map(was_interrupted, result.values())):
                 break
     if 0 not in ended:
         raise KeyboardInterrupt

@@ -118,7 +118,7 @@ def left_the_plateau(search: Search, cell: int, until: int) -> bool:
 
 def refine(search: Search, seeds: Sequence[int]) -> None:
     """On the first seed what looks lowest on any; the best few of it on these seeds; then neighbours of the lowest loss
-    over them, until it has two."""
+    over them, until it has two. None is begun that cannot be tried on all."""
     while (cell := seen_elsewhere(search)) is not None:
         if not search.go(cell, search.seeds[0]):
             return
@@ -126,7 +126,8 @@ def refine(search: Search, seeds: Sequence[int]) -> None:
         for cell in finalists(search):
             search.go(cell, seed)
     while (cell := closer(search, seeds)) is not None:
-        if not all(search.go(cell, seed) for seed in seeds):
+        untried = [seed for seed in seeds if (cell, seed) not in search.tries]
+        if not search.has_room(len(untried)) or not all(search.go(cell, seed) for seed in untried):
             return
 
 

@@ -107,6 +107,10 @@ class Search:
         made = sum(len(t.losses) for trials in (self.tries, self.short) for t in trials.values())
         return made + self.repeated
 
+    def has_room(self, trials: int) -> bool:
+        """Whether the steps allow so many more of full length."""
+        return self.train_steps + trials * self.steps <= self.most_steps
+
     def passed(self, passes: Callable[[Trial], bool]) -> dict[tuple[int, int], bool]:
         """What is known of the boundary between the tries that pass and those that do not."""
         return {key: passes(t) for key, t in self.tries.items()}

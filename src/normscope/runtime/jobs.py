@@ -42,6 +42,9 @@ _PR_SET_PDEATHSIG = 1
 
 _ADVANCED, _DONE, _RAISED = range(3)
 
+_STOP = signal.SIGUSR1 if sys.platform != "win32" else signal.SIGINT
+"""Tells a process at work of Ctrl-C. A terminal sends its own signal to all of them, which only the parent heeds."""
+
 
 def usable_workers(asked: int | None, num_jobs: int) -> int:
     """How many jobs to carry out at once.
@@ -87,7 +90,7 @@ def side_by_side(jobs: Sequence[Job], workers: int) -> Iterator[Results]:
                 process.start()
             processes.append(process)
             theirs.close()
-        yield lambda bar: _at_once(pipes, workers, bar)
+        yield lambda bar: _at_once(pipes, processes, workers, bar)
     finally:
         for process in processes:
             process.kill()
@@ -114,22 +117,39 @@ def _in_turn(jobs: Sequence[Job], bar: Bar) -> Iterator[tuple[int, Any]]:
         yield place, result
 
 
-def _at_once(pipes: Sequence[Connection], workers: int, bar: Bar) -> Iterator[tuple[int, Any]]:
-    """Start a job in its turn whenever one has ended."""
+def _at_once(
+    pipes: Sequence[Connection], processes: Sequence[Any], workers: int, bar: Bar
+) -> Iterator[tuple[int, Any]]:
+    """Start a job in its turn whenever one has ended. After Ctrl-C none is started, and those at work are interrupted
+    themselves and may still give what they have; after another nothing is waited for."""
     waiting, running = deque(range(len(pipes))), dict[Connection, int]()
+    interrupted = False
     while waiting or running:
         while waiting and len(running) < workers:
             place = waiting.popleft()
             running[pipes[place]] = place
             with suppress(OSError):  # the process is gone: reading from it will say so
                 pipes[place].send(None)
-        for ready in wait(list(running)):
+        try:
+            every = wait(list(running))
+        except KeyboardInterrupt:
+            if interrupted or not running:
+                raise
+            interrupted = True
+            waiting.clear()
+            for place in running.values():
+                with suppress(ProcessLookupError):
+                    os.kill(processes[place].pid, _STOP)
+            continue
+        for ready in every:
             assert isinstance(ready, Connection)
             what, value = _received(ready)
             if what == _ADVANCED:
                 bar.advance(*value)
             elif what == _DONE or isinstance(value, NormscopeError):
                 yield running.pop(ready), value
+            elif interrupted and isinstance(value, KeyboardInterrupt):
+                running.pop(ready)  # it had nothing to keep
             else:
                 raise value
 
@@ -145,7 +165,8 @@ def _received(pipe: Connection) -> tuple[int, Any]:
 def _serve(job: Job, pipe: Connection, others: Sequence[Connection], parent: int) -> None:
     """In the forked process: wait for the start, do the job, tell."""
     _end_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, and tells this process
+    signal.signal(_STOP, signal.default_int_handler)
     for other in others:
         other.close()  # or the end of the parent would go unnoticed
     torch.set_num_threads(1)
