@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import normscope as ns
 from normscope.data import load_data
+from normscope.errors import InvalidConfig
 from normscope.paper.exhibit import Setting
 from normscope.paper.exhibits import apart, apart_rates
 from normscope.paper.ladder import AT_THE_START, OF_RATES, RUNGS
@@ -121,6 +122,24 @@ def test_a_seed_without_a_value_leaves_the_cell_empty(folder) -> None:
     one = dataset["norm"] == "batch_std"
     broken = dataset.assign(common_part=dataset["common_part"].where(~(one & (dataset["seed"] == 1))))
     assert math.isnan(float(shares(broken, AT_THE_START)["share"].sel(norm="batch_std", effect="common")))
+
+
+def test_rates_are_judged_before_all_rungs_are_measured(setting: Setting, monkeypatch, tmp_path) -> None:
+    """What is there with all seeds is taken, nothing is measured, and its parts are kept for the rest."""
+    one = replace(setting, seeds=(0,))
+    monkeypatch.setattr(apart_rates, "WITH_RATES", ("none", "batch", "batch_std"))
+    monkeypatch.setattr(apart_rates, "STEPS", 2)
+    monkeypatch.setattr(apart_rates, "BATCH_SIZE", 8)
+    parts = replace(one, parts=tmp_path / "unfinished")
+    with pytest.raises(InvalidConfig, match="no rung"):
+        reproduce(["apart_rates"], replace(one, trains=False), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(apart_rates, "WITH_RATES", ("none", "batch"))
+        apart_rates.measure(parts)
+    monkeypatch.setattr(apart_rates, "stable_lr", None)
+    reproduce(["apart_rates"], replace(one, trains=False), tmp_path)
+    assert load(tmp_path / "apart_rates.nc")["norm"].values.tolist() == ["none", "batch"]
+    assert len(list((tmp_path / "unfinished").iterdir())) == 2
 
 
 def test_what_is_measured_of_another_exhibit_outlives_it(setting: Setting, tmp_path) -> None:

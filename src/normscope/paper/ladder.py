@@ -139,9 +139,14 @@ PREDICTIONS: dict[str, dict[str, bool]] = {
 
 def share_of(dataset: xr.Dataset, effect: str, rung: str) -> tuple[np.ndarray, np.ndarray]:
     """A rung's part of an effect and batch norm's whole, both against no norm: (seed,) each."""
-    value = EFFECTS[effect].value(dataset).transpose("norm", "seed")
+    return share_of_effect(EFFECTS[effect].value(dataset), rung, whole="batch")
+
+
+def share_of_effect(value: xr.DataArray, rung: str, *, whole: str) -> tuple[np.ndarray, np.ndarray]:
+    """A rung's part and the whole of one norm, both against no norm: (seed,) each, of a value over norm and seed."""
+    value = value.transpose("norm", "seed")
     none = value.sel(norm="none").values
-    return value.sel(norm=rung).values - none, value.sel(norm="batch").values - none
+    return value.sel(norm=rung).values - none, value.sel(norm=whole).values - none
 
 
 def has(*rungs: str) -> Scope:

@@ -1,9 +1,11 @@
 """The map of batch norm's ladder: rungs downwards, effects to the right, in each cell the share of batch norm's own."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from normscope.figures.style import figure_of
@@ -31,61 +33,69 @@ def shares(dataset: xr.Dataset, effects: tuple[str, ...]) -> xr.Dataset:
     """`share` over (norm, effect), a ratio of means over seeds, and its interval `low`, `high` (Fieller's, 95 %). NaN
     where a seed has no value, and where batch norm does not raise the effect itself."""
     norms = dataset["norm"].values.tolist()
-    found = np.full((3, len(norms), len(effects)), math.nan)
-    for row, norm in enumerate(norms):
-        for column, effect in enumerate(effects):
-            part, whole = share_of(dataset, effect, norm)
-            if np.isfinite([part, whole]).all():
-                found[:, row, column] = _interval(part, whole)
-    coords = {"norm": norms, "effect": list(effects)}
-    return xr.Dataset(
-        {name: (("norm", "effect"), values) for name, values in zip(("share", "low", "high"), found, strict=True)},
-        coords,
-    )
+    found = np.array([[interval(*share_of(dataset, effect, norm)) for effect in effects] for norm in norms])
+    variables = {name: (("norm", "effect"), found[..., place]) for place, name in enumerate(("share", "low", "high"))}
+    return xr.Dataset(variables, {"norm": norms, "effect": list(effects)})
 
 
-def _interval(part: np.ndarray, whole: np.ndarray) -> tuple[float, float, float]:
+def interval(part: np.ndarray, whole: np.ndarray) -> tuple[float, float, float]:
+    """The share and its interval; all NaN where a seed has no value, and a share of NaN where the whole is negative."""
+    if not np.isfinite([part, whole]).all():
+        return math.nan, math.nan, math.nan
     if len(part) > 1:
         return ratio_interval(part, whole)
     return (float(part[0] / whole[0]), -math.inf, math.inf) if whole[0] > 0 else (math.nan, -math.inf, math.inf)
 
 
 def draw_map(dataset: xr.Dataset, effects: tuple[str, ...]) -> Figure:
-    """One cell a rung and effect: the share in it, its colour that of the share between 0 and 1. Bold: the whole
-    interval over seeds lies on one side of a half. ▲ and ▼: predicted to be above and below it. Empty: batch norm
-    itself has no such effect here, or a seed has no value."""
-    table = shares(dataset, effects)
-    norms = table["norm"].values.tolist()
+    """One cell a rung and effect, see `draw_cells`: shares of batch norm's effects."""
+    norms = dataset["norm"].values.tolist()
     figure, axes = figure_of(1, 1, panel=(2.6 + 0.95 * len(effects), 1.2 + 0.36 * len(norms)))
-    ax = axes[0, 0]
-    values = table["share"].values
-    ax.imshow(np.clip(values, 0, 1), cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
+    cells = {(norm, effect): share_of(dataset, effect, norm) for norm in norms for effect in effects}
+    heads = {effect: HEADS[effect] for effect in effects}
+    draw_cells(axes[0, 0], cells, norms, heads, PREDICTIONS, reference=("none", "batch"))
+    words = "share of batch norm's effect; ▲ ▼: predicted above, below one half; bold: sure"
+    axes[0, 0].set_title(words, fontsize="small", pad=34)
+    return figure
+
+
+def draw_cells(
+    ax: Axes,
+    cells: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]],
+    norms: Sequence[str],
+    heads: Mapping[str, str],
+    predictions: Mapping[str, Mapping[str, bool]],
+    *,
+    reference: tuple[str, str],
+) -> None:
+    """One cell a norm and effect, of its part and the whole: the share in it, its colour that of the share from 0 to 1.
+
+    Bold: the whole interval over seeds lies on one side of a half. ▲ and ▼: predicted to be above and below it. Empty:
+    the whole is no such effect here, or a seed has no value.
+    """
+    table = np.array([[interval(*cells[norm, effect]) for effect in heads] for norm in norms])
+    ax.imshow(np.clip(table[..., 0], 0, 1), cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
     for row, norm in enumerate(norms):
-        for column, effect in enumerate(effects):
-            cell = table.isel(norm=row, effect=column)
-            if not math.isfinite(float(cell["share"])):
+        for column, effect in enumerate(heads):
+            share, low, high = table[row, column]
+            if not math.isfinite(share):
                 continue
-            sure = float(cell["low"]) > HALF or float(cell["high"]) < HALF
-            predicted = PREDICTIONS[effect].get(norm)
-            mark = "" if predicted is None else " ▲" if predicted else " ▼"
+            predicted = predictions[effect].get(norm)
+            sure = (low > HALF or high < HALF) and norm not in reference
             ax.text(
                 column,
                 row,
-                f"{float(cell['share']):.2f}{mark}",
+                f"{share:.2f}{'' if predicted is None else ' ▲' if predicted else ' ▼'}",
                 ha="center",
                 va="center",
                 fontsize="small",
-                fontweight="bold" if sure and norm not in ("none", "batch") else "normal",
-                color="white" if float(cell["share"]) > 0.75 else "black",
+                fontweight="bold" if sure else "normal",
+                color="white" if share > 0.75 else "black",
             )
-    ax.set_xticks(range(len(effects)), [HEADS[effect] for effect in effects], fontsize="small")
+    ax.set_xticks(range(len(heads)), list(heads.values()), fontsize="small")
     ax.set_yticks(range(len(norms)), [RUNGS.get(norm, norm) for norm in norms])
     ax.tick_params(length=0, labeltop=True, labelbottom=False)
     ax.grid(visible=False)
-    ax.set_title(
-        "share of batch norm's effect; ▲ ▼ predicted above, below one half; bold: sure", fontsize="small", pad=34
-    )
-    return figure
 
 
 def in_words(

@@ -46,7 +46,8 @@ def reproduce(names: Sequence[str], setting: Setting, out: str | Path) -> None:
         if not _is_kept(path, exhibit, known):
             dataset = exhibit.measure(replace(setting, parts=folder / PARTS, protocol=exhibit.protocol))
             keep(dataset, path, {**known, EXHIBIT: exhibit.name})
-            _remove_parts(folder / PARTS, exhibit)
+            if exhibit.complete(dataset):
+                _remove_parts(folder / PARTS, exhibit)
 
 
 def _remove_parts(parts: Path, exhibit: Exhibit) -> None:

@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from normscope.errors import InvalidConfig
 from normscope.paper.exhibit import Exhibit, Setting, over_networks
 from normscope.paper.ladder import OF_NOISE_AND_EDGE, OF_RATES, claims
 from normscope.paper.ladder_map import draw_map, in_words
@@ -27,7 +28,7 @@ KEPT = ("lr_recommended", "lr_recommended_found", "lr_usable", "lr_usable_found"
 
 def measure(setting: Setting) -> xr.Dataset:
     """The rate to train at, the largest usable and the largest stable one, seed by seed, and 2(1 + μ)/λ₁ of the first
-    mini-batch."""
+    mini-batch. A setting that trains nothing gets the rungs of which every seed is measured already."""
     small = at_reduced_size(setting)
 
     def measure_one(rung: str, seed: int) -> xr.Dataset:
@@ -54,10 +55,23 @@ def measure(setting: Setting) -> xr.Dataset:
         small,
         "apart_rates",
         measure_one,
-        norms=WITH_RATES,
+        norms=WITH_RATES if setting.trains else measured_rungs(setting),
         image_size=IMAGE_SIZE,
         descent={"batch_size": BATCH_SIZE, "steps": STEPS, "momentum": MOMENTUM, "threads": torch.get_num_threads()},
     )
+
+
+def measured_rungs(setting: Setting) -> tuple[str, ...]:
+    """The rungs of an unfinished measurement whose parts are there for all seeds.
+
+    Raises:
+        InvalidConfig: none is.
+    """
+    kept = {path.stem for path in setting.parts.glob("apart_rates-*.nc")} if setting.parts is not None else set()
+    rungs = [rung for rung in WITH_RATES if all(f"apart_rates-{rung}-seed{seed}" in kept for seed in setting.seeds)]
+    if not rungs:
+        raise InvalidConfig("no rung of apart_rates is measured with all seeds yet: measure some without --no-train")
+    return tuple(rungs)
 
 
 EXHIBIT = Exhibit(
