@@ -268,20 +268,35 @@ def test_batch_norms_gap_is_the_loss_in_evaluation_over_that_in_training():
     assert "attention_logit" not in found.scalars
 
 
+def taken(schedule: Schedule, now: list[float], steps: int, *, suspicious_from: int = 10**9) -> list[int]:
+    """The steps, of a second each, at which a measurement of five seconds was taken."""
+    found = []
+    for step in range(1, steps + 1):
+        now[0] += 1.0
+        if schedule.due(step, suspicious=step >= suspicious_from):
+            now[0] += 5.0
+            schedule.spend(5.0, measurement=True)
+            found.append(step)
+    return found
+
+
 def test_the_schedule_keeps_to_its_share_and_every_wins():
     now = [0.0]
     schedule = Schedule(0.02, None, lambda: now[0])
-    taken = 0
-    for step in range(1, 5001):
-        now[0] += 1.0
-        if schedule.due(step):
-            now[0] += 5.0
-            schedule.spend(5.0, measurement=True)
-            taken += 1
-        assert schedule.share <= 0.02 + 1e-3
-    assert taken >= 12
+    found = taken(schedule, now, 5000)
+    assert found[0] == 2 and len(found) == 20, "the first on credit, then one in 250 steps"
+    assert found[1] == 500, "which pay it back before the next"
+    assert schedule.share <= 0.02
     fixed = Schedule(0.02, 4, lambda: now[0])
     assert [step for step in range(1, 13) if fixed.due(step)] == [4, 8, 12]
+
+
+def test_where_it_is_suspicious_one_more_is_taken_on_credit():
+    now = [0.0]
+    schedule = Schedule(0.02, None, lambda: now[0])
+    found = taken(schedule, now, 5000, suspicious_from=40)
+    assert found[:4] == [2, 40, 250, 500]
+    assert schedule.share == pytest.approx(0.02 + 2 * 5 / 5000)
 
 
 def test_the_norm_that_a_loop_clips_to_is_seen():

@@ -6,6 +6,7 @@ All are logarithms of ratios: to the run's own past, to the step's own length. T
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,12 @@ class Outlook:
     """Takes the signals in the order of the steps."""
 
     def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=SHORT)
+        """The last losses."""
         self.losses: deque[float] = deque(maxlen=LONG)
         self.norms: deque[float] = deque(maxlen=LONG)
         self.rates: deque[float] = deque(maxlen=LONG)
+        """Logarithms."""
         self.first_loss = self.lowest = math.nan
         self.measured: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=3)
         self.first: Mapping[str, float] | None = None
@@ -54,14 +58,15 @@ class Outlook:
     def see(self, step: int, loss: float, gradient_norm: float, lr: float) -> None:
         """One step's free signals."""
         self.step = step
-        self.losses.append(loss)
-        self.rates.append(lr)
+        self.recent.append(loss)
+        self.losses.append(_log(loss))
+        self.rates.append(_log(lr))
         if not math.isnan(gradient_norm):
-            self.norms.append(gradient_norm)
+            self.norms.append(_log(gradient_norm))
         if math.isnan(self.first_loss):
             self.first_loss = loss
-        if len(self.losses) >= SHORT:
-            recent = float(np.mean(list(self.losses)[-SHORT:]))
+        if len(self.recent) == SHORT:
+            recent = sum(self.recent) / SHORT
             if not recent >= self.lowest and math.isfinite(recent):
                 self.lowest = recent
 
@@ -75,35 +80,35 @@ class Outlook:
             "logit": _log(scalars.get("output_logit", 1.0)),
             "update_to_weight": _largest(per_layer["update_to_weight"]),
             "adam_lag": _largest(per_layer.get("adam_lag", ())),
-            "lr": _log(self.rates[-1]) if self.rates else 0.0,
+            "lr": self.rates[-1] if self.rates else 0.0,
         }
         self.first = self.first or found
         self.measured.append((step, found))
 
     def features(self) -> dict[str, float]:
         """The numbers by the names of `FEATURES`; what is not known is 0, the value that says nothing."""
-        losses, norms = _logs(self.losses), _logs(self.norms)
+        losses, norms = list(self.losses), list(self.norms)
         values = dict.fromkeys(FEATURES, 0.0)
         if len(losses) >= SHORT:
             level = max(self.lowest, 0.02 * self.first_loss)  # below that a loss is noise
-            values["loss_rise"] = max(0.0, float(np.mean(losses[-SHORT:])) - _log(level))
+            values["loss_rise"] = max(0.0, fmean(losses[-SHORT:]) - _log(level))
             values["loss_trend"] = _growth(losses)
         if len(norms) >= 2 * SHORT:
-            middle = float(np.median(norms))
-            values["gradient_rise"] = float(np.mean(norms[-SHORT:])) - middle
-            values["gradient_spike"] = float(norms[-SHORT:].max()) - middle
+            middle = median(norms)
+            values["gradient_rise"] = fmean(norms[-SHORT:]) - middle
+            values["gradient_spike"] = max(norms[-SHORT:]) - middle
             values["gradient_trend"] = _growth(norms)
-        if len(self.rates) > 1 and self.rates[0] > 0:
-            values["lr_trend"] = _log(self.rates[-1]) - _log(self.rates[0])
+        if len(self.rates) > 1 and self.rates[0] > -3 * LIMIT:
+            values["lr_trend"] = self.rates[-1] - self.rates[0]
         if self.first is not None:
             step, last = self.measured[-1]
             for name in ("overshoot_1", "overshoot_4", "closeness"):
-                values[name] = float(np.median([found[name] for _, found in self.measured]))
+                values[name] = median(found[name] for _, found in self.measured)
             for name in ("update_to_weight", "adam_lag"):
                 values[name] = last[name]
             values["activation_rise"] = last["activation"] - self.first["activation"]
             values["logit_rise"] = last["logit"] - self.first["logit"]
-            values["lr_rise"] = (_log(self.rates[-1]) if self.rates else 0.0) - self.first["lr"]
+            values["lr_rise"] = (self.rates[-1] if self.rates else 0.0) - self.first["lr"]
             earlier, before = self.measured[0]
             if step > earlier:
                 values["closeness_trend"] = (last["closeness"] - before["closeness"]) * LONG / (step - earlier)
@@ -118,10 +123,6 @@ def _log(value: float) -> float:
     return min(max(math.log(value) if value > 0 else -3 * LIMIT, -3 * LIMIT), 3 * LIMIT)
 
 
-def _logs(values: Sequence[float] | deque[float]) -> np.ndarray:
-    return np.array([_log(value) for value in values])
-
-
 def _largest(values: Any) -> float:
     """The logarithm of the largest; 0 where nothing was measured."""
     array = np.asarray(values, dtype=np.float64)
@@ -130,7 +131,7 @@ def _largest(values: Any) -> float:
     return _log(float(np.where(np.isnan(array), 0, array).max()))
 
 
-def _growth(values: np.ndarray) -> float:
+def _growth(values: Sequence[float]) -> float:
     """How much the later half's mean is above the earlier half's, doubled: of a straight line its growth."""
     half = len(values) // 2
-    return 2 * float(np.mean(values[half:]) - np.mean(values[:half])) if half >= SHORT else 0.0
+    return 2 * (fmean(values[half:]) - fmean(values[:half])) if half >= SHORT else 0.0
