@@ -124,7 +124,7 @@ def test_kinds_are_counted_apart_and_weighed() -> None:
     assert score_line([verdict(CONTROL, 5)]) == "" and multiplicity_line([]) == ""
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/claims.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/claims.md", "docs/apart.md"])
 def test_tables_in_the_docs_are_those_of_the_committed_results(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert filled(text, ROOT) == text, f"run python -m normscope.paper.tables {page}"
