@@ -317,3 +317,12 @@ def test_an_edge_that_nothing_is_known_of_is_nan() -> None:
     dataset = ns.sharpness(model, None, loss_fn=value, max_products=3)
     assert float(dataset["eigenvalue"][0]) < 0 and not dataset["converged"].any()
     assert np.isnan(dataset["edge_lr"])
+
+
+@pytest.mark.parametrize("weight", [0.5, -0.5])
+def test_of_one_parameter_the_curvature_is_found_whichever_way_the_gradient_points(weight):
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, weight)
+    batch = (torch.ones(4, 1), torch.zeros(4, 1))
+    dataset = ns.sharpness(model, batch, loss_fn=lambda model, batch: (model(batch[0]) - batch[1]).square().mean())
+    assert dataset["converged"].all() and float(dataset["eigenvalue"][0]) == pytest.approx(2, rel=1e-6)

@@ -109,7 +109,8 @@ def ritz(diagonal: np.ndarray, beside: np.ndarray, asymmetry: float = 0.0) -> Ri
 def orthogonalize(vector: Tensor, basis: list[Tensor]) -> tuple[float, float]:
     """Take all of `basis`, (n,) unit vectors, out of `vector`, of length 1 at most, in place, and again where little is
     left of it; returns the length of the rest and the length that was taken out."""
-    before, overlaps = float(torch.linalg.vector_norm(vector)), []
+    before = after = float(torch.linalg.vector_norm(vector))
+    overlaps = []
     for _ in range(3):
         for known in basis:
             overlaps.append(known @ vector)

@@ -43,6 +43,11 @@ def batches(
 
     Raises InvalidConfig, at once, for a batch size that the data cannot fill, a negative seed or an unknown
     split.
+
+    Example:
+        >>> images, labels = next(ns.batches(ns.load_data("digits"), 32, seed=0))
+        >>> images.shape, labels.shape
+        (torch.Size([32, 1, 8, 8]), torch.Size([32]))
     """
     if split != "train":
         return evaluation_batches(data, batch_size, split=split)

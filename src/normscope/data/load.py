@@ -47,6 +47,10 @@ def load_data(
 
     Raises InvalidConfig for an unknown name or an impossible size, DataError where a copy is missing or
     damaged.
+
+    Example:
+        >>> ns.load_data("digits").train_images.shape
+        torch.Size([1437, 1, 8, 8])
     """
     if name not in _LOADERS:
         raise unknown("data set", name, DATA)

@@ -29,15 +29,14 @@ def update_of(optimizer: str | OptimizerFactory | torch.optim.Optimizer, model: 
     Raises:
         InvalidConfig: an unknown name, an optimizer of other parameters, or one that cannot be stepped.
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        factory = optimizer_factory(optimizer)
+    source = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer_factory(optimizer)
 
     def direction(parameters: list[nn.Parameter], starts: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         with readable_step():
-            if isinstance(optimizer, torch.optim.Optimizer):
-                stepped = _copied(optimizer, parameters)
+            if isinstance(source, torch.optim.Optimizer):
+                stepped = _copied(source, parameters)
             else:
-                stepped = make_optimizer(factory, model, 1.0)
+                stepped = make_optimizer(source, model, 1.0)
             set_gradients(stepped, parameters, gradients)
             stepped.step()
         return [p.detach() - start for p, start in zip(parameters, starts, strict=True)]

@@ -108,6 +108,14 @@ def diagnose(
 
     Raises:
         InvalidModel, InvalidBatch: nothing at all can be measured; see `stable_lr`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Sigmoid(), nn.Linear(32, 10))
+        >>> _ = model[1].requires_grad_(False)
+        >>> batches = lambda seed: ns.batches(ns.load_data("digits"), 32, seed=seed)
+        >>> tree = ns.diagnose(model, batches, seconds=1.0)
+        >>> str(tree["findings"]["finding"].values[0])
+        'frozen'
     """
     recipe = Recipe(optimizer_factory(optimizer), steps or TRIAL_STEPS, loss_fn)
     kept = min(max(recipe.steps, NUM_BATCHES), MOST_BATCHES)

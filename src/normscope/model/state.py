@@ -32,6 +32,13 @@ def untouched(model: nn.Module) -> AbstractContextManager["Saved"]:
 
     Raises:
         InvalidModel: where a parameter has not been initialized yet (a lazy module before its first call).
+
+    Example:
+        >>> model = nn.BatchNorm1d(3)
+        >>> with ns.untouched(model):
+        ...     _ = model(torch.ones(4, 3))
+        >>> model.running_mean.tolist(), int(model.num_batches_tracked)
+        ([0.0, 0.0, 0.0], 0)
     """
     return _Untouched(model)
 

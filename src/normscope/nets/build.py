@@ -57,6 +57,11 @@ def build_net(
     are left as found.
 
     Raises `InvalidConfig` where a name, a depth or a number cannot be.
+
+    Example:
+        >>> net = ns.build_net("resnet20", norm="batch", in_channels=1, seed=0)
+        >>> net(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
     family, depth = _family_and_depth(name)
     if norm not in NET_NORMS:

@@ -125,11 +125,14 @@ class _Passes:
         noted = {index for _, *indices in self._keys for index in indices}
         if any(i not in noted and bool(norm != 0) for i, norm in enumerate(self._norms[:, 0])):
             return None
+        error, is_sum = 0.0, False
         if self.is_random:  # the masks are not those of the single passes: the test is made without dropout
             with WithoutDropout():
                 heard = self._heard(self._two, 2, 0)
-            error, is_sum = (0.0, False) if heard is None else self._distance_of_norms(heard[0].sqrt(), 2)
-            if heard is None or error > self._limit:
+            if heard is None:
+                return None
+            error, is_sum = self._distance_of_norms(heard[0].sqrt(), 2)
+            if error > self._limit:
                 return None
         torch.manual_seed(self._seed)
         heard = self._heard(self._batch, self._size, self._chosen[0])

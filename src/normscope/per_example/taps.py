@@ -138,7 +138,9 @@ class _Tapped(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, delta: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, *operands = ctx.saved_tensors
         examples = Examples(ctx.layout, ctx.taps.num_examples, ctx.taps.work_space)
         summands = ctx.rule.summands(x, operands, delta, examples)

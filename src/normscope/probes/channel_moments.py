@@ -105,6 +105,15 @@ def channel_moments(
     Raises:
         InvalidModel: where no layer matches or is called, and see `loss.checked_loss`.
         InvalidBatch, DeviceError: see there too.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6))
+        >>> mean = lambda model, x: model(x).mean()
+        >>> dataset = ns.channel_moments(model, torch.randn(32, 8), layers=["0", "1"], loss_fn=mean)
+        >>> dataset["layer"].values.tolist()
+        ['0', '1']
+        >>> bool((abs(dataset["mean"].sel(layer="1")) < 1e-6).all())  # what batch norm is for
+        True
     """
     exact: set[str] = set()
     while True:

@@ -128,6 +128,14 @@ def gradient_cancellation(
     Raises:
         InvalidModel: where no layer matches or none can be measured, or there is no batch norm to freeze; and see
             `loss.checked_loss`.
+
+    Example:
+        Inputs and output gradients of one sign: nothing cancels, a = b.
+
+        >>> model = nn.Linear(3, 1)
+        >>> dataset = ns.gradient_cancellation(model, torch.ones(4, 3), loss_fn=lambda model, x: model(x).mean())
+        >>> float(dataset["ratio"][0]), int(dataset["num_terms"][0])
+        (1.0, 4)
     """
     watched = watched_modules(model, layers)
     for smallest in (torch.float32, torch.float64):
@@ -299,6 +307,8 @@ class _WithSlope(torch.autograd.Function):
         return output.pop()  # in a list: autograd would take a tensor for another input
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return (gradient * slope).to(ctx.dtype), None, None

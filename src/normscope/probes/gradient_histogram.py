@@ -127,6 +127,13 @@ def gradient_histogram(
     Raises:
         InvalidConfig: fewer than one bin, or limits that are not finite and increasing.
         InvalidModel: where no layer matches or none has a gradient; and see `loss.checked_loss`.
+
+    Example:
+        >>> net = ns.build_net("mlp3", in_channels=1, image_size=8, seed=0)
+        >>> batch = next(ns.batches(ns.load_data("digits"), 64, seed=0))
+        >>> dataset = ns.gradient_histogram(net, batch, num_bins=11)
+        >>> bool((dataset["count"].sum("bin") == dataset["num_entries"]).all())
+        True
     """
     if num_bins < 1:
         raise InvalidConfig(f"num_bins={num_bins}: it must be at least 1")

@@ -158,6 +158,14 @@ def gradient_noise(
         InvalidBatch: fewer than two examples, or two mini-batches where the loss does not decouple.
         InvalidConfig: a batch size below 1, or fewer than two partitions.
         InvalidModel, InvalidBatch, DeviceError: see `loss.checked_loss`.
+
+    Example:
+        >>> net = ns.build_net("mlp3", norm="batch", in_channels=1, image_size=8, seed=0)
+        >>> batch = next(ns.batches(ns.load_data("digits"), 64, seed=0))
+        >>> bool(ns.gradient_noise(net, batch)["decouples"])  # batch norm couples the examples
+        False
+        >>> bool(ns.gradient_noise(ns.with_norm(net, "layer"), batch)["decouples"])
+        True
     """
     num_examples = count_examples(batch, at_least=2)
     batch_size = max(2, num_examples // DEFAULT_MINI_BATCHES) if batch_size is None else batch_size

@@ -67,6 +67,15 @@ def gradient_norms(
 
     Raises:
         InvalidModel: where no layer matches, and see `loss.checked_loss`.
+
+    Example:
+        >>> net = ns.build_net("mlp3", norm="none", in_channels=1, image_size=8, seed=0)
+        >>> batch = next(ns.batches(ns.load_data("digits"), 64, seed=0))
+        >>> dataset = ns.gradient_norms(net, batch)
+        >>> dataset["layer"].values.tolist()
+        ['hidden.0.linear', 'hidden.1.linear', 'fc']
+        >>> bool((dataset["update_ratio"] > 0).all())
+        True
     """
     names: list[str] = []
     modules: list[nn.Module] = []

@@ -76,6 +76,14 @@ def input_jacobian(
         InvalidBatch: inputs that cannot be differentiated, such as token numbers, or that the model does not
             take.
         InvalidModel: outputs without one row for each example, too many, or cut off from the inputs.
+
+    Example:
+        A linear map's Jacobian is its matrix.
+
+        >>> model = nn.Linear(3, 3)
+        >>> _ = nn.init.orthogonal_(model.weight)
+        >>> ns.input_jacobian(model, torch.ones(4, 3))["singular_value"].values[0].round(5).tolist()
+        [1.0, 1.0, 1.0]
     """
     if num_examples < 1:
         raise InvalidConfig(f"num_examples={num_examples}: it must be at least 1")

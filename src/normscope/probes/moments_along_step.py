@@ -112,6 +112,13 @@ def moments_along_step(
     Raises:
         InvalidConfig: a step size that is not positive, fractions that are not increasing from 0 up.
         InvalidModel: where no layer matches, and see `loss.checked_loss`.
+
+    Example:
+        >>> net = ns.build_net("mlp5", in_channels=1, image_size=8, seed=0)
+        >>> batch = next(ns.batches(ns.load_data("digits"), 64, seed=0))
+        >>> dataset = ns.moments_along_step(net, batch, step_size=1.0, fractions=[0.0, 0.5, 1.0])
+        >>> dict(dataset["variance"].sizes)
+        {'fraction': 3, 'layer': 5, 'channel': 128}
     """
     points = np.asarray(DEFAULT_FRACTIONS if fractions is None else fractions, dtype=np.float64)
     if not (np.isfinite(step_size) and step_size > 0):

@@ -126,6 +126,15 @@ def output_gradients(model: nn.Module, batch: Any, *, loss_fn: LossFn | None = N
     Raises:
         InvalidModel: an output, or a loss, that does not depend on the parameters through the output tensor.
         InvalidModel, InvalidBatch, DeviceError: see `loss.checked_loss`.
+
+    Example:
+        Where all outputs are 0 the gradient is 1/10 at each label, less 1 at the true one, over |B|.
+
+        >>> model = nn.Linear(5, 10)
+        >>> _ = nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+        >>> dataset = ns.output_gradients(model, (torch.ones(2, 5), torch.tensor([0, 3])))
+        >>> dataset["gradient"].values[1].astype(float).round(3).tolist()
+        [0.05, 0.05, 0.05, -0.45, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05]
     """
     with untouched(model), torch.enable_grad(), output_caught(model, batch) as caught:
         model.train()

@@ -70,6 +70,16 @@ def relative_loss(
         InvalidConfig: step sizes that are not positive and increasing; an optimizer of other parameters, or one that
             cannot be stepped.
         InvalidModel, InvalidBatch, DeviceError: see `loss.checked_loss`.
+
+    Example:
+        On ℓ(w) = w² a step of size α multiplies w by 1 − 2α.
+
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> batch = (torch.ones(4, 1), torch.zeros(4, 1))
+        >>> squares = lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1])
+        >>> dataset = ns.relative_loss(model, batch, loss_fn=squares, step_sizes=[0.5, 1.0, 2.0])
+        >>> dataset["relative_loss"].values.round(5).tolist()
+        [0.0, 1.0, 9.0]
     """
     steps = np.asarray(DEFAULT_STEP_SIZES if step_sizes is None else step_sizes, dtype=np.float64)
     if (

@@ -22,6 +22,11 @@ def save(result: xr.Dataset | xr.DataTree, path: str | Path) -> Path:
 
     Raises:
         OutputError: where the folder cannot be made or written, or the disk is full.
+
+    Example:
+        >>> path = ns.save(ns.product_singular_values(2, size=20, draws=1), "products.nc")
+        >>> dict(ns.load(path)["singular_value"].sizes)
+        {'factor': 1, 'draw': 1, 'index': 20}
     """
     return write_bytes(path, encoded(result))
 

@@ -64,6 +64,12 @@ def judge(
         unit: written behind the number, with its own leading space.
         awaits: whether a seed without a value is one that is still to come: then it is said how many would settle it.
         more: other fields of `Verdict`: `paper`, `note`, `no_value`, `kind`, `in_sample`.
+
+    Example:
+        >>> ns.judge("BN takes larger rates", "figure 3", [12.1, 13.5, 12.8], above=10).verdict
+        'reproduced'
+        >>> ns.judge("BN takes larger rates", "figure 3", [4.0, 25.0, 13.3], above=10).verdict
+        'not enough evidence'
     """
     values = np.asarray(measured, dtype=np.float64).ravel()
     low_limit, high_limit, wanted = limits(above, below, equals, margin, scale, unit)

@@ -48,6 +48,12 @@ def with_init(
         InvalidModel: what cannot be changed safely: models compiled, scripted, quantized, fused or wrapped; weights
             computed from others; a residual branch that ends in neither a layer nor a norm.
         InvalidBatch: a batch that the model does not take.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> orthogonal = ns.with_init(model, "orthogonal", seed=0)[0].weight
+        >>> torch.allclose(orthogonal @ orthogonal.T, torch.eye(64), atol=1e-5)
+        True
     """
     check_branch_init(kind, batch)
     if kind not in INITS and kind not in BRANCH_INITS:

@@ -66,6 +66,13 @@ def with_norm(
         InvalidModel: what cannot be changed safely: models compiled, scripted, quantized, fused or wrapped; tied
             weights; one batch norm for several calls; weights computed from others.
         InvalidBatch: a batch that the model does not take.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 10))
+        >>> [type(module).__name__ for module in ns.with_norm(model, "group")]
+        ['Conv2d', 'GroupNorm', 'Flatten', 'Linear']
+        >>> type(model[1]).__name__  # as it was
+        'BatchNorm2d'
     """
     of_weights = kind in WEIGHT_NORMS
     if of_weights:

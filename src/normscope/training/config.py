@@ -40,6 +40,11 @@ class RunConfig:
 
     Raises:
         InvalidConfig: for a name that is not known, a value of the wrong type, or a number that cannot be.
+
+    Example:
+        >>> config = ns.RunConfig(net="resnet20", norm="none", lr=0.01)
+        >>> config.epochs
+        165
     """
 
     net: str = "resnet110"

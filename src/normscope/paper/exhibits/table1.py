@@ -1,5 +1,7 @@
 """Table 1: cancellation in a kernel's gradient at initialization, with the control of frozen batch statistics."""
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
@@ -46,6 +48,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     """a/b on the left and (a/b)/√n on the right, for every layer and network; the paper's table hollow."""
     figure, axes = figure_of(1, 2, panel=(3.7, 3.4))
     published = PUBLISHED["table1"]["ratio"] if on_paper_setting(dataset) else {}
+    handles: dict[str, Any] = {}
     for ax, quantity in zip(axes.flat, ("ratio", "normalized_ratio"), strict=True):
         plot_gradient_cancellation(dataset, quantity=quantity, ax=ax)
         for norm, ratio in published.items():
