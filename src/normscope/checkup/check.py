@@ -22,9 +22,10 @@ from normscope.diagnosis.diagnose import TRIAL_STEPS, diagnosis
 from normscope.diagnosis.finding import findings_dataset
 from normscope.diagnosis.profile import profile
 from normscope.errors import InvalidConfig, NormscopeError
-from normscope.model.build import eager, instance_of
+from normscope.model.build import ModelOrBuild, eager, instance_of
 from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
+from normscope.model.mini_batches import Batches
 from normscope.rates.best import best, best_lr
 from normscope.rates.judged import own_rate_datasets
 from normscope.rates.stable_lr import HIGHEST_LR, LOWEST_LR, name_of, recipe_of, stable_lr
@@ -46,8 +47,8 @@ LEAST_SHARE = 0.1
 
 @instrument
 def check(
-    model_or_build: Any,
-    batches: Any,
+    model_or_build: ModelOrBuild,
+    batches: Batches,
     *,
     optimizer: str | OptimizerFactory | torch.optim.Optimizer = "momentum",
     repair: Sequence[str] | None = None,

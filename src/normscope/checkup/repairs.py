@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from normscope.errors import InvalidConfig, unknown
-from normscope.model.build import build_model
+from normscope.model.batch import Batch
+from normscope.model.build import ModelOrBuild, build_model
 from normscope.model.loss import LossFn
 from normscope.nets.batch_norm_parts import PARTS
 from normscope.nets.inits import INITS
@@ -99,7 +100,7 @@ class Repair:
             return RESIDUAL_TITLES[part]
         return f"{part} init"
 
-    def apply(self, model: nn.Module, *, seed: int, batch: Any, loss_fn: LossFn | None) -> nn.Module:
+    def apply(self, model: nn.Module, *, seed: int, batch: Batch, loss_fn: LossFn | None) -> nn.Module:
         """A changed copy of the model; the model itself where only its training is changed.
 
         Raises:
@@ -120,7 +121,7 @@ class Repair:
                 model = with_init(model, part, seed=seed, batch=batch, loss_fn=loss_fn)
         return model
 
-    def applied_to(self, model_or_build: Any, *, batch: Any, loss_fn: LossFn | None) -> Any:
+    def applied_to(self, model_or_build: ModelOrBuild, *, batch: Batch, loss_fn: LossFn | None) -> Any:
         """The same for what `check` was given: a changed instance, or a build of changed models."""
         if not self.changes_model:
             return model_or_build

@@ -7,6 +7,7 @@ from typing import Any
 
 from normscope.cli.target import is_target, load_target
 from normscope.errors import InvalidBatch, InvalidConfig, unknown
+from normscope.model.batch import Batch
 
 RANDOM_WARNING = (
     "Inputs and labels are random: rates say what the network can take at its start, not what it could learn; "
@@ -102,7 +103,7 @@ def loss_of(name: str | None) -> Any:
         raise unknown("--loss", name, ["auto", "mse", "file.py:loss_fn"])
     import torch.nn.functional as F
 
-    def mse(model: Any, batch: Any) -> Any:
+    def mse(model: Any, batch: Batch) -> Any:
         inputs, targets = batch
         outputs = model(inputs)
         if outputs.shape != targets.shape:

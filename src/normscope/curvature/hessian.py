@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from normscope.errors import DeviceError, InvalidModel, one_line
+from normscope.model.batch import Batch
 from normscope.model.loss import LossFn, checked_loss, readable_errors
 from normscope.model.state import untouched
 from normscope.runtime.interrupts import restoring
@@ -34,7 +35,7 @@ class Hessian:
 
 
 @restoring
-def hessian(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Iterator[Hessian]:
+def hessian(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> Iterator[Hessian]:
     """The loss, its gradient and products with its Hessian, in training mode; leaves the model untouched.
 
     One forward pass and one backward pass, whose graph is kept: each product is one backward pass through both. So

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from normscope.descent.recipe import Recipe, preparation
 from normscope.descent.step_line import StepLine, step_line
 from normscope.descent.update import readable_step, set_gradients
 from normscope.errors import InvalidModel
+from normscope.model.batch import Batch
 from normscope.model.vector_norm import norm_of_all
 from normscope.runtime.interrupts import restoring
 
@@ -35,7 +35,7 @@ class Growth:
 
 @restoring
 def first_update_line(
-    model: nn.Module, batch: Any, recipe: Recipe, *, seed: int = 0
+    model: nn.Module, batch: Batch, recipe: Recipe, *, seed: int = 0
 ) -> Iterator[tuple[StepLine, Growth]]:
     """The first update of the recipe's optimizer in training mode, clipped as the recipe says and without warmup, as a
     line to walk along; the model comes back untouched.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.errors import InvalidBatch
+from normscope.model.batch import Batch
 from normscope.model.loss import LossFn, default_loss
 
 
@@ -20,7 +21,7 @@ class Step:
 
     index: int
     """How many steps were taken before: 0 for the first mini-batch."""
-    batch: Any
+    batch: Batch
     """The last of them where gradients are accumulated over several."""
     loss: Tensor
     """Scalar on the device, detached: reading it is the reader's synchronization."""

@@ -6,7 +6,6 @@ rate at which a search starts, the step that a diagnosis looks at.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.errors import InvalidModel
+from normscope.model.batch import Batch
 from normscope.model.loss import LossFn, checked_loss, loss_value, readable_errors
 from normscope.model.state import untouched
 from normscope.model.vector_norm import norm_of_all
@@ -52,7 +52,7 @@ class StepLine:
 @restoring
 def step_line(
     model: nn.Module,
-    batch: Any,
+    batch: Batch,
     loss_fn: LossFn | None = None,
     *,
     direction: Direction | None = None,

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from normscope.model.batch import joined, map_inputs, num_examples
+from normscope.model.batch import Batch, joined, map_inputs, num_examples
 from normscope.model.loss import LossFn, default_loss, readable_errors
 from normscope.model.output import output_tensor
 from normscope.model.state import untouched
 
 
-def extensivity(model: nn.Module, batch: Any, loss_fn: LossFn | None = None, *, seed: int = 0) -> float:
+def extensivity(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None, *, seed: int = 0) -> float:
     """ℓ(B and B again) / ℓ(B): 1 for a loss that is a mean over examples, 2 for one that is their sum; also under batch
     norm, whose statistics are the same on both. NaN where the batch cannot be doubled."""
     twice = joined([batch, batch])
@@ -54,14 +54,14 @@ def coupling(model: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None = 
     return float((change.clamp(min=0) / spread).sqrt()) if spread > 0 else float("nan")
 
 
-def input_scale(batch: Any) -> float:
+def input_scale(batch: Batch) -> float:
     """The largest root mean square of any input feature in the batch; NaN where no input is floating-point."""
     sizes: list[float] = []
     map_inputs(batch, lambda x: sizes.append(float(_per_feature(x).square().mean(0).sqrt().max())) or x)
     return max(sizes, default=float("nan"))
 
 
-def standardized(batch: Any) -> Any:
+def standardized(batch: Batch) -> Any:
     """The batch with every feature of its floating-point inputs at mean 0 and standard deviation 1 (a constant feature
     at 0), over examples and positions."""
 
@@ -114,7 +114,7 @@ def _per_feature(x: Tensor) -> Tensor:
     return (x.movedim(1, -1) if x.ndim > 3 else x).double().flatten(0, -2) if x.ndim > 1 else x.double()[:, None]
 
 
-def _outputs(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) -> Tensor | None:
+def _outputs(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) -> Tensor | None:
     """The model's outputs on a batch, (examples, outputs) in float64, caught on the way to its loss."""
     caught: list[Tensor] = []
 
@@ -136,7 +136,7 @@ def _outputs(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) ->
     return values if bool(torch.isfinite(values).all()) else None
 
 
-def feature_imbalance(batch: Any) -> float:
+def feature_imbalance(batch: Batch) -> float:
     """The largest root mean square of a floating-point input's features over the median one; NaN without such."""
     ratios: list[float] = []
 

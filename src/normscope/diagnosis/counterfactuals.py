@@ -1,8 +1,6 @@
 """What would be if one thing were otherwise: the step that diverges, measured again with scaled inputs or without the
 layer that stands out."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
@@ -13,6 +11,7 @@ from normscope.diagnosis.batch_tests import standardized
 from normscope.diagnosis.profile import CURVE_LRS, diverging_lr
 from normscope.diagnosis.signal import Signal
 from normscope.errors import NormscopeError
+from normscope.model.batch import Batch
 from normscope.model.state import untouched
 
 OUT_OF_SCALE = 10.0
@@ -20,7 +19,7 @@ OUT_OF_SCALE = 10.0
 gain are suspected."""
 
 
-def diverging_with_scaled_inputs(model: nn.Module, batch: Any, recipe: Recipe, diverging: float, seed: int) -> float:
+def diverging_with_scaled_inputs(model: nn.Module, batch: Batch, recipe: Recipe, diverging: float, seed: int) -> float:
     """The rate at which one step diverges with every input feature standardized, over that with them as they are."""
     try:
         with first_update_line(model, standardized(batch), recipe, seed=seed) as (line, _):
@@ -30,7 +29,7 @@ def diverging_with_scaled_inputs(model: nn.Module, batch: Any, recipe: Recipe, d
 
 
 def diverging_without_outsized_layer(
-    model: nn.Module, batch: Any, seen: Signal, recipe: Recipe, diverging: float, seed: int
+    model: nn.Module, batch: Batch, seen: Signal, recipe: Recipe, diverging: float, seed: int
 ) -> tuple[str, float]:
     """The layer whose gain stands out most, and how the diverging rate changes with its weights scaled to the median
     gain; ("", NaN) where none stands out."""

@@ -29,10 +29,11 @@ from normscope.diagnosis.program import Program, Run, tried
 from normscope.diagnosis.rules import curvature, symptoms
 from normscope.diagnosis.words import NOT_LEARNING
 from normscope.errors import InvalidBatch, NormscopeError
-from normscope.model.batch import on_device
-from normscope.model.build import eager
+from normscope.model.batch import Batch, on_device
+from normscope.model.build import ModelOrBuild, eager
 from normscope.model.contract import instrument
 from normscope.model.loss import LossFn, checked_loss, readable_errors
+from normscope.model.mini_batches import Batches
 from normscope.model.state import untouched
 from normscope.rates.starting_point import Starts
 from normscope.results import labelled
@@ -75,8 +76,8 @@ class Diagnosis:
 
 @instrument
 def diagnose(
-    model_or_build: Any,
-    batches: Any,
+    model_or_build: ModelOrBuild,
+    batches: Batches,
     *,
     optimizer: str | OptimizerFactory = "momentum",
     loss_fn: LossFn | None = None,
@@ -198,7 +199,7 @@ def words_of_left_out(first: FirstPass) -> str:
     return f"Everything else was measured without {many} of {len(first.losses)}."
 
 
-def refuse_hopeless(model: nn.Module, batch: Any, first: FirstPass, recipe: Recipe) -> None:
+def refuse_hopeless(model: nn.Module, batch: Batch, first: FirstPass, recipe: Recipe) -> None:
     """Raise what `checked_loss` says of the first batch where no batch can be measured at all."""
     if not first.hopeless:
         return

@@ -22,6 +22,7 @@ from normscope.diagnosis.number_range import range_evidence
 from normscope.diagnosis.profile import CURVE_LRS, profile, with_depth
 from normscope.diagnosis.signal import Signal, repeated_calls, signal
 from normscope.errors import NormscopeError
+from normscope.model.batch import Batch
 from normscope.model.loss import constant_loss, output_spread, readable_errors
 from normscope.model.state import untouched
 from normscope.probes.sharpness import sharpness
@@ -274,7 +275,7 @@ def _constant_loss(model: nn.Module, batches: Sequence[Any], recipe: Recipe, see
         return constant_loss(model, batches, recipe.loss_fn)
 
 
-def _sharpness(model: nn.Module, batch: Any, recipe: Recipe) -> float:
+def _sharpness(model: nn.Module, batch: Batch, recipe: Recipe) -> float:
     """The Hessian's largest eigenvalue, roughly; NaN where the loss cannot be differentiated twice."""
     try:
         found = sharpness(
@@ -285,7 +286,7 @@ def _sharpness(model: nn.Module, batch: Any, recipe: Recipe) -> float:
     return float(found["eigenvalue"][0])
 
 
-def _spread(model: nn.Module, batch: Any) -> float:
+def _spread(model: nn.Module, batch: Batch) -> float:
     with untouched(model):
         model.train()
         try:

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from normscope.diagnosis.half_precision import in_float32, watching, wider
 from normscope.errors import NormscopeError, raised
-from normscope.model.batch import num_examples, parts_of, take, targets_of
+from normscope.model.batch import Batch, num_examples, parts_of, take, targets_of
 from normscope.model.loss import LossFn, default_loss
 from normscope.model.state import untouched
 
@@ -153,7 +153,7 @@ def first_pass(
     )
 
 
-def one_pass(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) -> tuple[float, dict[str, float]]:
+def one_pass(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) -> tuple[float, dict[str, float]]:
     """The loss in training mode, and the norm of every parameter's gradient; the model comes back untouched."""
     with untouched(model), torch.enable_grad():
         model.train()
@@ -172,7 +172,7 @@ def one_pass(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) ->
         return float(loss.detach()), norms
 
 
-def traced(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int, place: int, others: int) -> NotFinite:
+def traced(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int, place: int, others: int) -> NotFinite:
     """Where the number that is not finite comes from: example, parameters, module, operation."""
     loss, norms = one_pass(model, batch, loss_fn, seed)
     if data := not_finite_data(batch):
@@ -192,7 +192,7 @@ def traced(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int, plac
     )
 
 
-def left_range(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) -> str:
+def left_range(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) -> str:
     """See `NotFinite.half`."""
     with untouched(model), torch.enable_grad():
         model.train()
@@ -209,7 +209,7 @@ def left_range(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) 
     return f"{first.format} in {first.layer or 'the forward of the model'}" if finite else ""
 
 
-def not_finite_data(batch: Any) -> str:
+def not_finite_data(batch: Batch) -> str:
     """Where the batch holds NaN or inf, see `NotFinite.data`; −inf is what masks are made of."""
     targets = targets_of(batch)
     parts = list(batch.items()) if isinstance(batch, Mapping) else list(enumerate(parts_of(batch)))
@@ -227,7 +227,7 @@ def not_finite_data(batch: Any) -> str:
     return ""
 
 
-def culprit(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) -> int:
+def culprit(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) -> int:
     """The example that gives a loss or gradient that is not finite, by bisection; -1 where none does alone, or where
     every one does."""
     total = num_examples(batch)
@@ -256,7 +256,7 @@ def culprit(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) -> 
     return int(inside[0])
 
 
-def producer(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) -> tuple[str | None, str]:
+def producer(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) -> tuple[str | None, str]:
     """The path and type of the first module whose output is not finite though its inputs are; None where every module's
     output is finite, and it is the loss itself."""
     found: list[tuple[str, str]] = []
@@ -277,7 +277,7 @@ def producer(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) ->
     return found[0] if found else (None, "")
 
 
-def operation(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) -> str:
+def operation(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) -> str:
     """The operation that is the first to give NaN of numbers that are none, or else the first whose derivative gives a
     number that is not finite of finite ones on the way back: "softmax", "sqrt"; empty where there is none."""
     with untouched(model), torch.enable_grad():
@@ -370,7 +370,7 @@ class _Watch(TorchFunctionMode):
 
 
 @contextmanager
-def _watching(batch: Any) -> Iterator[_Watch]:
+def _watching(batch: Batch) -> Iterator[_Watch]:
     watch = _Watch(targets_of(batch))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using a target size")

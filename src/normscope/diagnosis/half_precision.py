@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from normscope.model.batch import map_tensors
+from normscope.model.batch import Batch, map_tensors
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -104,7 +104,7 @@ def wider() -> Iterator[None]:
         torch.autocast.__enter__ = enter
 
 
-def in_float32(model: nn.Module, batch: Any) -> tuple[nn.Module, Any]:
+def in_float32(model: nn.Module, batch: Batch) -> tuple[nn.Module, Any]:
     """The two in float32 where the model's own weights are float16; else as they are."""
     if not any(p.dtype == torch.float16 for p in model.parameters()):
         return model, batch

@@ -3,7 +3,6 @@
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from normscope.descent.recipe import Recipe
 from normscope.diagnosis.half_precision import NOWHERE, Range, in_float32, watching, wider
 from normscope.diagnosis.profile import diverging_lr
 from normscope.errors import NormscopeError
+from normscope.model.batch import Batch
 from normscope.model.loss import default_loss
 from normscope.model.state import untouched
 
@@ -39,7 +39,7 @@ class RangeEvidence:
 
 
 def range_evidence(
-    model: nn.Module, batch: Any, recipe: Recipe, *, diverging: float, overflows: bool, seed: int = 0
+    model: nn.Module, batch: Batch, recipe: Recipe, *, diverging: float, overflows: bool, seed: int = 0
 ) -> RangeEvidence:
     """See above, in training mode; the model comes back untouched."""
     device = str(next(model.parameters()).device)
@@ -68,11 +68,11 @@ def range_evidence(
     return RangeEvidence(start, overflow, wider_lr, *lost)
 
 
-def lost_gradients(model: nn.Module, batch: Any, recipe: Recipe, seed: int) -> tuple[str, float]:
+def lost_gradients(model: nn.Module, batch: Batch, recipe: Recipe, seed: int) -> tuple[str, float]:
     """The parameter of which the largest share of the gradient's entries is zero in float16 and not in bfloat16, and
     that share. Entries that are tiny beside the others do not count."""
 
-    def gradients(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         with untouched(model), torch.enable_grad():
             model.train()
             torch.manual_seed(seed)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normscope.diagnosis.batch_tests import standardized
-from normscope.model.batch import targets_of
+from normscope.model.batch import Batch, targets_of
 from normscope.model.layers import own_parameters, watched_modules
 from normscope.model.loss import LossFn, default_loss
 from normscope.model.output import first_tensor
@@ -120,7 +120,7 @@ def calls_of(model: nn.Module) -> Iterator[list[tuple[str, Tensor | None, Tensor
             handle.remove()
 
 
-def chain(model: nn.Module, batch: Any, loss_fn: LossFn | None = None, *, seed: int = 0) -> Chain | None:
+def chain(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None, *, seed: int = 0) -> Chain | None:
     """What stands between the layers, looked at with standardized inputs, weights drawn anew and no dropout, so that no
     value is saturated or of one sign; None where the loss does not call the model or its layers have no order."""
     drops = [float(m.p) for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
@@ -195,7 +195,7 @@ def outputs_in_place(model: nn.Module, give: Callable[[], Tensor]) -> Iterator[l
             model.__dict__["forward"] = own
 
 
-def loss_of_outputs(model: nn.Module, batch: Any, loss_fn: LossFn | None, outputs: Tensor) -> float:
+def loss_of_outputs(model: nn.Module, batch: Batch, loss_fn: LossFn | None, outputs: Tensor) -> float:
     """What the loss gives for these outputs in the model's place; NaN where it does not ask the model once, or does not
     take them."""
     try:
@@ -227,7 +227,7 @@ FAMILIES: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
 """Known losses by name, and what they take: any numbers, rows that sum to 1, numbers in 0 to 1."""
 
 
-def loss_family(model: nn.Module, batch: Any, loss_fn: LossFn | None, like: Tensor) -> str:
+def loss_family(model: nn.Module, batch: Batch, loss_fn: LossFn | None, like: Tensor) -> str:
     """Which of `FAMILIES` the loss is on this batch, up to a factor; "" where it is none."""
     y = targets_of(batch)
     if y is None or like.ndim > 2 or y.numel() * (like.shape[-1] if y.shape != like.shape else 1) != like.numel():

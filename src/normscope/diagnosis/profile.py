@@ -1,7 +1,5 @@
 """What can be drawn of a model: how its loss, its activations and its output's gradients are along one step."""
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 from torch import nn
@@ -11,6 +9,7 @@ from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.descent.recipe import Recipe
 from normscope.descent.step_line import StepLine, crossing, lowest_step_size
 from normscope.errors import NormscopeError
+from normscope.model.batch import Batch
 from normscope.model.layers import LayerCall, depths, record_calls
 from normscope.model.vector_norm import norm
 from normscope.probes.output_gradients import output_gradients
@@ -27,7 +26,7 @@ FRACTIONS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Of the step that diverges, where sizes are taken."""
 
 
-def profile(model: nn.Module, batch: Any, *, recipe: Recipe, seed: int = 0) -> xr.DataTree:
+def profile(model: nn.Module, batch: Batch, *, recipe: Recipe, seed: int = 0) -> xr.DataTree:
     """What can be drawn of a model from one mini-batch, in training mode; the model comes back untouched.
 
     Returns:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from normscope.model.batch import Batch
+
 MOST_NUMBERS = 2**20
 """A constant of more entries than this is not fitted."""
 
@@ -31,7 +33,7 @@ class _Output:
     structure: Any
     inputs_length: int
 
-    def shapes(self, batch: Any) -> list[tuple[int, ...]]:
+    def shapes(self, batch: Batch) -> list[tuple[int, ...]]:
         """Of a constant for every tensor: as that of an example, or of its classes where labels have positions."""
         labels = _labels(batch)
         return [_constant_shape(leaf, labels) for leaf in self.leaves]
@@ -65,7 +67,7 @@ def best_constant_loss(model: nn.Module, batches: Sequence[Any], loss: Callable[
         return math.nan
 
 
-def _given(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor]) -> _Output | None:
+def _given(model: nn.Module, batch: Batch, loss: Callable[[nn.Module, Any], Tensor]) -> _Output | None:
     """The model's output in the first of its calls; None where it is not called, or gives other things than tensors."""
     caught: list[_Output] = []
 
@@ -141,7 +143,7 @@ def _constant_shape(leaf: Tensor, labels: Tensor | None) -> tuple[int, ...]:
     return (1, *shape[1:])
 
 
-def _labels(batch: Any) -> Tensor | None:
+def _labels(batch: Batch) -> Tensor | None:
     """What may be classes: the second part of a pair or a mapping's `labels`, where these are integers."""
     if isinstance(batch, Mapping):
         found = batch.get("labels")

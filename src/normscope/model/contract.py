@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.errors import DeviceError, InvalidBatch, InvalidConfig, InvalidModel, NormscopeError, one_line, raised
-from normscope.model.batch import map_tensors
+from normscope.model.batch import Batch, map_tensors
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -105,7 +105,7 @@ def refuse_unreadable(model: Any, *, swapped: bool = False, measured: bool = Tru
                 )
 
 
-def _readable_batch(batch: Any) -> Any:
+def _readable_batch(batch: Batch) -> Any:
     """The batch with tensors that autograd takes no interest in; the same object where it has no others.
 
     Raises:

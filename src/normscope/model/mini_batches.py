@@ -1,7 +1,6 @@
 """The same mini-batches for the same seed at every rate, from whatever gives batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +11,15 @@ from normscope.model.batch import Batch, num_bytes
 KEPT_BYTES = 2**31
 """Of a loader's batches at most this much is kept in memory (but two batches always): 2 GiB."""
 
+Batches = Iterable[Batch] | Callable[[int], Iterable[Batch]]
+"""What somebody gives: a list of batches, a DataLoader, or a function `seed -> iterator`."""
+
 BatchesOfSeed = Callable[[int | None], Iterator[Batch]]
 """Mini-batches without end, and the same ones each time it is called with the same seed; with None in the order in
 which they came."""
 
 
-def mini_batches(source: Any, steps: int, seed: int = 0) -> tuple[BatchesOfSeed, int | None]:
+def mini_batches(source: Batches, steps: int, seed: int = 0) -> tuple[BatchesOfSeed, int | None]:
     """Endless mini-batches by seed, and how many different ones there are (None where `source` is a function).
 
     A function `seed -> iterator` is called anew for every descent, and again when it ends early: it must give the same
@@ -30,8 +32,7 @@ def mini_batches(source: Any, steps: int, seed: int = 0) -> tuple[BatchesOfSeed,
         DataError: where the source itself raises.
     """
     if callable(source) and not isinstance(source, Iterable):
-        function: Callable[[int], Any] = source
-        return lambda seed: _from_function(function, seed or 0), None
+        return lambda seed: _from_function(source, seed or 0), None
     if isinstance(source, Tensor | Mapping | str | tuple) or not isinstance(source, Iterable):
         raise InvalidBatch(
             f"batches is a {type(source).__name__}: give a list of batches, a DataLoader or a function seed -> iterator"

@@ -1,7 +1,6 @@
 """Which layers of a model are watched, as it is registered or as a mini-batch calls it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from normscope.model.batch import on_device
 from normscope.model.build import ModelOrBuild, eager, instance_of
 from normscope.model.layers import LayerCall, record_calls, watched_modules
 from normscope.model.loss import LossFn, checked_loss, readable_errors
-from normscope.model.mini_batches import mini_batches
+from normscope.model.mini_batches import Batches, mini_batches
 from normscope.model.output import first_tensor
 from normscope.model.state import untouched
 
@@ -33,7 +32,7 @@ def registered(model_or_build: ModelOrBuild) -> list[Call]:
     return [_call(path, module) for path, module in watched_modules(_model(model_or_build)).items()]
 
 
-def calls(model_or_build: ModelOrBuild, batches: Any, *, loss_fn: LossFn | None = None) -> list[Call]:
+def calls(model_or_build: ModelOrBuild, batches: Batches, *, loss_fn: LossFn | None = None) -> list[Call]:
     """The watched calls of one mini-batch in execution order, in training mode; the model comes back untouched."""
     source = eager(model_or_build)
     of_seed, _ = mini_batches(batches, 1)

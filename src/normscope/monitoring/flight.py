@@ -24,6 +24,7 @@ import safetensors.numpy
 import xarray as xr
 
 from normscope.errors import ResultError, one_line
+from normscope.model.batch import Batch
 from normscope.monitoring.alarm import Alarm
 from normscope.monitoring.measurement import Measurement
 from normscope.monitoring.postmortem import Postmortem
@@ -89,7 +90,7 @@ class FlightRecord:
         write_checked(self.folder / "seen" / f"{name}.json", entry)
         self._thin()
 
-    def write_postmortem(self, found: Postmortem, step: int, batch: Any) -> None:
+    def write_postmortem(self, found: Postmortem, step: int, batch: Batch) -> None:
         """Write what a post-mortem found, and the mini-batch it was found on."""
         facts = {"cause": found.cause, "in_layer": found.layer, "sentence": found.sentence, "at_step": step}
         facts |= {"example": -1 if found.example is None else found.example, "rate": found.rate}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.descent.step_line import step_line
+from normscope.model.batch import Batch
 from normscope.model.build import uncompiled
 from normscope.model.layers import LayerCall, own_parameters, record_calls
 from normscope.model.loss import LossFn, default_loss
@@ -70,7 +71,7 @@ class Measurement:
 def measure(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: Any,
+    batch: Batch,
     *,
     step: int,
     loss_fn: LossFn | None = None,

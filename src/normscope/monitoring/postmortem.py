@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from normscope.descent.step_line import step_line
 from normscope.errors import NormscopeError
-from normscope.model.batch import num_examples, take
+from normscope.model.batch import Batch, num_examples, take
 from normscope.model.build import uncompiled
 from normscope.model.layers import LayerCall, depths, record_calls
 from normscope.model.loss import LossFn, default_loss
@@ -86,7 +86,7 @@ class Postmortem:
 def find_cause(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: Any,
+    batch: Batch,
     before: Before,
     *,
     step: int,
@@ -126,7 +126,7 @@ def find_cause(
 
 
 def _cause(
-    model: nn.Module, batch: Any, before: Before, loss_fn: LossFn | None, autocast: Callable[[], Any]
+    model: nn.Module, batch: Batch, before: Before, loss_fn: LossFn | None, autocast: Callable[[], Any]
 ) -> tuple[str, str, int | None, str]:
     """Cause, layer, example, and what was seen in words."""
     for place, tensor in tensors_of(batch).items():
@@ -196,7 +196,7 @@ def _broken_layer(model: nn.Module, before: Before) -> tuple[str, str] | None:
 
 
 def _first_not_finite(
-    model: nn.Module, batch: Any, loss_fn: LossFn | None, autocast: Callable[[], Any]
+    model: nn.Module, batch: Batch, loss_fn: LossFn | None, autocast: Callable[[], Any]
 ) -> tuple[str, int, dict[str, float], bool] | None:
     """The first layer whose output is not finite, the first example there, the sizes of the layers before it, and
     whether it ran in fewer bits than 32."""
@@ -226,7 +226,7 @@ def _growth(sizes: Mapping[str, float], before: Before) -> float:
 
 
 def _most_grown(
-    model: nn.Module, batch: Any, before: Before, loss_fn: LossFn | None, autocast: Callable[[], Any]
+    model: nn.Module, batch: Batch, before: Before, loss_fn: LossFn | None, autocast: Callable[[], Any]
 ) -> tuple[str, float]:
     sizes: dict[str, float] = {}
 
@@ -240,7 +240,7 @@ def _most_grown(
 
 
 def _loss(
-    model: nn.Module, batch: Any, loss_fn: LossFn | None, autocast: Callable[[], Any], weights: Mapping[str, Any]
+    model: nn.Module, batch: Batch, loss_fn: LossFn | None, autocast: Callable[[], Any], weights: Mapping[str, Any]
 ) -> float:
     with untouched(model), torch.no_grad(), autocast():
         put_weights(model, weights)
@@ -248,7 +248,7 @@ def _loss(
     return math.inf if math.isnan(value) else value
 
 
-def _losses_apart(model: nn.Module, batch: Any, loss_fn: LossFn | None, autocast: Callable[[], Any]) -> int | None:
+def _losses_apart(model: nn.Module, batch: Batch, loss_fn: LossFn | None, autocast: Callable[[], Any]) -> int | None:
     """The example with the largest loss of its own; None where the batch cannot be taken apart."""
     count = num_examples(batch)
     if count is None:
@@ -267,7 +267,11 @@ def _losses_apart(model: nn.Module, batch: Any, loss_fn: LossFn | None, autocast
 
 
 def _along_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, loss_fn: LossFn | None, autocast: Callable[[], Any]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    loss_fn: LossFn | None,
+    autocast: Callable[[], Any],
 ) -> tuple[xr.Dataset, float]:
     """Activation sizes at fractions of the step that the optimizer, without what it remembers, makes at its rate, and
     the multiple of it at which the loss rises."""

@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from normscope.model.batch import Batch
 
-def batch_arrays(batch: Any) -> dict[str, np.ndarray]:
+
+def batch_arrays(batch: Batch) -> dict[str, np.ndarray]:
     """Every tensor of a batch by its place ("0", "1", "input_ids", "0.mask"), and the random state of the CPU."""
     found: dict[str, np.ndarray] = {}
     for path, tensor in tensors_of(batch).items():
@@ -32,7 +34,7 @@ def put_weights(model: nn.Module, arrays: Mapping[str, Any]) -> None:
                 named[name].copy_(torch.as_tensor(array).reshape(named[name].shape))
 
 
-def tensors_of(batch: Any, path: str = "") -> dict[str, Tensor]:
+def tensors_of(batch: Batch, path: str = "") -> dict[str, Tensor]:
     """The tensors inside a batch by their place."""
     if isinstance(batch, Tensor):
         return {path or "all": batch}

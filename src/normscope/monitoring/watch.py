@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from normscope.descent.outcome import has_diverged
 from normscope.errors import InvalidConfig, NormscopeError, TrainingAlarm, one_line
+from normscope.model.batch import Batch
 from normscope.model.build import unwrapped
 from normscope.model.loss import LossFn
 from normscope.monitoring.alarm import Alarm
@@ -237,7 +238,7 @@ class Watch:
         steps = self.signals.steps
         return [steps[i] for i in range(max(0, len(steps) - RECENT), len(steps))]
 
-    def step(self, loss: Any, batch: Any = None) -> None:
+    def step(self, loss: Any, batch: Batch = None) -> None:
         """Tell of one step: after `loss.backward()`, before or after `optimizer.step()`.
 
         Before it is better: where a step goes wrong, the weights that made the loss are still there to look at.
@@ -363,7 +364,7 @@ class Watch:
         if self.on_alarm == "raise":
             raise TrainingAlarm(alarm.sentence)
 
-    def _measure(self, step: int, batch: Any) -> None:
+    def _measure(self, step: int, batch: Batch) -> None:
         try:
             found = measure(
                 self.model,
@@ -393,7 +394,7 @@ class Watch:
                 self.trackers.remove(tracker)
                 self.note(f"{type(tracker).__name__} gets nothing from here on: {one_line(error)}")
 
-    def _write(self, measurement: Measurement | None, batch: Any) -> None:
+    def _write(self, measurement: Measurement | None, batch: Batch) -> None:
         """Remember the state of this measurement, and write what is new into the flight record."""
         weights: dict[str, np.ndarray] = {}
         if measurement is not None and math.isfinite(measurement.scalars["measured_loss"]):

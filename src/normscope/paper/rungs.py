@@ -1,12 +1,12 @@
 """The networks of batch norm's ladder: each rung built from the same weights and shown the same first mini-batch."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from normscope.data import load_data
+from normscope.model.batch import Batch
 from normscope.nets.build import NET_NORMS
 from normscope.nets.inits import INITS
 from normscope.nets.weight_norms import WEIGHT_NORMS
@@ -61,7 +61,7 @@ def build(setting: Setting, rung: str, seed: int) -> nn.Module:
 
 
 @torch.no_grad()
-def see(net: nn.Module, batch: Any) -> None:
+def see(net: nn.Module, batch: Batch) -> None:
     """One forward pass in training mode."""
     net.train()
     net(batch[0])

@@ -8,7 +8,6 @@ For every watched call with output y (examples b, positions p, channels c)
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from normscope.errors import InvalidModel
+from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.layers import LayerCall, channel_dim, depths, record_calls
 from normscope.model.loss import LossFn, checked_loss
@@ -39,7 +39,7 @@ Reading = ShortSums | tuple[Tensor, Tensor]
 
 
 def _one_pass(
-    model: nn.Module, batch: Any, loss_fn: LossFn | None, layers: str | Sequence[str] | None, exact: set[str]
+    model: nn.Module, batch: Batch, loss_fn: LossFn | None, layers: str | Sequence[str] | None, exact: set[str]
 ) -> dict[str, Reading]:
     """What one forward pass shows of every watched call; the moments in float64 throughout of those in `exact`, which
     others join that are taken so at once."""
@@ -87,7 +87,7 @@ def _unknown(channels: int) -> tuple[Tensor, Tensor]:
 
 @instrument
 def channel_moments(
-    model: nn.Module, batch: Any, *, loss_fn: LossFn | None = None, layers: str | Sequence[str] | None = None
+    model: nn.Module, batch: Batch, *, loss_fn: LossFn | None = None, layers: str | Sequence[str] | None = None
 ) -> xr.Dataset:
     """Mean and biased variance of every channel of every watched call, in execution order (figure 5).
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from normscope.errors import InvalidModel
+from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.layers import LayerCall, channel_dim, depths, record_calls, watched_modules
 from normscope.model.loss import LossFn, checked_loss, readable_errors
@@ -101,7 +102,7 @@ def num_terms(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
 @instrument
 def gradient_cancellation(
     model: nn.Module,
-    batch: Any,
+    batch: Batch,
     *,
     loss_fn: LossFn | None = None,
     layers: str | Sequence[str] | None = None,
@@ -173,7 +174,7 @@ def _sums(kernel: Kernel) -> Tensor:
 
 def _kernels(
     model: nn.Module,
-    batch: Any,
+    batch: Batch,
     loss_fn: LossFn | None,
     watched: dict[str, nn.Module],
     frozen_statistics: bool,

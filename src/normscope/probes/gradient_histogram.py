@@ -10,7 +10,6 @@ a tail that falls as |g|^(−α) has index α, so the heavier the tail the small
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from normscope.errors import InvalidConfig, InvalidModel
+from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.layers import LayerCall, depths, own_parameters, record_calls, watched_modules
 from normscope.model.loss import LossFn, checked_loss, readable_errors
@@ -98,7 +98,7 @@ def tail_index(values: np.ndarray, share: float = TAIL_SHARE) -> float:
 @instrument
 def gradient_histogram(
     model: nn.Module,
-    batch: Any,
+    batch: Batch,
     *,
     loss_fn: LossFn | None = None,
     layers: str | Sequence[str] | None = None,
@@ -165,7 +165,7 @@ def gradient_histogram(
 
 
 def layer_gradients(
-    model: nn.Module, batch: Any, loss_fn: LossFn | None, layers: str | Sequence[str] | None
+    model: nn.Module, batch: Batch, loss_fn: LossFn | None, layers: str | Sequence[str] | None
 ) -> tuple[dict[str, tuple[float, Tensor]], list[str]]:
     """Depth and flat gradient, (entries,), of every watched layer in execution order, and the layers without one."""
     watched = watched_modules(model, layers)

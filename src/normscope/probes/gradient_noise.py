@@ -13,7 +13,6 @@ has a variance at each |B|, of its own, and a mean that is not the gradient of t
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from normscope.errors import InvalidBatch, InvalidConfig
-from normscope.model.batch import count_examples, take
+from normscope.model.batch import Batch, count_examples, take
 from normscope.model.contract import instrument
 from normscope.model.layers import depths, owns_weight
 from normscope.model.loss import LossFn, checked_loss
@@ -88,7 +87,7 @@ def noise_per_example(squared_norms: Tensor, squared_norm_of_mean: Tensor) -> Te
 
 
 def mini_batch_noise(
-    model: nn.Module, batch: Any, loss_fn: LossFn | None, *, batch_size: int, partitions: int, seed: int
+    model: nn.Module, batch: Batch, loss_fn: LossFn | None, *, batch_size: int, partitions: int, seed: int
 ) -> MiniBatchNoise:
     """Take the batch apart at random into disjoint mini-batches, `partitions` times over.
 
@@ -121,7 +120,7 @@ def mini_batch_noise(
 @instrument
 def gradient_noise(
     model: nn.Module,
-    batch: Any,
+    batch: Batch,
     *,
     loss_fn: LossFn | None = None,
     batch_size: int | None = None,

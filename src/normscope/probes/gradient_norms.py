@@ -9,13 +9,13 @@ A step of plain SGD with learning rate lr changes W by lr · update ratio, relat
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.layers import LayerCall, depths, own_parameters, record_calls
 from normscope.model.loss import LossFn, checked_loss, readable_errors
@@ -40,7 +40,7 @@ VARIABLES = (
 @instrument
 def gradient_norms(
     model: nn.Module,
-    batch: Any,
+    batch: Batch,
     *,
     loss_fn: LossFn | None = None,
     layers: str | Sequence[str] | None = None,

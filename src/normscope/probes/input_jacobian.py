@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from normscope.curvature.singular_values import RESOLUTION, conditioning, effective_rank
 from normscope.errors import InvalidBatch, InvalidConfig, InvalidModel
+from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.loss import LossFn, readable_errors
 from normscope.model.output import call, entry
@@ -45,7 +46,7 @@ MAX_OUTPUTS = 4096
 @instrument
 def input_jacobian(
     model: nn.Module,
-    batch: Any,
+    batch: Batch,
     *,
     loss_fn: LossFn | None = None,
     num_examples: int = 4,
@@ -143,7 +144,7 @@ def own_jacobians(leaf: Tensor, outputs: Tensor, num_examples: int) -> tuple[Ten
     return own, share
 
 
-def _forward(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> tuple[Tensor, Tensor]:
+def _forward(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> tuple[Tensor, Tensor]:
     """A leaf in the place of the model's input, and its outputs as (batch, outputs)."""
     leaves: list[Tensor] = []
     outputs: list[Any] = []

@@ -9,7 +9,6 @@ or θ + f α u with an optimizer's own update u.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from normscope.descent.optimizers import OptimizerFactory
 from normscope.descent.step_line import StepLine, step_line
 from normscope.descent.update import update_of
 from normscope.errors import InvalidConfig, InvalidModel
+from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.layers import LayerCall, channel_dim, depths, record_calls
 from normscope.model.loss import LossFn, loss_units
@@ -83,7 +83,7 @@ def _path(name: str) -> str:
 @instrument
 def moments_along_step(
     model: nn.Module,
-    batch: Any,
+    batch: Batch,
     *,
     step_size: float,
     fractions: Sequence[float] | np.ndarray | None = None,

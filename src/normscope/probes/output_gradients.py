@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from normscope.errors import InvalidModel
-from normscope.model.batch import targets_of
+from normscope.model.batch import Batch, targets_of
 from normscope.model.contract import instrument
 from normscope.model.layers import channel_dim
 from normscope.model.loss import LossFn, checked_loss, loss_units, readable_errors
@@ -85,7 +85,7 @@ class CaughtOutput:
 
 
 @contextmanager
-def output_caught(model: nn.Module, batch: Any) -> Iterator[list[CaughtOutput]]:
+def output_caught(model: nn.Module, batch: Batch) -> Iterator[list[CaughtOutput]]:
     """Catch the output of every call of the model while the context lasts: its `.logits`, else its first tensor
     that is no scalar."""
     caught: list[CaughtOutput] = []
@@ -106,7 +106,7 @@ def output_caught(model: nn.Module, batch: Any) -> Iterator[list[CaughtOutput]]:
 
 
 @instrument
-def output_gradients(model: nn.Module, batch: Any, *, loss_fn: LossFn | None = None) -> xr.Dataset:
+def output_gradients(model: nn.Module, batch: Batch, *, loss_fn: LossFn | None = None) -> xr.Dataset:
     """The gradient of the loss at the model's output, example by example (figure 6).
 
     One forward pass in training mode and the backward pass of the loss alone; the model comes back untouched. The
@@ -167,7 +167,7 @@ def output_gradients(model: nn.Module, batch: Any, *, loss_fn: LossFn | None = N
     return measured(VARIABLES, values, device=parameter.device, dtype=parameter.dtype, loss_units=units)
 
 
-def _class_dim(model: nn.Module, output: Tensor, batch: Any) -> int:
+def _class_dim(model: nn.Module, output: Tensor, batch: Batch) -> int:
     """The dimension of the output that runs over classes: the one that its labels lack, as for cross-entropy; where
     the labels do not say, last for (examples, features) and (examples, tokens, features), else dimension 1."""
     labels = targets_of(batch)

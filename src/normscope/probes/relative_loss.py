@@ -9,7 +9,6 @@ moments and weight decay in it, the same of ℓ_B(θ + α u).
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from normscope.descent.optimizers import OptimizerFactory
 from normscope.descent.step_line import crossing, lowest_step_size, step_line
 from normscope.descent.update import update_of
 from normscope.errors import InvalidConfig
+from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.loss import LossFn, loss_units
 from normscope.results.schema import OF_LOSS, coord, measured, variable
@@ -43,7 +43,7 @@ DEFAULT_STEP_SIZES = np.geomspace(1e-5, 1e1, 61)
 @instrument
 def relative_loss(
     model: nn.Module,
-    batch: Any,
+    batch: Batch,
     *,
     loss_fn: LossFn | None = None,
     step_sizes: Sequence[float] | np.ndarray | None = None,

@@ -9,7 +9,6 @@ step α along g takes the loss to its lowest at α = 1/curvature and back to whe
 """
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from normscope.curvature.hessian import Hessian, hessian
 from normscope.curvature.lanczos import Ritz, lanczos, unit
 from normscope.errors import InvalidConfig
+from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.loss import LossFn, loss_units
 from normscope.model.vector_norm import norm
@@ -83,7 +83,7 @@ def ritz_values(h: Hessian, *, count: int, lowest: bool, tolerance: float, max_p
 @instrument
 def sharpness(
     model: nn.Module,
-    batch: Any,
+    batch: Batch,
     *,
     loss_fn: LossFn | None = None,
     num_eigenvalues: int = 1,

@@ -8,7 +8,6 @@ With u(θ) the optimizer's first update at rate 1 (for SGD −∇ℓ_B, for Adam
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -17,6 +16,7 @@ from normscope.descent.first_update import Growth, first_update_line
 from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.descent.recipe import Recipe
 from normscope.descent.step_line import crossing, lowest_step_size
+from normscope.model.batch import Batch
 
 DOUBLED = 2.0
 """The relative loss of one step above which several diverge. Measured on small networks: where one step doubles the
@@ -55,7 +55,7 @@ class FirstStep:
         return middle / self.growth.amplification / HALF_A_DECADE
 
 
-def first_step(model: nn.Module, batch: Any, recipe: Recipe, lrs: Sequence[float], *, seed: int) -> FirstStep:
+def first_step(model: nn.Module, batch: Batch, recipe: Recipe, lrs: Sequence[float], *, seed: int) -> FirstStep:
     """Relative loss at θ + lr · u for every rate, in training mode; the model comes back untouched. Raises as
     `first_update_line` does."""
     with first_update_line(model, batch, recipe, seed=seed) as (line, growth):

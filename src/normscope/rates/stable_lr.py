@@ -18,8 +18,10 @@ from normscope.descent.optimizers import OptimizerFactory, optimizer_factory, ow
 from normscope.descent.precision import autocast
 from normscope.descent.recipe import Recipe, SchedulerFactory
 from normscope.errors import InvalidConfig
+from normscope.model.build import ModelOrBuild
 from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
+from normscope.model.mini_batches import Batches
 from normscope.rates.first_step import first_step
 from normscope.rates.labels import as_dataset
 from normscope.rates.plan import find_all, find_both
@@ -46,8 +48,8 @@ KEPT_BYTES = 2**31
 
 @instrument
 def stable_lr(
-    model_or_build: Any,
-    batches: Any,
+    model_or_build: ModelOrBuild,
+    batches: Batches,
     *,
     optimizer: str | OptimizerFactory | torch.optim.Optimizer,
     steps: int = 100,

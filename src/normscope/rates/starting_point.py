@@ -15,7 +15,7 @@ from normscope.errors import InvalidModel
 from normscope.model.batch import on_device
 from normscope.model.build import ModelOrBuild, instance_of
 from normscope.model.loss import LossFn, constant_loss, labels_tell_constant_loss, loss_value, readable_errors
-from normscope.model.mini_batches import mini_batches
+from normscope.model.mini_batches import Batches, mini_batches
 from normscope.model.state import untouched
 from normscope.rates.trial import Descent, Trial
 
@@ -31,7 +31,7 @@ class Starts:
     def __init__(
         self,
         model_or_build: ModelOrBuild,
-        batches: Any,
+        batches: Batches,
         steps: int,
         *,
         loss_fn: LossFn | None,

@@ -17,7 +17,7 @@ from normscope.descent.optimizers import make_optimizer
 from normscope.descent.outcome import Outcome, has_diverged, outcome
 from normscope.descent.precision import autocast, grad_scaler
 from normscope.descent.recipe import Recipe, preparation, schedule
-from normscope.model.batch import on_device
+from normscope.model.batch import Batch, on_device
 from normscope.model.loss import output_spread, readable_errors
 from normscope.model.state import untouched
 
@@ -206,7 +206,7 @@ def _gpu_states(model: nn.Module) -> list[Tensor]:
     return [torch.cuda.get_rng_state(device) for device in _gpus(model)]
 
 
-def spread_or_nan(model: nn.Module, batch: Any) -> float:
+def spread_or_nan(model: nn.Module, batch: Batch) -> float:
     """How much the outputs depend on the input; NaN for a model whose call only the caller's loss_fn knows."""
     try:
         return output_spread(model, batch)

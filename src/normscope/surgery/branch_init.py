@@ -1,11 +1,10 @@
 """Starts of residual branches that bring learned numbers with them, in a copy that is its own: SkipInit and Fixup."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from normscope.errors import InvalidConfig, InvalidModel
+from normscope.model.batch import Batch
 from normscope.model.loss import LossFn
 from normscope.nets.attachment import INPUT_SCALAR, OUTPUT_NORM, OUTPUT_SCALAR, attach_scalars, is_attached
 from normscope.nets.residual_tails import declared_tails, tail_tensors
@@ -34,7 +33,7 @@ class LearnedScalar(nn.Module):
         return scaled if self.bias is None else scaled + self.bias
 
 
-def check_branch_init(kind: str, batch: Any) -> None:
+def check_branch_init(kind: str, batch: Batch) -> None:
     """Raise InvalidConfig for another name of one of these, and for Fixup without a batch."""
     if kind in SAME:
         raise InvalidConfig(
@@ -45,7 +44,7 @@ def check_branch_init(kind: str, batch: Any) -> None:
         raise InvalidConfig("init 'fixup' needs a batch, so that the layers of each residual branch can be seen")
 
 
-def skip_init_(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> None:
+def skip_init_(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> None:
     """Multiply each residual branch by a learned number that starts at 0: x + α · f(x), α = 0.
 
     SkipInit (De and Smith 2020) in a network without norms; ReZero (Bachlechner et al. 2021) in one that keeps them.
@@ -56,7 +55,7 @@ def skip_init_(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> None:
         attach_scalars(at, behind=_like(LearnedScalar(0.0), at))
 
 
-def fixup_(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> None:
+def fixup_(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> None:
     """Fixup (Zhang, Dauphin and Ma 2019), from weights drawn by He's rule, in a network of L residual branches:
 
     1. the output layer and the last layer of each branch start at zero;

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from normscope.model.batch import Batch
 from normscope.model.layers import LayerCall, record_calls
 from normscope.model.loss import LossFn, readable_errors
 from normscope.model.output import call
@@ -24,7 +25,7 @@ class Calls:
     """The shape of the output of each call of a module."""
 
 
-def calls_of(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Calls:
+def calls_of(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> Calls:
     """Pass the batch through the model, in the mode that it is in, leaving it untouched.
 
     Raises:
@@ -41,7 +42,7 @@ def calls_of(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Cal
     return calls
 
 
-def forward(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> Any:
+def forward(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> Any:
     """`loss_fn(model, batch)`; without it, the model of `(inputs, labels)`, of a mapping's items or of a tensor."""
     return call(model, batch) if loss_fn is None else loss_fn(model, batch)
 

@@ -1,11 +1,10 @@
 """Weights drawn anew, on any `nn.Module`: `with_init(model, "kaiming_normal", seed=0)`."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from normscope.errors import InvalidConfig, unknown
+from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
 from normscope.nets.inits import INITS, init_
@@ -24,7 +23,7 @@ def with_init(
     seed: int,
     scale: float = 1.0,
     keep_output_layer: bool = True,
-    batch: Any = None,
+    batch: Batch = None,
     loss_fn: LossFn | None = None,
 ) -> nn.Module:
     """A copy of `model` with its weights drawn anew; the model itself stays untouched.

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import nn
 
 from normscope.errors import InvalidConfig, InvalidModel, NormscopeError
+from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
 from normscope.nets.attachment import OUTPUT_NORM, is_attached
@@ -28,7 +28,7 @@ def with_norm(
     kind: str,
     where: str | Sequence[str] | None = None,
     *,
-    batch: Any = None,
+    batch: Batch = None,
     loss_fn: LossFn | None = None,
 ) -> nn.Module:
     """A copy of `model` with other norms; the model itself stays untouched.
@@ -213,7 +213,7 @@ def _check_called(operation: Operation, before: Calls, after: Calls) -> None:
             )
 
 
-def _calls_after(operation: Operation, batch: Any, loss_fn: LossFn | None) -> Calls:
+def _calls_after(operation: Operation, batch: Batch, loss_fn: LossFn | None) -> Calls:
     try:
         return calls_of(operation.model, batch, loss_fn)
     except NormscopeError as error:

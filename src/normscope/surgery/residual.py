@@ -1,12 +1,12 @@
 """Transformers made easier to train, in a copy: norms in front of the branches, smaller branches, a smaller output."""
 
 import math
-from typing import Any
 
 import torch
 from torch import nn
 
 from normscope.errors import InvalidConfig
+from normscope.model.batch import Batch
 from normscope.model.loss import LossFn
 from normscope.nets.residual_tails import declared_tails, tail_tensors
 from normscope.surgery.calls import calls_of, output_layer
@@ -42,7 +42,7 @@ def with_pre_norm(model: nn.Module) -> nn.Module:
     return changed
 
 
-def with_small_residual(model: nn.Module, *, batch: Any, loss_fn: LossFn | None = None) -> nn.Module:
+def with_small_residual(model: nn.Module, *, batch: Batch, loss_fn: LossFn | None = None) -> nn.Module:
     """A copy in which the last layer of each of N residual branches has its weights divided by √N, so that the sum of
     all branches starts as large as one (Hanin and Rolnick 2018; De and Smith 2020; GPT-2's output projections).
 
@@ -58,7 +58,7 @@ def with_small_residual(model: nn.Module, *, batch: Any, loss_fn: LossFn | None 
     return changed
 
 
-def with_small_output(model: nn.Module, *, batch: Any, loss_fn: LossFn | None = None) -> nn.Module:
+def with_small_output(model: nn.Module, *, batch: Batch, loss_fn: LossFn | None = None) -> nn.Module:
     """A copy whose output layer, the last one called, has a tenth of its weights: outputs start near those of zero."""
     changed = changeable_copy(model)
     output = output_layer(changed, calls_of(changed, batch, loss_fn))[1]

@@ -7,14 +7,13 @@ reshaping, dropout, ReLU, a product with a parameter or with a gate computed fro
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.graph import Node
 
 from normscope.errors import InvalidConfig, InvalidModel
-from normscope.model.batch import map_tensors
+from normscope.model.batch import Batch, map_tensors
 from normscope.model.layers import LayerCall, record_calls
 from normscope.model.loss import LossFn, readable_errors
 from normscope.model.state import untouched
@@ -28,7 +27,7 @@ _LEAVES_ZERO = {
 """Autograd's names of operations whose output is zero where their input is."""
 
 
-def found_tails(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> list[nn.Module]:
+def found_tails(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> list[nn.Module]:
     """The tails of the residual branches in one forward pass, read from autograd's graph.
 
     Raises:
@@ -39,7 +38,7 @@ def found_tails(model: nn.Module, batch: Any, loss_fn: LossFn | None = None) -> 
 
 
 def found_branches(
-    model: nn.Module, batch: Any, loss_fn: LossFn | None = None, *, init: str = "zero_residual"
+    model: nn.Module, batch: Batch, loss_fn: LossFn | None = None, *, init: str = "zero_residual"
 ) -> dict[nn.Module, list[nn.Module]]:
     """The layers and norms of each residual branch, its tail among them, by the tail; `init` is named in errors, which
     are those of `found_tails`."""
@@ -77,7 +76,7 @@ def _branch_of_sum(graph: "_Graph", node: Node, init: str) -> list[tuple[nn.Modu
 class _Graph:
     """Autograd's graph of one forward pass, and which of its nodes are outputs of layers and norms."""
 
-    def __init__(self, model: nn.Module, batch: Any, loss_fn: LossFn | None) -> None:
+    def __init__(self, model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> None:
         self.outputs: dict[Node, nn.Module] = {}
         self.paths = {module: path for path, module in model.named_modules()}
         self.parameters = {id(parameter) for parameter in model.parameters()}

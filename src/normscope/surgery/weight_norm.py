@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.errors import InvalidConfig
+from normscope.model.batch import Batch
 from normscope.model.loss import LossFn, readable_errors
 from normscope.model.state import untouched
 from normscope.nets.attachment import OUTPUT_NORM, detach, is_attached
@@ -30,7 +31,7 @@ def check_place(kind: str, where: Any) -> None:
         )
 
 
-def norm_weights(operation: Operation, kind: str, batch: Any, loss_fn: LossFn | None) -> None:
+def norm_weights(operation: Operation, kind: str, batch: Batch, loss_fn: LossFn | None) -> None:
     """Parametrize the weight of each layer that a norm was put behind, and take off those norms that do not stay.
 
     With a batch, weight norm's g is set from it as its authors do: so that each channel of each layer has standard
@@ -53,7 +54,7 @@ def norm_weights(operation: Operation, kind: str, batch: Any, loss_fn: LossFn | 
         _set_scale(operation.model, layers, batch, loss_fn)
 
 
-def _set_scale(model: nn.Module, layers: list[nn.Module], batch: Any, loss_fn: LossFn | None) -> None:
+def _set_scale(model: nn.Module, layers: list[nn.Module], batch: Batch, loss_fn: LossFn | None) -> None:
     """Divide g by the standard deviation of each channel in one forward pass, in which every layer sees what those in
     front of it give once they are divided. A channel that is constant keeps its g."""
     found: dict[nn.Module, Tensor] = {}

@@ -3,12 +3,14 @@
 from normscope.descent.optimizers import OptimizerFactory
 from normscope.diagnosis.diagnose import diagnose
 from normscope.diagnosis.words import NOT_LEARNING, findings_text, has_fault, score_of
+from normscope.model.build import ModelOrBuild
 from normscope.model.loss import LossFn
+from normscope.model.mini_batches import Batches
 
 
 def assert_can_learn(
-    model: object,
-    batches: object,
+    model: ModelOrBuild,
+    batches: Batches,
     *,
     optimizer: str | OptimizerFactory = "adam",
     loss_fn: LossFn | None = None,

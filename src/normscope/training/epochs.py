@@ -21,6 +21,7 @@ from normscope.data import ImageData, epoch
 from normscope.descent.loop import descend
 from normscope.descent.outcome import has_diverged
 from normscope.descent.precision import Autocast, autocast
+from normscope.model.batch import Batch
 from normscope.model.loss import cross_entropy, label_entropy, readable_errors
 from normscope.model.vector_norm import norm_of_each
 from normscope.training.checkpoint import STEP_QUANTITIES, Progress, load_checkpoint, save_checkpoint
@@ -93,7 +94,7 @@ class Descent:
         config, steps = self.config, self.progress.steps
         correct: list[Tensor] = []
 
-        def loss_fn(net: nn.Module, batch: Any) -> Tensor:
+        def loss_fn(net: nn.Module, batch: Batch) -> Tensor:
             images, labels = batch
             logits = net(images.contiguous(memory_format=torch.channels_last))
             correct.append(num_correct(logits.detach(), labels))

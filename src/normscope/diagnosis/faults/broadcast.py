@@ -7,7 +7,7 @@ from typing import Any
 from normscope.diagnosis.facts import Facts, judged_anew
 from normscope.diagnosis.fault import Fault, Repair, Suspicion
 from normscope.diagnosis.program import Program
-from normscope.model.batch import targets_of
+from normscope.model.batch import Batch, targets_of
 
 
 def _suspected(facts: Facts) -> Suspicion | None:
@@ -30,7 +30,7 @@ def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
         return
     tail = found.output[1:]
 
-    def changed(batch: Any) -> Any:
+    def changed(batch: Batch) -> Any:
         targets = targets_of(batch)
         if targets is None or type(batch) not in (tuple, list):
             return batch

@@ -3,7 +3,6 @@ wrong. And a negative log-likelihood that is given probabilities in place of the
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from normscope.diagnosis.facts import Facts, judged_anew
 from normscope.diagnosis.fault import Fault, Repair, Suspicion
 from normscope.diagnosis.patches import output_through
 from normscope.diagnosis.program import Program
-from normscope.model.batch import targets_of
+from normscope.model.batch import Batch, targets_of
 
 WORDS = {"mse": "the squared error", "mae": "the absolute error"}
 
@@ -49,19 +48,19 @@ def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
     yield Repair(judged_anew(replace(program, loss_fn=loss, patches=patches)), said, "cross-entropy of the logits")
 
 
-def of_classes(model: nn.Module, batch: Any) -> Tensor:
+def of_classes(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of a pair's logits."""
     targets = _targets(batch)
     return F.cross_entropy(model(batch[0]), targets if targets.is_floating_point() else targets.long())
 
 
-def of_bits(model: nn.Module, batch: Any) -> Tensor:
+def of_bits(model: nn.Module, batch: Batch) -> Tensor:
     """Binary cross-entropy of a pair's logits."""
     logits = model(batch[0])
     return F.binary_cross_entropy_with_logits(logits, _targets(batch).to(logits.dtype).reshape(logits.shape))
 
 
-def _targets(batch: Any) -> Tensor:
+def _targets(batch: Batch) -> Tensor:
     targets = targets_of(batch)
     return torch.empty(0) if targets is None else targets
 

@@ -7,6 +7,7 @@ from typing import Any
 from normscope.diagnosis.facts import Facts, judged_anew
 from normscope.diagnosis.fault import Fault, Repair, Suspicion
 from normscope.diagnosis.program import Program
+from normscope.model.batch import Batch
 from normscope.statistics.numbers import number
 
 LARGE, SMALL, FAR = 10.0, 0.05, 5.0
@@ -35,7 +36,7 @@ def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
     if not std > 0:
         return
 
-    def changed(batch: Any) -> Any:
+    def changed(batch: Batch) -> Any:
         return type(batch)([batch[0], (batch[1] - mean) / std])
 
     if all(type(batch) in (tuple, list) and len(batch) == 2 for batch in program.batches):

@@ -4,7 +4,6 @@
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from normscope.descent.loop import descend
 from normscope.descent.step_line import crossing
 from normscope.figures.relative_loss import plot_relative_loss
 from normscope.figures.style import COLORS, figure_of, legend_once
+from normscope.model.batch import Batch
 from normscope.paper.exhibit import (
     DEEP,
     ON_PAPER_SETTING,
@@ -64,7 +64,7 @@ def measure(setting: Setting) -> xr.Dataset:
     return over_networks(fresh, "figure3", measure_one, norms=("none", "batch"), learning_rate=LEARNING_RATE)
 
 
-def both_directions(net: nn.Module, sgd: torch.optim.SGD, batch: Any) -> xr.Dataset:
+def both_directions(net: nn.Module, sgd: torch.optim.SGD, batch: Batch) -> xr.Dataset:
     """The relative loss along the gradient and along the next update, over `direction` and `step_size`."""
     along_gradient = relative_loss(net, batch, step_sizes=STEP_SIZES)
     has_momentum = any("momentum_buffer" in of for of in sgd.state.values())

@@ -14,7 +14,7 @@ from torch import nn
 
 from normscope.figures.gradient_norms import plot_gradient_norms
 from normscope.figures.style import COLORS, axis_label, figure_of, legend_once
-from normscope.model.batch import take
+from normscope.model.batch import Batch, take
 from normscope.model.loss import default_loss
 from normscope.model.state import untouched
 from normscope.paper.exhibit import DEEP, NORM_TITLES, Exhibit, Setting, over_networks
@@ -101,7 +101,7 @@ def inner_products(net: nn.Module, batches: list[Any]) -> np.ndarray:
     return (table @ table.T).cpu().numpy()
 
 
-def at_batch_sizes(net: nn.Module, batch: Any) -> xr.Dataset:
+def at_batch_sizes(net: nn.Module, batch: Batch) -> xr.Dataset:
     """Variance and bias at growing |B|, in the same batch."""
     found = [gradient_noise(net, batch, batch_size=size, partitions=2) for size in BATCH_SIZES]
     return labelled(
@@ -114,7 +114,7 @@ def at_batch_sizes(net: nn.Module, batch: Any) -> xr.Dataset:
     )
 
 
-def of_deep(net: nn.Module, batch: Any) -> xr.Dataset:
+def of_deep(net: nn.Module, batch: Batch) -> xr.Dataset:
     """The noise of the deep network."""
     found = gradient_noise(net, batch, batch_size=min(DEEP_BATCH_SIZE, len(batch[1]) // 2), partitions=2)
     return labelled(
