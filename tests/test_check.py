@@ -1,5 +1,6 @@
 """check: the rates as stable_lr gives them, as it is and repaired; the answer in words; the report."""
 
+import html
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from zoo import no_trace
 
 import normscope as ns
 from normscope.checkup.answer import WIDTH, answer, conclusion, headline, rows
+from normscope.checkup.as_json import check_json
 from normscope.checkup.repairs import DEFAULT_REPAIRS, REPAIRS, fitting_repairs, repairs
 from normscope.diagnosis.finding import Finding, findings_dataset
 from normscope.errors import DataError, InvalidBatch, InvalidConfig, InvalidModel, NormscopeError, ResultError
@@ -274,6 +276,29 @@ def test_a_budget_skips_what_does_not_fit_and_says_so_first() -> None:
     assert as_it_is.status == "measured" and as_it_is.lr_stable_found == "unfinished"
     assert left_out.status == "left out" and "batch norm everywhere" in headline(tree)
     assert "Nothing is wrong" not in answer(tree)
+
+
+def test_json_has_the_whole_answer_and_survives_a_file(tree: xr.DataTree, tmp_path: Any) -> None:
+    text = check_json(tree)
+    told = json.loads(text)
+    assert (told["schema"], told["version"], told["headline"]) == ("normscope.check", 1, headline(tree))
+    assert [one["name"] for one in told["variants"]] == [row.variant for row in rows(tree)]
+    for one, row in zip(told["variants"], rows(tree), strict=True):
+        for name in ("lr_stable", "lr_usable", "lr_recommended", "horizon_loss"):
+            value = getattr(row, name)
+            assert one[name] == (value if math.isfinite(value) else None)
+    assert told["own_rate"] is None and told["rates_tried"] and told["cut"] == []
+    assert [f["name"] for f in told["findings"]] == tree["findings"]["finding"].values.tolist()
+    assert told["training"]["as it is"]["steps"] > 0
+    ns.save(tree, tmp_path / "check.nc")
+    assert check_json(ns.load_tree(tmp_path / "check.nc")) == text
+
+
+def test_a_notebook_shows_the_answer_and_its_figures(tree: xr.DataTree) -> None:
+    shown = tree._repr_html_()
+    assert shown.startswith("<pre>") and html.unescape(shown.split("</pre>")[0][5:]) == answer(tree)
+    assert shown.count("<figure ") == 2 and "<svg" in shown and "<summary>" in shown
+    assert "<summary>All that was measured" not in tree["as_it_is"]._repr_html_()  # a node is a tree of arrays
 
 
 # One's own rate

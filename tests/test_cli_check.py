@@ -1,5 +1,6 @@
 """`normscope check` and `normscope layers`: whole outputs as a new user sees them, and every failure as one line."""
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -123,6 +124,9 @@ def test_ones_own_rate_is_judged_alone(normscope) -> None:
     code, out, err = normscope("check", "mine.py:net", *options, "--clip-norm", "1", "--accumulate", "2")
     assert code == 0, err
     assert "\nYour rate 1e-7 " in out and "repair" not in out.replace("check/net/report", "")
+    code, out, err = normscope("check", "mine.py:net", *options, "--json")
+    assert code == 0, err
+    assert json.loads(out)["own_rate"]["lr"] == 1e-7 and "nan" not in out.lower()
 
 
 @pytest.mark.parametrize(

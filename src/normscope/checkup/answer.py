@@ -23,7 +23,7 @@ MOST_FAULTS = 3
 LEGEND = "train at: the rate of the lowest loss; stable: the loss never blows up."
 """What the table's columns mean, in one line; `outcome` has the definitions."""
 
-AS_IT_IS = "as it is"
+AS_IT_IS, RATES_AS_IT_IS = "as it is", "the rates as it is"
 MEASURED, REFUSED, LEFT_OUT, NOT_TRIED = "measured", "refused", "left out", "not tried"
 
 APART = 2.0
@@ -141,16 +141,24 @@ def headline(tree: xr.DataTree) -> str:
     return " ".join(part for part in parts if part)
 
 
+def cut(tree: xr.DataTree) -> list[str]:
+    """What time or Ctrl-C ended."""
+    ended = [RATES_AS_IT_IS if row.variant == AS_IT_IS else row.title for row in rows(tree) if row.cut]
+    if "findings" in tree.children and "cut" in tree["findings"].attrs:
+        ended.insert(1 if ended[:1] == [RATES_AS_IT_IS] else 0, "what limits it")
+    return ended
+
+
 def _cut(tree: xr.DataTree) -> str:
     """What time or Ctrl-C ended, in the first sentence."""
-    cut = [row.title for row in rows(tree) if row.cut]
-    if "findings" in tree.children and "cut" in tree["findings"].attrs:
-        cut.insert(1 if cut and cut[0] == AS_IT_IS else 0, "what limits it")
-    if not cut:
+    ended = cut(tree)
+    if not ended:
         return ""
-    names = ", ".join("the rates as it is" if name == AS_IT_IS else name for name in cut)
+    names = ", ".join(ended)
     why = "Interrupted" if str(tree.attrs.get("interrupted", "false")) == "true" else "Out of time"
-    return f"{why}: {names} {'was' if len(cut) == 1 and cut[0] != AS_IT_IS else 'were'} not measured to the end."
+    return (
+        f"{why}: {names} {'was' if len(ended) == 1 and ended[0] != RATES_AS_IT_IS else 'were'} not measured to the end."
+    )
 
 
 def rates_were_tried(tree: xr.DataTree) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 
 from normscope.checkup.answer import AS_IT_IS, LEFT_OUT, MEASURED, NOT_TRIED, REFUSED
 from normscope.checkup.first_look import first_look
+from normscope.checkup.notebook import CheckTree
 from normscope.checkup.repairs import Repair, fitting_repairs, repairs
 from normscope.descent.optimizers import OptimizerFactory, own_lr
 from normscope.descent.recipe import SchedulerFactory
@@ -237,7 +238,7 @@ def check(
         data=data,
         notes=[*notes, *([ONE_BATCH] if starts.num_batches == 1 else [])],
     )
-    return xr.DataTree.from_dict({"/": with_attributes(summary(rows, nodes), **config), **nodes})
+    return CheckTree.from_dict({"/": with_attributes(summary(rows, nodes), **config), **nodes})
 
 
 def with_diagnosis(nodes: dict[str, xr.Dataset], found: xr.DataTree) -> dict[str, xr.Dataset]:

@@ -25,6 +25,7 @@ from normscope.diagnosis.facts import Facts, facts_of
 from normscope.diagnosis.fault import Fault, faults
 from normscope.diagnosis.finding import Finding, findings_dataset
 from normscope.diagnosis.first_pass import FirstPass, first_pass
+from normscope.diagnosis.notebook import DiagnosisTree
 from normscope.diagnosis.program import Program, Run, tried
 from normscope.diagnosis.rules import curvature, symptoms
 from normscope.diagnosis.words import NOT_LEARNING
@@ -311,7 +312,10 @@ def as_tree(found: Diagnosis) -> xr.DataTree:
         },
         {"batch": place},
     )
-    runs = [("as it is", found.facts.run if found.facts else None), ("mended", found.search.run)]
+    runs = [
+        ("as it is", found.facts.run if found.facts else None),
+        ("mended", found.search.run if found.search.needed else None),
+    ]
     for name, run in runs:
         if run is not None and len(run.losses):
             nodes[f"training/{name.replace(' ', '_')}"] = labelled(
@@ -328,6 +332,6 @@ def as_tree(found: Diagnosis) -> xr.DataTree:
             nodes[name] = found.evidence[name].to_dataset()
     told = {"skipped": "\n".join(found.skipped), "left_out": words_of_left_out(first)}
     nodes["findings"] = nodes["findings"].assign_attrs(told)
-    tree = xr.DataTree.from_dict(nodes)
+    tree = DiagnosisTree.from_dict(nodes)
     tree.attrs["skipped"] = told["skipped"]
     return tree

@@ -50,11 +50,16 @@ def findings_json(tree: xr.DataTree) -> str:
     "as it is" and "mended" the number of `steps`, the `end_loss`, the `score` (1 is all there is to learn) and whether
     it `diverged`; `skipped` are lines. Numbers that are not finite are null.
     """
+    return json.dumps(finite(findings_content(tree)), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def findings_content(tree: xr.DataTree) -> dict[str, Any]:
+    """What `findings_json` writes, of a diagnosis or of that of a check."""
     found = as_findings(tree["findings"].to_dataset())
     names = ("name", "category", "title", "sentence", "advice", "code", "place", "fault", "numbers")
     training = {}
-    if "training" in tree.children:
-        for name, node in tree["training"].children.items():
+    if (runs := _training(tree)) is not None:
+        for name, node in runs.children.items():
             data = node.to_dataset()
             losses = data["loss"].values
             training[name.replace("_", " ")] = {
@@ -63,7 +68,7 @@ def findings_json(tree: xr.DataTree) -> str:
                 "score": float(data["score"]),
                 "diverged": bool(data["diverged"]),
             }
-    content = {
+    return {
         "schema": SCHEMA,
         "version": SCHEMA_VERSION,
         "normscope": __version__,
@@ -71,19 +76,24 @@ def findings_json(tree: xr.DataTree) -> str:
         "training": training,
         "skipped": skipped(tree),
     }
-    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _training(tree: xr.DataTree) -> xr.DataTree | None:
+    """The runs of a diagnosis, or of that of a check."""
+    node = tree["as_it_is"] if "as_it_is" in tree.children else tree
+    return node["training"] if "training" in node.children else None
 
 
 def score_of(tree: xr.DataTree) -> float:
     """The share of what there is to learn that the program as it is learned; NaN where it was not trained."""
-    trained = tree["training"].children if "training" in tree.children else {}
-    return float(trained["as_it_is"].to_dataset()["score"]) if "as_it_is" in trained else math.nan
+    runs = _training(tree)
+    return float(runs["as_it_is/score"]) if runs is not None and "as_it_is" in runs.children else math.nan
 
 
 def steps_of(tree: xr.DataTree) -> int:
     """Of the program's own training; 0 where it was not trained."""
-    trained = tree["training"].children if "training" in tree.children else {}
-    return int(trained["as_it_is"].to_dataset().sizes["step"]) if "as_it_is" in trained else 0
+    runs = _training(tree)
+    return int(runs["as_it_is"].sizes["step"]) if runs is not None and "as_it_is" in runs.children else 0
 
 
 def has_fault(tree: xr.DataTree) -> bool:
@@ -118,9 +128,10 @@ def _wrapped(text: str, indent: str = "", first: str = "") -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain values with null in the place of numbers that are not finite."""
     if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
+        return {name: finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

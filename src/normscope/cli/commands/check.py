@@ -49,6 +49,7 @@ def command(
             "many as torch has threads.",
         ),
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for report and results; check/NAME if not given.")] = None,
 ) -> None:
     """Measure the learning rates that a network takes, say what limits them, and measure again with each repair."""
@@ -58,6 +59,7 @@ def command(
         target, {"--data": data, "--loss": loss, "--optimizer": optimizer, "--scheduler": scheduler}
     )  # before torch is imported
     from normscope.checkup.answer import answer, rates_were_tried
+    from normscope.checkup.as_json import check_json
     from normscope.checkup.check import check
     from normscope.checkup.repairs import repairs
     from normscope.checkup.report import report
@@ -100,7 +102,10 @@ def command(
         raise Interrupted("interrupted before anything was measured: nothing is kept") from stop
     save(tree, folder / "check.nc")
     page = report(tree, folder / "report.html")
-    print(answer(tree))
-    print(f"\nAll figures and numbers: {page}")
+    if json:
+        print(check_json(tree))
+    else:
+        print(answer(tree))
+        print(f"\nAll figures and numbers: {page}")
     if not rates_were_tried(tree):
         raise typer.Exit(2)

@@ -29,7 +29,7 @@ def labels(evidence: xr.Dataset) -> Finding | None:
         f"The model learns one batch by heart ({percent(one)} of the loss is left), but nothing that it learns from "
         f"many holds on others: there the right labels save {percent(max(contrast, 0.0))} of the loss against permuted "
         "ones.",
-        "The rate is not the problem. Do inputs and labels belong together, or were they shuffled or shifted?",
+        "Do inputs and labels belong together, or were they shuffled or shifted?",
         numbers={"one_batch": one, "contrast": contrast},
     )
 

@@ -1,0 +1,54 @@
+"""The answer of a check for machines."""
+
+import json
+from typing import Any
+
+import xarray as xr
+
+from normscope.checkup.answer import cut, headline, learns, limits_title, notes, rates_were_tried, rows
+from normscope.diagnosis.words import findings_content, finite
+
+SCHEMA, SCHEMA_VERSION = "normscope.check", 1
+"""The version grows when a field goes or changes its meaning, and not when one is added."""
+
+RATES = ("lr_recommended", "lr_stable", "lr_usable", "best_low", "best_high", "horizon_loss")
+FOUND = ("lr_recommended_found", "lr_stable_found", "lr_usable_found")
+
+
+def check_json(tree: xr.DataTree) -> str:
+    """A check as JSON.
+
+    `schema` and `version` name the format. Of the run: `model`, `data`, `parameters`, `optimizer`, `steps`, `seeds`.
+    `headline` and `verdict` are its first sentences; `rates_tried` says whether any rate was tried, `learns` whether
+    every seed learns, `cut` what time ended. `variants`, the model as it is first, each with `name`, `title`, `status`,
+    `reason`, `cut`, the rates `lr_recommended`, `lr_stable`, `lr_usable`, `best_low` and `best_high`, how each was
+    found (`..._found`) and `horizon_loss`. `own_rate` is null, or has `lr`, `judgement`, `passes`, `fails`, `loss`,
+    `better_lr`, `better_loss`, `diverged_step`, `diverged_layer` and, for every seed, `outcome`. `findings`, `training`
+    and `skipped` are as in `normscope.findings`. Numbers that are not finite are null: a rate's `..._found` says
+    whether it lies above the range searched.
+    """
+    attrs = tree.attrs
+    own: dict[str, Any] | None = None
+    if "own_rate" in tree.children:
+        dataset = tree["own_rate"].to_dataset()
+        own = {str(name): array.values.tolist() for name, array in dataset.data_vars.items()}
+    names = ("title", "status", "reason", "cut", *RATES, *FOUND)
+    content = {
+        "schema": SCHEMA,
+        "version": SCHEMA_VERSION,
+        **{name: _plain(attrs.get(name)) for name in ("model", "data", "parameters", "optimizer", "steps", "seeds")},
+        "headline": headline(tree),
+        "verdict": limits_title(tree) if "findings" in tree.children else "",
+        "rates_tried": rates_were_tried(tree),
+        "learns": rates_were_tried(tree) and learns(tree),
+        "cut": cut(tree),
+        "variants": [{"name": row.variant, **{name: getattr(row, name) for name in names}} for row in rows(tree)],
+        "own_rate": own,
+        "notes": notes(tree),
+        **{k: v for k, v in findings_content(tree).items() if k not in ("schema", "version")},
+    }
+    return json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
