@@ -1,13 +1,14 @@
-"""The picture of docs/apart.md, from what was measured:
+"""The pictures of docs/apart.md, from what was measured:
 
-python docs/images/apart.py results/apart/resnet20/apart.nc
+python docs/images/apart.py results/apart
 """
 
 import sys
 from pathlib import Path
 
-from normscope.paper.exhibits.apart import EXHIBIT
+from normscope.paper.exhibit import exhibits
 from normscope.results import load
 
-figure = EXHIBIT.draw(load(sys.argv[1]))
-figure.savefig(Path(__file__).with_suffix(".png"), dpi=110)
+for folder, name in (("resnet20", "apart"), ("transformers", "apart_transformers")):
+    figure = exhibits()[name].draw(load(Path(sys.argv[1]) / folder / f"{name}.nc"))
+    figure.savefig(Path(__file__).parent / f"{name}.png", dpi=110)

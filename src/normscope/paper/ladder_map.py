@@ -70,11 +70,12 @@ def draw_cells(
 ) -> None:
     """One cell a norm and effect, of its part and the whole: the share in it, its colour that of the share from 0 to 1.
 
-    Bold: the whole interval over seeds lies on one side of a half. ▲ and ▼: predicted to be above and below it. Empty:
-    the whole is no such effect here, or a seed has no value.
+    Bold: the whole interval over seeds lies on one side of a half. ▲ and ▼: predicted to be above and below it. Grey and
+    uncoloured: the whole is not told apart from no effect. Empty: it is none, or a seed has no value.
     """
     table = np.array([[interval(*cells[norm, effect]) for effect in heads] for norm in norms])
-    ax.imshow(np.clip(table[..., 0], 0, 1), cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
+    bounded = np.isfinite(table[..., 1])
+    ax.imshow(np.where(bounded, np.clip(table[..., 0], 0, 1), np.nan), cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
     for row, norm in enumerate(norms):
         for column, effect in enumerate(heads):
             share, low, high = table[row, column]
@@ -90,7 +91,7 @@ def draw_cells(
                 va="center",
                 fontsize="small",
                 fontweight="bold" if sure else "normal",
-                color="white" if share > 0.75 else "black",
+                color="0.6" if not math.isfinite(low) else "white" if share > 0.75 else "black",
             )
     ax.set_xticks(range(len(heads)), list(heads.values()), fontsize="small")
     ax.set_yticks(range(len(norms)), [RUNGS.get(norm, norm) for norm in norms])
