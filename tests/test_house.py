@@ -94,6 +94,7 @@ PUBLIC_NAMES = [
     "plot_sharpness",
     "plot_singular_values",
     "plot_stable_lr",
+    "predict_lr",
     "product_singular_values",
     "relative_loss",
     "report",

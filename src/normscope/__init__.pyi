@@ -34,6 +34,7 @@ from .probes.moments_along_step import moments_along_step as moments_along_step
 from .probes.output_gradients import output_gradients as output_gradients
 from .probes.relative_loss import relative_loss as relative_loss
 from .probes.sharpness import sharpness as sharpness
+from .rates.predicted import predict_lr as predict_lr
 from .rates.stable_lr import stable_lr as stable_lr
 from .results import load as load
 from .results import load_tree as load_tree

@@ -17,6 +17,9 @@ def command(
         float | None,
         typer.Option(help="The rate that you train with, to be judged; then no other is searched, and no repair made."),
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Foretell the rates from ten passes, in place of trying any.")
+    ] = False,
     lr_range: Annotated[
         str | None, typer.Option(help="The range searched, as in 1e-5:0.1; 1e-7:1e3 if not given.")
     ] = None,
@@ -61,12 +64,15 @@ def command(
     from normscope.checkup.answer import answer, rates_were_tried
     from normscope.checkup.as_json import check_json
     from normscope.checkup.check import check
+    from normscope.checkup.quick import quick_answer
     from normscope.checkup.repairs import repairs
     from normscope.checkup.report import report
     from normscope.cli.batches import RANDOM_WARNING, batches_of, loss_of, optimizer_of, range_of
-    from normscope.errors import Interrupted
+    from normscope.descent.optimizers import own_lr
+    from normscope.errors import Interrupted, InvalidConfig
     from normscope.model.build import eager
     from normscope.model.summary import num_outputs
+    from normscope.rates.predicted import predict_lr
     from normscope.results import ensure_writable, save
     from normscope.runtime.device import usable_device
 
@@ -75,6 +81,26 @@ def command(
     repairs(names or (), steps=steps)  # a misspelled one is said before anything runs
     model = eager(load_target(target), device=place)
     batches = batches_of(data, batch_size, data_dir=data_dir, num_outputs=lambda x: num_outputs(model, x))
+    if quick:
+        given = {
+            "--steps": steps != 100,
+            "--accumulate": accumulate != 1,
+            "--precision": precision != "fp32",
+            "--clip-norm": clip_norm is not None,
+            "--warmup": warmup != 0,
+            "--scheduler": scheduler is not None,
+            "--repair": bool(names),
+        }
+        if unfit := [name for name, there in given.items() if there]:
+            raise InvalidConfig(f"--quick foretells 100 plain steps and takes no {unfit[0]}: leave out one of them")
+        name, made = target.rpartition(":")[2], optimizer_of(optimizer)
+        own = own_lr(made) if lr is None else lr
+        print(
+            quick_answer(
+                predict_lr(model, batches, optimizer=made, lr=own, loss_fn=loss_of(loss)), model=name, data=data
+            )
+        )
+        return
     folder = ensure_writable(out or Path("check") / target.rpartition(":")[2], keep=False)
     try:
         tree = check(
