@@ -11,7 +11,7 @@ def quick_answer(foretold: xr.Dataset, *, model: str, data: str) -> str:
     """The Dataset of `predict_lr` in a few sentences, a paragraph a line."""
     attrs = foretold.attrs
     lines = [f"{model} on {data}: {int(attrs['parameters']):,} parameters, {attrs['optimizer']}"]
-    tried = "Foretold from one mini-batch, not tried: check without --quick tries."
+    tried = "Foretold from one mini-batch; only a whole check tries rates."
     if not bool(foretold["known"]):
         lines.append(f"The rates cannot be told from initialization: {foretold['reason'].item()}. {tried}")
         return "\n".join(lines)
