@@ -12,10 +12,11 @@ from torch.nn import functional as F
 import normscope as ns
 from normscope.data import load_data
 from normscope.errors import InvalidConfig
+from normscope.figures.style import figure_of
 from normscope.paper.exhibit import Setting
 from normscope.paper.exhibits import apart, apart_rates
-from normscope.paper.ladder import AT_THE_START, OF_RATES, RUNGS
-from normscope.paper.ladder_map import shares
+from normscope.paper.ladder import AT_THE_START, OF_RATES, PREDICTIONS, RUNGS
+from normscope.paper.ladder_map import draw_cells, shares
 from normscope.paper.measurement import reproduce
 from normscope.paper.rungs import build, small_lr
 from normscope.results import load
@@ -122,6 +123,26 @@ def test_a_seed_without_a_value_leaves_the_cell_empty(folder) -> None:
     one = dataset["norm"] == "batch_std"
     broken = dataset.assign(common_part=dataset["common_part"].where(~(one & (dataset["seed"] == 1))))
     assert math.isnan(float(shares(broken, AT_THE_START)["share"].sel(norm="batch_std", effect="common")))
+
+
+def test_a_cell_says_how_sure_it_is() -> None:
+    """Sure to lie on one side of a half: bold. A whole that is not told apart from none: grey. None at all: empty."""
+    whole = np.array([1.0, 1.1, 0.9])
+    cells = {
+        ("batch_mean", "usable"): (0.1 * whole, whole),
+        ("batch_std", "usable"): (np.array([0.2, 0.9, 0.5]), whole),
+        ("batch_ghost", "usable"): (0.9 * whole, np.array([1.0, -0.8, 0.5])),
+        ("group", "usable"): (whole, -whole),
+        ("layer", "usable"): (np.array([1.0, np.nan, 1.0]), whole),
+    }
+    norms = [norm for norm, _ in cells]
+    axes = figure_of(1, 1)[1]
+    draw_cells(axes[0, 0], cells, norms, {"usable": "rate"}, PREDICTIONS, reference=("none", "batch"))
+    texts = {norms[round(text.get_position()[1])]: text for text in axes[0, 0].texts}
+    assert list(texts) == ["batch_mean", "batch_std", "batch_ghost"]
+    assert [text.get_fontweight() for text in texts.values()] == ["bold", "normal", "normal"]
+    assert [text.get_color() for text in texts.values()] == ["black", "black", "0.6"]
+    assert [text.get_text()[-1] for text in texts.values()][:2] == ["▼", "▲"]
 
 
 def test_rates_are_judged_before_all_rungs_are_measured(setting: Setting, monkeypatch, tmp_path) -> None:

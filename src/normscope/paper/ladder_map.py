@@ -70,8 +70,8 @@ def draw_cells(
 ) -> None:
     """One cell a norm and effect, of its part and the whole: the share in it, its colour that of the share from 0 to 1.
 
-    Bold: the whole interval over seeds lies on one side of a half. ▲ and ▼: predicted to be above and below it. Grey and
-    uncoloured: the whole is not told apart from no effect. Empty: it is none, or a seed has no value.
+    Bold: the whole interval over seeds lies on one side of a half. ▲ and ▼: predicted to be above and below it. Grey,
+    without a colour: the whole is not told apart from no effect. Empty: it is none, or a seed has no value.
     """
     table = np.array([[interval(*cells[norm, effect]) for effect in heads] for norm in norms])
     bounded = np.isfinite(table[..., 1])
