@@ -80,14 +80,13 @@ def findings_content(tree: xr.DataTree) -> dict[str, Any]:
 
 def _training(tree: xr.DataTree) -> xr.DataTree | None:
     """The runs of a diagnosis, or of that of a check."""
-    node = tree["as_it_is"] if "as_it_is" in tree.children else tree
-    return node["training"] if "training" in node.children else None
+    return tree.children.get("as_it_is", tree).children.get("training")
 
 
 def score_of(tree: xr.DataTree) -> float:
     """The share of what there is to learn that the program as it is learned; NaN where it was not trained."""
     runs = _training(tree)
-    return float(runs["as_it_is/score"]) if runs is not None and "as_it_is" in runs.children else math.nan
+    return float(runs.children["as_it_is"].dataset["score"]) if runs is not None and "as_it_is" in runs.children else math.nan
 
 
 def steps_of(tree: xr.DataTree) -> int:
