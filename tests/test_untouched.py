@@ -461,8 +461,9 @@ def test_an_interrupt_at_any_moment_leaves_no_trace():
             start = time.perf_counter()
             probe(model)
             took, before = time.perf_counter() - start, everything(model)
-            end = time.perf_counter() + 0.4
-            while time.perf_counter() < end:
+            begun, wanted = time.perf_counter(), arrived + 10
+            # For a while; on a busy machine, where few signals arrive in time, longer.
+            while (lasted := time.perf_counter() - begun) < 0.4 or (arrived < wanted and lasted < 20):
                 try:
                     try:
                         signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1.1 * took))
@@ -476,7 +477,7 @@ def test_an_interrupt_at_any_moment_leaves_no_trace():
                 assert signal.getsignal(signal.SIGALRM) is ring
     finally:
         signal.signal(signal.SIGALRM, old)
-    assert arrived > 50 and kept is not None
+    assert arrived >= 50 and kept is not None
 
 
 def test_a_signal_while_restoring_is_handled_when_the_model_is_back(monkeypatch):
