@@ -40,12 +40,15 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 
+needed = {"watched_lightning": "lightning", "huggingface": "transformers"}
+missing = [example for example, library in needed.items() if find_spec(library) is None]
+
 # Every example runs, and an error in one fails the build. Their scripts and notebooks can be downloaded from the pages.
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    # Lightning is nobody's requirement: without it that example is shown and does not run.
-    "filename_pattern": r"[^/]\.py$" if find_spec("lightning") else r"/(?!watched_lightning)\w+\.py$",
+    # Other libraries are nobody's requirement: without one its example is shown and does not run.
+    "filename_pattern": rf"/(?!{'|'.join(missing)})\w+\.py$" if missing else r"[^/]\.py$",
     "ignore_pattern": r"deep_cnn\.py$|__init__\.py$",
     "backreferences_dir": "gallery/backreferences",
     "doc_module": ("normscope",),

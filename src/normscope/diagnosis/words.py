@@ -86,7 +86,11 @@ def _training(tree: xr.DataTree) -> xr.DataTree | None:
 def score_of(tree: xr.DataTree) -> float:
     """The share of what there is to learn that the program as it is learned; NaN where it was not trained."""
     runs = _training(tree)
-    return float(runs.children["as_it_is"].dataset["score"]) if runs is not None and "as_it_is" in runs.children else math.nan
+    return (
+        float(runs.children["as_it_is"].dataset["score"])
+        if runs is not None and "as_it_is" in runs.children
+        else math.nan
+    )
 
 
 def steps_of(tree: xr.DataTree) -> int:
