@@ -40,8 +40,8 @@ import xarray as xr
 from torch import Tensor, nn
 
 from benchmarks.machine import about, headline, write_json
-from normscope.data import batches as batches_of
 from normscope.data import load_data
+from normscope.data.batches import batches as batches_of
 from normscope.descent.optimizers import OPTIMIZERS
 from normscope.descent.recipe import Recipe
 from normscope.nets import build_net

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normscope.data import batches as batches_of
 from normscope.data import load_data
+from normscope.data.batches import batches as batches_of
 from normscope.nets import build_net
 
 Batches = Callable[[int], Iterator[Any]]

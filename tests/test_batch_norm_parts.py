@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import normscope as ns
 from normscope.errors import InvalidModel
+from normscope.nets import names
 from normscope.nets.batch_norm_parts import PARTS
 from normscope.nets.norms import EPS, make_norm
 
@@ -148,3 +149,7 @@ def test_one_value_a_channel_is_refused_in_training():
     with pytest.raises(InvalidModel, match="more than 1 value per channel"):
         norm(torch.ones(1, 3))
     assert norm.eval()(torch.ones(1, 3)).shape == (1, 3)
+
+
+def test_the_names_known_without_torch_are_those_of_the_parts():
+    assert tuple(PARTS) == names.PARTS

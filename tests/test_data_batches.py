@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normscope.data import batches, epoch, evaluation_batches, load_data
+from normscope.data import load_data
+from normscope.data.batches import batches, epoch, evaluation_batches
 from normscope.errors import InvalidConfig
 
 

@@ -16,7 +16,8 @@ from normscope.errors import InvalidBatch, InvalidConfig, InvalidModel
 from normscope.model.batch import take
 from normscope.model.loss import default_loss
 from normscope.model.state import untouched
-from normscope.nets.norms import NORMS, make_norm
+from normscope.nets.names import NORMS
+from normscope.nets.norms import make_norm
 from normscope.per_example import per_example
 
 DECOUPLED = [entry for entry in ZOO if not entry.couples and not entry.random]

@@ -51,7 +51,7 @@ ROOMS = [
 LOOSE = {"__init__.py", "__init__.pyi", "errors.py", "version.py", "py.typed"}
 """The files that belong to no room."""
 
-WITHOUT_TORCH = ("errors", "version", "statistics", "results", "figures", "descent.outcome")
+WITHOUT_TORCH = ("errors", "version", "statistics", "results", "figures", "descent.outcome", "sweeps.listing")
 """What loads no torch."""
 
 WITHOUT_TORCH_IN_ANY_FUNCTION = ("statistics", "figures")

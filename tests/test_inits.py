@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from normscope.errors import InvalidConfig, InvalidModel
-from normscope.nets.inits import INITS, init_, weighted_layers
+from normscope.nets.inits import init_, weighted_layers
+from normscope.nets.names import INITS
 
 DRAWN = ("xavier_uniform", "xavier_normal", "kaiming_normal", "orthogonal")
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from normscope.errors import InvalidConfig
 from normscope.nets import MLP, NET_NORMS, PlainCNN, ResNet, build_net
-from normscope.nets.inits import INITS
+from normscope.nets.names import INITS
 from normscope.nets.resnet import PaddedShortcut
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from normscope.errors import InvalidConfig, InvalidModel
 from normscope.model.layers import channel_dim
-from normscope.nets.norms import EPS, NORMS, DynamicTanh, make_norm, num_groups
+from normscope.nets.names import NORMS
+from normscope.nets.norms import EPS, DynamicTanh, make_norm, num_groups
 
 # Both sides are float64, so they differ only by the order of summation.
 EXACT = {"rtol": 1e-10, "atol": 1e-12}

@@ -12,7 +12,7 @@ from zoo import ZOO, by_name, disturb, no_trace
 import normscope as ns
 from normscope.errors import InvalidConfig, InvalidModel
 from normscope.nets import build_net
-from normscope.nets.inits import INITS
+from normscope.nets.names import INITS
 from normscope.nets.residual_tails import declared_tails
 from normscope.surgery.places import existing_norms
 from normscope.surgery.tail_search import found_tails

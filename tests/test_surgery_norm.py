@@ -17,7 +17,7 @@ from normscope.model.layers import record_calls
 from normscope.model.loss import default_loss
 from normscope.model.state import untouched
 from normscope.nets import build_net
-from normscope.nets.norms import NORMS
+from normscope.nets.names import NORMS
 from normscope.surgery.channel_norms import ChannelBatchNorm, ChannelInstanceNorm
 from normscope.surgery.places import existing_norms
 

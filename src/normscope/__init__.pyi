@@ -4,8 +4,8 @@ from .checkup.answer import answer as answer
 from .checkup.check import check as check
 from .checkup.report import report as report
 from .data import ImageData as ImageData
-from .data import batches as batches
 from .data import load_data as load_data
+from .data.batches import batches as batches
 from .descent.outcome import Outcome as Outcome
 from .diagnosis.diagnose import diagnose as diagnose
 from .errors import NormscopeError as NormscopeError

@@ -7,6 +7,8 @@ from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
+from normscope.version import __version__
+
 _OURS = Path(__file__).resolve().parent
 _LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
 
@@ -55,6 +57,10 @@ class TrainingAlarm(NormscopeError):
     """What a watch that was asked to raises on an alarm."""
 
 
+class InternalError(NormscopeError):
+    """A bug of normscope's own: its message says where it is, and what to report."""
+
+
 class Interrupted(NormscopeError):
     """Ctrl-C, where nothing of what was done is kept."""
 
@@ -90,6 +96,27 @@ def at(error: BaseException) -> str:
                 path = path.resolve().relative_to(Path.cwd())
             return f" (at {path}:{line})"
     return ""
+
+
+def bug(error: BaseException) -> str:
+    """A bug of normscope's own on one line, to be reported; empty where it is somebody else's, or may be.
+
+    Ours is a mistake of programming that a line of ours made, or a library called from there. Not ours is what passed
+    through somebody's own code or through torch, both of which run the model.
+    """
+    if isinstance(error, OSError | MemoryError | RecursionError) or not isinstance(error, Exception):
+        return ""  # what is nested too deep is somebody's batch or model
+    paths = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    inside = [i for i, (path, _) in enumerate(paths) if path.is_relative_to(_OURS)]
+    if not inside or at(error):
+        return ""
+    called = [path for path, _ in paths[inside[-1] + 1 :]]
+    of_torch = isinstance(error, RuntimeError) and not called  # its functions without a line of Python
+    if of_torch or any("torch" in path.parts for path in called):
+        return ""
+    path, line = paths[inside[-1]]
+    where = f"{path.relative_to(_OURS.parent)}:{line}, version {__version__}"
+    return f"bug in normscope: {type(error).__name__}: {one_line(error)} (at {where}): please report this line"
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InvalidConfig:

@@ -10,9 +10,7 @@ from normscope.errors import InvalidConfig, unknown
 from normscope.model.batch import Batch
 from normscope.model.build import ModelOrBuild, build_model
 from normscope.model.loss import LossFn
-from normscope.nets.batch_norm_parts import PARTS
-from normscope.nets.inits import INITS
-from normscope.nets.norms import NORMS
+from normscope.nets.names import INITS, NORMS, PARTS
 from normscope.nets.weight_norms import WEIGHT_NORMS
 from normscope.surgery import with_init, with_norm
 from normscope.surgery.branch_init import BRANCH_INITS

@@ -27,7 +27,8 @@ def batches_of(name: str, batch_size: int, *, data_dir: Path | None, num_outputs
     Raises:
         InvalidConfig, DataError: what cannot be had, in one line.
     """
-    from normscope.data import DATA, batches, load_data
+    from normscope.data import DATA, load_data
+    from normscope.data.batches import batches
 
     if name.startswith("random:"):
         return random_batches(random_shape(name), batch_size, num_outputs)

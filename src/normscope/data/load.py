@@ -10,16 +10,14 @@ import torch
 from normscope.data.cifar10 import load_cifar10
 from normscope.data.digits import load_digits
 from normscope.data.image_data import ImageData, RawImages, standardized
-from normscope.data.image_size import averaged, check_image_size
+from normscope.data.image_size import averaged
+from normscope.data.names import DATA, check_image_size
 from normscope.errors import unknown
 
 _LOADERS: dict[str, Callable[[str | Path | None], RawImages]] = {
     "digits": lambda data_dir: load_digits(),
     "cifar10": load_cifar10,
 }
-
-DATA: tuple[str, ...] = tuple(_LOADERS)
-"""The data sets that `load_data` knows; the first is the default of every command."""
 
 
 def load_data(

@@ -11,7 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from normscope.errors import DeviceError, InvalidBatch, InvalidConfig, InvalidModel, NormscopeError, one_line, raised
+from normscope.errors import (
+    DeviceError,
+    InternalError,
+    InvalidBatch,
+    InvalidConfig,
+    InvalidModel,
+    NormscopeError,
+    bug,
+    one_line,
+    raised,
+)
 from normscope.model.batch import Batch, map_tensors
 
 P = ParamSpec("P")
@@ -21,8 +31,8 @@ R = TypeVar("R")
 def instrument(function: Callable[P, R]) -> Callable[P, R]:
     """An instrument whose first argument is a model or its build, and the second one, if it is called so, a batch.
 
-    Also under `no_grad` and in inference mode it computes the gradients that it needs. What is raised inside and is
-    none of ours, since the model is somebody's own code, is said in one line, with the original as its cause.
+    Also under `no_grad` and in inference mode it computes the gradients that it needs. What is raised inside is said in
+    one line, with the original as its cause: as the model's, which is somebody's own code, or as a bug of ours.
     """
     signature = inspect.signature(function)
     model_name, second = [*signature.parameters, ""][:2]
@@ -46,6 +56,8 @@ def instrument(function: Callable[P, R]) -> Callable[P, R]:
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise DeviceError(f"out of memory: give a smaller batch ({one_line(error)[:120]})") from error
         except BaseException as error:  # somebody's own code may raise anything, or exit
+            if said := bug(error):
+                raise InternalError(said) from error
             raise InvalidModel(f"{function.__name__} does not work on this model: {raised(error)}") from error
 
     return measured

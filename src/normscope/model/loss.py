@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,11 +82,17 @@ def checked_loss(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) 
             if loss_fn is None and not isinstance(batch, Mapping)
             else (loss_fn or default_loss)(model, batch)
         )
+    loss = one_number(loss)
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise InvalidModel("the loss depends on no trainable parameter: is the model detached or under no_grad?")
+    return loss
+
+
+def one_number(loss: Any) -> Tensor:
+    """A loss as a scalar; InvalidBatch where it is no tensor of one number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise InvalidBatch(f"the loss is not one number but {shape}: reduce it, for example with .mean()")
-    if torch.is_grad_enabled() and not loss.requires_grad:
-        raise InvalidModel("the loss depends on no trainable parameter: is the model detached or under no_grad?")
     return loss.reshape(())
 
 

@@ -57,6 +57,9 @@ RECENT = 20
 SUSPECT = 30.0
 """A gradient this many times as large as all recent ones is about to destroy the weights."""
 
+GROWN = 2.0
+"""A warning names the layer whose activations grew most, where they are this many times as large as at first."""
+
 JUMP = 10.0
 """A loss this many times as large as all recent ones and the first is looked into, diverged or not."""
 
@@ -308,21 +311,19 @@ class Watch:
 
     def _warning(self, step: int, features: dict[str, float]) -> Alarm:
         names = leading(features)
-        layer = ""
-        if names and self.measurements and names[0] in ("activation_rise", "adam_lag", "update_to_weight"):
-            last, first = self.measurements[-1], self.measurements[0]
-            sizes = last.per_layer["activation_size" if names[0] == "activation_rise" else names[0]]
-            if names[0] == "activation_rise" and len(first.layers) == len(sizes):
-                sizes = sizes / first.per_layer["activation_size"]
-            layer = last.layers[int(np.nanargmax(sizes))]
-        seen = "; ".join(f"{FEATURES[name]} is {number(math.exp(features[name]))}" for name in names)
+        layer, seen = "", "; ".join(f"{FEATURES[name]} is {number(math.exp(features[name]))}" for name in names)
+        if self.measurements:
+            layer, grown = most_grown(self.measurements[0], self.measurements[-1])
+            if layer:
+                seen += f"; the activations of {layer} grew most, {number(grown)} times until the last measurement"
         to_do = TO_DO.get(names[0], LOWER) if names else LOWER
         critical = self.measurements[-1].scalars["critical_multiple"] if self.measurements else math.nan
         if math.isfinite(critical):
-            seen += f"; at the last measurement the next step could have been {number(critical)} times longer"
-        where = f" at {layer}" if layer else ""
+            longer = f"could have been {number(critical)} times longer" if critical else "raised the loss at once"
+            seen += f"; at the last measurement the next step {longer}"
         since = max(0, step - PATIENCE + 1)
-        sentence = f"step {step}: divergence ahead{where}, since step {since}: {seen}. To do: {to_do}."
+        told = "divergence ahead, or a loss that does not come back"
+        sentence = f"step {step}: {told}, since step {since}: {seen}. To do: {to_do}."
         return Alarm(step, "divergence ahead", layer, sentence, PRECISION)
 
     def _look_into(self, entry: FreeStep) -> Alarm:
@@ -441,6 +442,16 @@ class Watch:
             model=type(self.model).__name__,
             parameters=sum(p.numel() for p in self.model.parameters()),
         )
+
+
+def most_grown(first: Measurement, last: Measurement) -> tuple[str, float]:
+    """The layer whose activations grew most, and how many times; no layer where none grew to twice its size."""
+    if first.layers != last.layers or not last.layers:
+        return "", math.nan
+    with np.errstate(all="ignore"):
+        grown = np.nan_to_num(last.per_layer["activation_size"] / first.per_layer["activation_size"], nan=0.0)
+    most = int(grown.argmax())
+    return (last.layers[most], float(grown[most])) if grown[most] >= GROWN else ("", math.nan)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -1,8 +1,8 @@
-"""The paper's networks: `build_net` by name, or the classes themselves."""
+"""The paper's networks: `build_net` by name, or the classes themselves.
 
-from normscope.nets.build import NET_FAMILIES, NET_NORMS, build_net
-from normscope.nets.mlp import MLP
-from normscope.nets.plain import PlainCNN
-from normscope.nets.resnet import SHORTCUTS, ResNet
+The names, listed in the stub beside this file, are found on first use: what only checks a config loads no torch.
+"""
 
-__all__ = ["MLP", "NET_FAMILIES", "NET_NORMS", "SHORTCUTS", "PlainCNN", "ResNet", "build_net"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 
 import torch
 from torch import nn
 
 from normscope.errors import InvalidConfig, unknown
-from normscope.nets.batch_norm_parts import PARTS
-from normscope.nets.inits import INITS, init_
+from normscope.nets.inits import init_
 from normscope.nets.mlp import MLP
-from normscope.nets.norms import NORMS
+from normscope.nets.names import INITS, NET_NORMS, family_and_depth
 from normscope.nets.plain import PlainCNN
 from normscope.nets.resnet import SHORTCUTS, ResNet
-from normscope.nets.staged import blocks_per_stage
-
-NET_FAMILIES: tuple[str, ...] = ("resnet", "plain", "mlp")
-"""A network's name is one of these and its depth: resnet110, plain20, mlp4."""
-
-NET_NORMS: tuple[str, ...] = (*NORMS, *PARTS, "final")
-"""What a network's norm may be: a name of `NORMS` or `PARTS`, or "final", one BatchNorm in front of the last layer."""
 
 
 def build_net(
@@ -63,7 +54,7 @@ def build_net(
         >>> net(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
-    family, depth = _family_and_depth(name)
+    family, depth = family_and_depth(name)
     if norm not in NET_NORMS:
         raise unknown("norm", norm, NET_NORMS)
     if init not in INITS:
@@ -90,20 +81,3 @@ def build_net(
         net = makers[family](depth, norm=norm, final_norm=final_norm, num_classes=num_classes, bias=bias)
     init_(net, "default", seed=seed, keep_output_layer=False)
     return init_(net, init, scale=init_scale, seed=seed)
-
-
-def check_net_name(name: str) -> None:
-    """Raise `InvalidConfig` for a name that `build_net` does not take, without building anything."""
-    family, depth = _family_and_depth(name)
-    if family != "mlp":
-        blocks_per_stage(depth, family)
-    elif depth < 1:
-        raise InvalidConfig(f"MLP depth must be at least 1, not {depth}")
-
-
-def _family_and_depth(name: str) -> tuple[str, int]:
-    match = re.fullmatch(rf"({'|'.join(NET_FAMILIES)})(\d{{1,4}})", name)
-    if match is None:
-        known = ("resnet20", "resnet56", "resnet110", "plain20", "plain56", "mlp4", "and other depths")
-        raise unknown("net", name, known)
-    return match[1], int(match[2])

@@ -23,16 +23,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from normscope.errors import InvalidConfig, InvalidModel, unknown
+from normscope.nets.names import INITS
 from normscope.nets.residual_tails import declared_tails, tail_tensors
-
-INITS: tuple[str, ...] = (
-    "default",
-    "xavier_uniform",
-    "xavier_normal",
-    "kaiming_normal",
-    "orthogonal",
-    "zero_residual",
-)
 
 
 def init_(

@@ -28,8 +28,7 @@ from torch import Tensor, nn
 
 from normscope.errors import InvalidConfig, InvalidModel, unknown
 from normscope.nets.batch_norm_parts import PARTS, PartialBatchNorm
-
-NORMS: tuple[str, ...] = ("none", "batch", "group", "layer", "rms", "instance", "tanh")
+from normscope.nets.names import NORMS
 
 EPS = 1e-5
 """Added to each variance: torch's default, and for rms too, so that norms differ in kind only."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normscope.errors import InvalidConfig
+from normscope.nets.names import blocks_per_stage
 from normscope.nets.norms import make_norm
 
 Block = Callable[[int, int, int], nn.Module]
@@ -63,16 +63,6 @@ def conv_and_norm(
         bias = getattr(normalizer, "bias", None) is None
     padding = kernel_size // 2
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias), normalizer
-
-
-def blocks_per_stage(depth: int, family: str) -> int:
-    """n of depth 6n + 2; raises `InvalidConfig` with the nearest depths where there is no such n."""
-    if depth >= 8 and depth % 6 == 2:
-        return depth // 6
-    if depth < 8:
-        raise InvalidConfig(f"{family} depth must be 6n+2 with n at least 1, not {depth}: 8 is nearest")
-    below = depth - (depth - 2) % 6
-    raise InvalidConfig(f"{family} depth must be 6n+2, not {depth}: {below} and {below + 6} are nearest")
 
 
 def _stage(block: Block, num_blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:

@@ -74,7 +74,7 @@ class Setting:
         """Augmented training mini-batches without end, in the order that the seed fixes."""
         import torch
 
-        from normscope.data import batches
+        from normscope.data.batches import batches
 
         for images, labels in batches(self.data, batch_size or self.batch_size, seed=seed):
             yield images.contiguous(memory_format=torch.channels_last), labels

@@ -8,7 +8,8 @@ from typing import Any
 import xarray as xr
 from torch import Tensor, nn
 
-from normscope.data import ImageData, batches
+from normscope.data import ImageData
+from normscope.data.batches import batches
 from normscope.errors import NormscopeError
 from normscope.rates.stable_lr import stable_lr
 from normscope.results import keep, load_if_kept

@@ -7,8 +7,7 @@ from torch import nn
 
 from normscope.data import load_data
 from normscope.model.batch import Batch
-from normscope.nets.build import NET_NORMS
-from normscope.nets.inits import INITS
+from normscope.nets.names import INITS, NET_NORMS
 from normscope.nets.weight_norms import WEIGHT_NORMS
 from normscope.paper.exhibit import Setting, depth_of
 from normscope.paper.ladder import RUNGS

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from normscope.errors import DeviceError, NormscopeError
 from normscope.model.batch import Batch, count_examples, parts_of, take
-from normscope.model.loss import IGNORED_LABEL, LossFn, checked_loss, default_loss, readable_errors
+from normscope.model.loss import IGNORED_LABEL, LossFn, checked_loss, default_loss, one_number, readable_errors
 from normscope.model.vector_norm import Gradient, norm_of_each, wide
 from normscope.per_example.dropout import WithoutDropout
 from normscope.per_example.layout import Layout, layout_of
@@ -69,8 +69,8 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def gradient(loss: Tensor, parameters: list[nn.Parameter]) -> Gradient:
-    """∇ℓ of a scalar loss."""
-    return _filled(torch.autograd.grad(loss.reshape(()), parameters, allow_unused=True), parameters)
+    """∇ℓ of a loss of one number."""
+    return _filled(torch.autograd.grad(one_number(loss), parameters, allow_unused=True), parameters)
 
 
 def tolerance(parameters: list[nn.Parameter]) -> float:

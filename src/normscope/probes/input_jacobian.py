@@ -25,6 +25,7 @@ from normscope.model.loss import LossFn, readable_errors
 from normscope.model.output import call, entry
 from normscope.model.state import untouched
 from normscope.results.schema import coord, measured, variable
+from normscope.runtime.progress import progress
 
 OF = "of the input-output Jacobian"
 
@@ -127,20 +128,24 @@ def own_jacobians(leaf: Tensor, outputs: Tensor, num_examples: int) -> tuple[Ten
     own = leaf.new_empty(num_examples, outputs.shape[1], leaf[0].numel())
     share = torch.zeros(num_examples, dtype=torch.float64, device=leaf.device)
     if not _coupled(outputs, pull_back):
-        for k in range(outputs.shape[1]):
-            cotangent = torch.zeros_like(outputs)
-            cotangent[:num_examples, k] = 1
-            own[:, k] = pull_back(cotangent)[:num_examples]
+        with progress("input_jacobian", outputs.shape[1]) as bar:
+            for k in range(outputs.shape[1]):
+                bar.advance("a backward pass an output")
+                cotangent = torch.zeros_like(outputs)
+                cotangent[:num_examples, k] = 1
+                own[:, k] = pull_back(cotangent)[:num_examples]
         return own, share
-    for b in range(num_examples):
-        squares = torch.zeros(len(leaf), dtype=torch.float64, device=leaf.device)
-        for k in range(outputs.shape[1]):
-            cotangent = torch.zeros_like(outputs)
-            cotangent[b, k] = 1
-            rows = pull_back(cotangent)
-            own[b, k] = rows[b]
-            squares += rows.double().square().sum(1)
-        share[b] = 1 - squares[b] / squares.sum()
+    with progress("input_jacobian", num_examples * outputs.shape[1]) as bar:
+        for b in range(num_examples):
+            squares = torch.zeros(len(leaf), dtype=torch.float64, device=leaf.device)
+            for k in range(outputs.shape[1]):
+                bar.advance("examples depend on each other: a backward pass an output and example")
+                cotangent = torch.zeros_like(outputs)
+                cotangent[b, k] = 1
+                rows = pull_back(cotangent)
+                own[b, k] = rows[b]
+                squares += rows.double().square().sum(1)
+            share[b] = 1 - squares[b] / squares.sum()
     return own, share
 
 
@@ -163,6 +168,8 @@ def _forward(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> tuple[Te
         given = tensors[found[0]]
         if not given.ndim or not given.numel():
             raise InvalidBatch("the input is empty or one number: give (batch, ...), one example or more")
+        if given.layout != torch.strided:
+            raise InvalidBatch(f"the input is {given.layout}: give it dense, as input.to_dense()")
         leaves.append(given.detach().clone().requires_grad_())
         arguments[found[0]] = leaves[0].clone()  # networks may work on their input in place; a leaf forbids it
         return tuple(arguments[i] for i in range(len(args))), {k: arguments[k] for k in kwargs}

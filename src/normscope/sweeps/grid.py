@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from normscope.data import STORED_SIZES
+from normscope.data.names import STORED_SIZES
 from normscope.training.config import DATA_SIZES, RunConfig
 
 FIELDS: tuple[str, ...] = tuple(field.name for field in fields(RunConfig))

@@ -19,7 +19,6 @@ from normscope.errors import ResultError, cannot_write, one_line
 from normscope.results import write_bytes
 from normscope.sweeps.record import SUFFIXES, RunRecord
 from normscope.training.config import RunConfig, key
-from normscope.training.tensor_files import read_tensors
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,8 @@ class Store:
 
     def refuse_damaged(self, config: RunConfig) -> None:
         """Raise ResultError where the weights of a finished run are damaged or another run's; there may be none."""
+        from normscope.training.tensor_files import read_tensors  # torch, which a listing does without
+
         path = self.weights_path(config)
         if not path.is_file():
             return

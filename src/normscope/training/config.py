@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from normscope.data import DATA, check_image_size
+from normscope.data.names import DATA, check_image_size
 from normscope.errors import InvalidConfig, unknown
-from normscope.nets.build import NET_NORMS, check_net_name
-from normscope.nets.inits import INITS
+from normscope.nets.names import INITS, NET_NORMS, check_net_name
 
 PROTOCOL = 2
 """Raised whenever the same config means other numbers: older results then no longer count as this run's."""

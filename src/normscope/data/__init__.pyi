@@ -1,0 +1,13 @@
+from .augmentation import Augmentation as Augmentation
+from .augmentation import Draws as Draws
+from .augmentation import augment as augment
+from .augmentation import draw as draw
+from .batches import Batch as Batch
+from .batches import epoch as epoch
+from .batches import evaluation_batches as evaluation_batches
+from .image_data import ImageData as ImageData
+from .image_data import Split as Split
+from .load import load_data as load_data
+from .names import DATA as DATA
+from .names import STORED_SIZES as STORED_SIZES
+from .names import check_image_size as check_image_size
