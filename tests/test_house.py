@@ -20,8 +20,8 @@ SOURCE = ROOT / "src" / "normscope"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 ROOMS = [
-    "errors",
     "version",
+    "errors",
     "statistics",
     "results",
     "runtime",
