@@ -157,4 +157,13 @@ def _as(optimizer: torch.optim.Optimizer) -> OptimizerFactory:
         kind: Any = type(optimizer)
         return kind(made, lr=lr)
 
+    vars(factory)["given"] = optimizer
     return factory
+
+
+def foreign_parameters(factory: OptimizerFactory, model: nn.Module, lr: float) -> int:
+    """How many of an optimizer's parameters are not the model's: of the one given, where the factory stands for one."""
+    given = getattr(factory, "given", None)
+    made = make_optimizer(factory, model, lr) if given is None else given
+    own = {id(p) for p in model.parameters()}
+    return sum(id(p) not in own for group in made.param_groups for p in group["params"])

@@ -20,7 +20,7 @@ from torch import nn
 from normscope.descent.optimizers import OptimizerFactory, optimizer_factory
 from normscope.descent.recipe import Recipe
 from normscope.diagnosis.evidence import measure_evidence, trial_rates, with_descents
-from normscope.diagnosis.experiments import LEARNED, PARTLY, Needed, Search, best_of_rates, search
+from normscope.diagnosis.experiments import GAIN, LEARNED, PARTLY, Needed, Search, best_of_rates, search
 from normscope.diagnosis.facts import Facts, facts_of
 from normscope.diagnosis.fault import Fault, faults
 from normscope.diagnosis.finding import Finding, findings_dataset
@@ -147,7 +147,11 @@ def diagnosis(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     some = islice(starts.batches(None), limit if number_of is None else min(limit, number_of))
     taken = [on_device(batch, device) for batch in some]
-    return as_tree(diagnosed(model, taken, recipe, seed=seed, lr=lr, own=own, seconds=seconds, first=first))
+    return as_tree(
+        diagnosed(
+            model, taken, recipe, seed=seed, lr=lr, own=own, seconds=seconds, first=first, instance=starts.from_instance
+        )
+    )
 
 
 def diagnosed(
@@ -160,8 +164,13 @@ def diagnosed(
     own: bool = False,
     seconds: float = SECONDS,
     first: FirstPass | None = None,
+    instance: bool = False,
 ) -> Diagnosis:
-    """`diagnose` of a model on batches that are there."""
+    """`diagnose` of a model on batches that are there.
+
+    Args:
+        instance: whether it is its user's own model, and none built for this.
+    """
     until = time.process_time() + seconds * torch.get_num_threads()
     end = until + DESCENTS_SHARE * seconds * torch.get_num_threads()
     if first is None:
@@ -181,7 +190,9 @@ def diagnosed(
         found.evidence = measure_evidence(model, usable[:NUM_BATCHES], recipe=recipe, seed=seed, lr=lr)
     except NormscopeError as error:
         found.skipped.append(f"The first step was not looked at: {error}")
-    facts = replace(facts_of(replace(program, batches=usable), seed=seed), first=first, own=own)
+    facts = facts_of(replace(program, batches=usable), seed=seed, instance=instance)
+    facts = replace(facts, first=first, own=own)
+    found.findings = told_early(facts)
     found.facts = facts = trained(facts, found.evidence, lr, seed, until)
     found.search = search(facts, seed=seed, until=until)
     found.findings = conclude(found, model, usable, recipe, seed, lr, end)
@@ -265,7 +276,8 @@ def conclude(
     evidence = found.evidence["evidence"].to_dataset()
     learning = facts.own and facts.score >= NOT_LEARNING
     if not learning:
-        faulty += [finding for finding in symptoms(evidence) if finding.name not in told]
+        shown = [finding for finding in symptoms(evidence) if finding.name not in told]
+        faulty += [finding for one in shown if (finding := proved(one, found, seed, until)) is not None]
     if not faulty and not learning and found.search.best < PARTLY and len(batches) > 1:
         evidence = with_descents(evidence, model, batches[:NUM_BATCHES], recipe=recipe, seed=seed, lr=lr, until=until)
         if not int(evidence["trial_steps"]):
@@ -273,6 +285,33 @@ def conclude(
         found.evidence["evidence"] = xr.DataTree(evidence)
         faulty += symptoms(evidence, last=True)
     return faulty if any(f.name == "exploding" for f in faulty) else [*faulty, curvature(evidence)]
+
+
+def proved(finding: Finding, found: Diagnosis, seed: int, until: float | None) -> Finding | None:
+    """A symptom with what its repair gains; None where it does no harm, or its repair is not needed or not tried."""
+    fault = next(fault for fault in faults() if fault.name == finding.name and fault.rule is not None)
+    facts = found.facts
+    assert facts is not None
+    if fault.harmless and facts.score >= LEARNED:
+        return None
+    if fault.repairs is None or fault.suspected is not None:
+        return finding
+    try:
+        repair = next(fault.repairs(facts.program, facts), None)
+    except NormscopeError:
+        return None
+    if repair is None or (until is not None and time.process_time() > until):
+        found.skipped.append(f"There was no time to see whether it matters that {finding.title}.")
+        return None
+    run = best_of_rates(repair.program, facts.own, seed=seed, until=until)
+    if run is None or not run.score >= max(facts.score, 0.0) + GAIN:
+        return None
+    gained = (
+        f" With {repair.done}, {run.steps} steps learn {percent(run.score)} of what there is to learn, in place of "
+        f"{percent(max(facts.score, 0.0))}."
+    )
+    numbers = {**finding.numbers, "score": facts.score, "score_mended": run.score}
+    return replace(finding, sentence=finding.sentence + gained, code=repair.code, numbers=numbers)
 
 
 def as_finding(one: Needed, search_: Search, facts: Facts) -> Finding:

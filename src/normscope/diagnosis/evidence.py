@@ -83,6 +83,7 @@ def measure_evidence(
             "gain": ("layer", seen.values("gain"), "size of the output over that of the input", "1"),
             "gradient_size": ("layer", seen.values("gradient_size"), "root mean square of the gradient", "1"),
             "silent_share": ("layer", seen.values("silent_share"), "units without a gradient", "1"),
+            "units": ("layer", seen.values("units"), "units of the layer", "1"),
             "silent_share_later": (
                 "layer",
                 _values(later, "silent_share", names),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.descent.optimizers import make_optimizer
+from normscope.descent.optimizers import foreign_parameters, make_optimizer
 from normscope.diagnosis.batch_tests import feature_statistics
 from normscope.diagnosis.first_pass import FirstPass
 from normscope.diagnosis.outputs import Chain, Reach, chain, loss_family, reach, target_kind
@@ -55,6 +55,8 @@ class Facts:
     """The class's name."""
     momentum: float = 0.0
     weight_decay: float = 0.0
+    foreign: int = 0
+    """Of the optimizer's parameters, those that are not the model's; 0 where the model is built anew for it."""
     batch_size: int = 0
     num_examples: int = 0
     run: Run | None = None
@@ -78,8 +80,12 @@ class Facts:
         return len(self.program.batches) == 1
 
 
-def facts_of(program: Program, *, seed: int = 0) -> Facts:
-    """All but the run; what cannot be seen keeps its default."""
+def facts_of(program: Program, *, seed: int = 0, instance: bool = False) -> Facts:
+    """All but the run; what cannot be seen keeps its default.
+
+    Args:
+        instance: whether the model is its user's own instance, and none built for this.
+    """
     model = program.build(seed)
     batches = program.batches[:LEVEL_BATCHES]
     like = outputs_of(model, batches, program, seed)
@@ -114,6 +120,7 @@ def facts_of(program: Program, *, seed: int = 0) -> Facts:
         batch_size=max(sizes, default=0),
         num_examples=sum(sizes),
         program=with_levels(program, found.reach),
+        foreign=foreign_parameters(program.optimizer, model, program.lr) if instance else 0,
         **optimizer_facts(program, model),
     )
 

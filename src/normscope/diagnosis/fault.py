@@ -71,11 +71,13 @@ class Fault:
     """Whether a symptom is judged only of what has nothing else wrong."""
     suspected: Callable[[Facts], Suspicion | None] | None = None
     repairs: Callable[[Program, Facts], Iterator[Repair]] | None = None
-    """One or several ways to mend it, the best guess first."""
+    """One or several ways to mend it, the best guess first. A symptom that has one is said where it is needed."""
     advice: Callable[[Facts], tuple[str, str]] | None = None
     """What to do and the lines that do it, of a fault without a repair that can be run."""
     early: bool = False
     """Whether it is seen before anything is measured, in the first pass over the batches."""
+    harmless: bool = False
+    """Whether a symptom is no harm by itself: then it is said only of a program that does not learn nearly all."""
     tuning: bool = False
     """Whether a sound program may gain from it too: then it is said only of a program that does not learn."""
 

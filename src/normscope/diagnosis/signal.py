@@ -64,6 +64,11 @@ class CallSignal:
         """Share of the units without a gradient on any example; NaN where no gradient ever arrives."""
         return float("nan") if self.largest_gradient is None else float((self.largest_gradient == 0).double().mean())
 
+    @property
+    def units(self) -> float:
+        """How many; NaN where no gradient ever arrives."""
+        return float("nan") if self.largest_gradient is None else float(self.largest_gradient.numel())
+
 
 @dataclass
 class Signal:

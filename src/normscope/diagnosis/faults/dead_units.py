@@ -1,5 +1,6 @@
 """Many units of a layer never learn, but not all."""
 
+import numpy as np
 import xarray as xr
 
 from normscope.diagnosis.fault import Fault
@@ -11,12 +12,18 @@ DEAD_UNITS = 0.6
 later."""
 
 
+FEW = 16
+"""Fewer units than this are a gate beside the path, such as of squeeze and excitation: there chance alone silences
+most."""
+
+
 def dead_units(evidence: xr.Dataset) -> Finding | None:
     """Many units of a layer never learn, but not all."""
     silent = silent_units(evidence)
     if (silent.values >= DEAD_LAYER).any():
         return None
-    return dead(silent, silent.values >= DEAD_UNITS)
+    few = evidence["units"].sel(layer=silent["layer"]).values < FEW if "units" in evidence else False
+    return dead(silent, (silent.values >= DEAD_UNITS) & ~np.asarray(few))
 
 
-FAULT = Fault("dead", "initialization", 110, rule=dead_units)
+FAULT = Fault("dead", "initialization", 110, rule=dead_units, harmless=True)

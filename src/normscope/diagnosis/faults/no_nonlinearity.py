@@ -10,6 +10,10 @@ from normscope.diagnosis.fault import Fault, Repair, Suspicion
 from normscope.diagnosis.patches import activation_behind
 from normscope.diagnosis.program import Program
 
+SHARE = 0.3
+"""Of the hidden layers, those without an activation: a bottleneck or a projection in a deep network has none on
+purpose."""
+
 
 def bare_layers(facts: Facts) -> tuple[str, ...]:
     """The layers, but for the last, whose output reaches the next as it is."""
@@ -21,9 +25,9 @@ def bare_layers(facts: Facts) -> tuple[str, ...]:
 
 def _suspected(facts: Facts) -> Suspicion | None:
     bare = bare_layers(facts)
-    if not bare:
-        return None
     hidden = len(facts.chain.layers) - 1 if facts.chain else 0
+    if not bare or len(bare) < SHARE * hidden:
+        return None
     return Suspicion(
         "no nonlinearity between the layers",
         f"What {', '.join(bare)} gives reaches the next layer as it is: {len(bare)} of {hidden} hidden layers have no "

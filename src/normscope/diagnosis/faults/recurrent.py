@@ -33,4 +33,4 @@ def recurrent(evidence: xr.Dataset) -> Finding | None:
     )
 
 
-FAULT = Fault("recurrent", "initialization", 105, rule=recurrent)
+FAULT = Fault("recurrent", "initialization", 105, rule=recurrent, harmless=True)

@@ -34,4 +34,4 @@ def saturated(evidence: xr.Dataset) -> Finding | None:
     )
 
 
-FAULT = Fault("saturated", "initialization", 108, rule=saturated)
+FAULT = Fault("saturated", "initialization", 108, rule=saturated, harmless=True)
