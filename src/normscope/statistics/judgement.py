@@ -163,10 +163,7 @@ def judge_share(
         if wholes[known].mean() > 0:
             needed = seeds_for_mean(rest, zero, CONFIDENCE, more_than=0 if missing else len(rest))
     if len(parts) >= MIN_SEEDS and not missing:
-        if low > low_limit and high < high_limit:
-            verdict = REPRODUCED
-        elif high < low_limit or low > high_limit:
-            verdict = NOT_REPRODUCED
+        verdict = _concluded(low, high, low_limit, high_limit)
     return Verdict(
         statement,
         where,
@@ -214,14 +211,10 @@ def judge_proportion(
             p_value = float(bdtr(successes, trials, high_limit))
 
     def settles(n: int) -> bool:
-        ends = proportion_interval(round(mean * n), n)
-        return (ends[0] > low_limit and ends[1] < high_limit) or ends[1] < low_limit or ends[0] > high_limit
+        return _concluded(*proportion_interval(round(mean * n), n), low_limit, high_limit) != NOT_ENOUGH
 
     if len(values) >= MIN_SEEDS and not missing:
-        if low > low_limit and high < high_limit:
-            verdict = REPRODUCED
-        elif high < low_limit or low > high_limit:
-            verdict = NOT_REPRODUCED
+        verdict = _concluded(low, high, low_limit, high_limit)
     if verdict == NOT_ENOUGH and trials and (awaits or not missing):
         needed = fewest(settles, 0 if missing else trials + 1)
     return Verdict(
@@ -369,6 +362,13 @@ def limits(
     if scale == "log":
         return equals / margin, equals * margin, f"{three_digits(equals)}{unit} within a factor {three_digits(margin)}"
     return equals - margin, equals + margin, f"{three_digits(equals)} ± {three_digits(margin)}{unit}"
+
+
+def _concluded(low: float, high: float, low_limit: float, high_limit: float) -> str:
+    """The verdict of an interval: it lies wholly within the limits, wholly outside, or neither."""
+    if low > low_limit and high < high_limit:
+        return REPRODUCED
+    return NOT_REPRODUCED if high < low_limit or low > high_limit else NOT_ENOUGH
 
 
 def _logs(value: float) -> float:
