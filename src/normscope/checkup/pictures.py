@@ -14,6 +14,7 @@ from normscope.figures.size_along_step import plot_size_along_step
 from normscope.figures.stable_lr import plot_stable_lr
 from normscope.figures.style import COLORS, figure_of
 from normscope.html.page import Picture, as_svg
+from normscope.statistics.numbers import number
 
 PANEL = (5.0, 3.5)
 """Inches: two stand beside each other on a wide page, and one fills a narrow one."""
@@ -39,11 +40,11 @@ def proof(tree: xr.DataTree) -> list[Picture]:
     figure, axes = figure_of(1, 1, panel=PANEL)
     for row, node, color in variants:
         rates, title = tree[f"{node}/rates"].to_dataset(), str(row["title"].values)
-        if (lr := _lowest(rates, float(row["best_low"]), float(row["best_high"]))) is not None:
-            plot_descents(rates, lrs=[lr], label=f"{title}, at {lr:.2g}", color=color, ax=axes[0, 0])
+        if (lr := _shown_lr(rates)) is not None:
+            plot_descents(rates, lrs=[lr], label=f"{title}, at {number(lr)}", color=color, ax=axes[0, 0])
     if not axes[0, 0].lines:
         return pictures
-    caption = "Descents at the rate of the lowest loss, one line a seed; dotted: the loss of the best constant output."
+    caption = "Descents at the rate to train at, one line a seed; dotted: the loss of the best constant output."
     return [*pictures, Picture(as_svg(figure, "descents"), caption)]
 
 
@@ -95,12 +96,12 @@ def _best_repair(tree: xr.DataTree) -> str:
     return min(losses, key=lambda name: losses[name], default="")
 
 
-def _lowest(rates: xr.Dataset, low: float, high: float) -> float | None:
-    """The rate of the lowest mean loss at the horizon, of those from `low` to `high` where these are numbers; None
-    where no descent came so far."""
+def _shown_lr(rates: xr.Dataset) -> float | None:
+    """The rate to train at; where there is none, that of the lowest mean loss at the horizon; None where no descent
+    came so far."""
     losses = rates["horizon_loss"]
-    if np.isfinite(low) and np.isfinite(high):
-        losses = losses.where((losses["lr"] >= low / 1.01) & (losses["lr"] <= high * 1.01))
+    if np.isfinite(lr := float(rates.get("lr_recommended", np.nan))):
+        return lr
     tried = losses.notnull().sum("seed").values
     if not tried.any():
         return None
