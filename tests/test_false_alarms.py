@@ -9,7 +9,7 @@ from torch import nn
 
 import normscope as ns
 from normscope.descent.optimizers import foreign_parameters, optimizer_factory
-from normscope.diagnosis.facts import Facts, facts_of
+from normscope.diagnosis.facts import Facts, facts_of, weight_gains
 from normscope.diagnosis.faults import no_nonlinearity
 from normscope.diagnosis.outputs import Chain
 from normscope.diagnosis.program import Program
@@ -66,3 +66,19 @@ def test_a_dead_gate_beside_the_path_is_no_fault() -> None:
     assert float(evidence["silent_share"].sel(layer="squeeze")) == 0.75
     assert float(evidence["units"].sel(layer="squeeze")) == 8
     assert "dead" not in names(tree)
+
+
+class WithToken(nn.Module):
+    """A table of its own beside its layers, which starts tiny, as a class token does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.token = nn.Linear(8, 8), nn.Parameter(1e-6 * torch.ones(1, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + self.token
+
+
+def test_a_table_that_starts_tiny_is_no_weight_that_multiplies() -> None:
+    assert [name for name, _ in weight_gains(WithToken())] == ["layer"]
+    assert [name for name, _ in weight_gains(nn.Linear(8, 8))] == [""]

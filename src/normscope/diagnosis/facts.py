@@ -15,7 +15,7 @@ from normscope.diagnosis.outputs import Chain, Reach, chain, loss_family, reach,
 from normscope.diagnosis.program import Program, Run
 from normscope.errors import NormscopeError
 from normscope.model.batch import num_examples, targets_of
-from normscope.model.layers import own_parameters, watched_modules
+from normscope.model.layers import own_parameters, owns_weight, watched_modules
 from normscope.model.loss import default_loss
 from normscope.model.state import untouched
 
@@ -160,9 +160,12 @@ def outputs_of(model: nn.Module, batches: Sequence[Any], program: Program, seed:
 
 
 def weight_gains(model: nn.Module) -> list[tuple[str, float]]:
-    """Root mean square of every layer's weight times the square root of its fan-in; embeddings are left out."""
+    """Root mean square of every layer's weight times the square root of its fan-in; embeddings are left out, and the
+    tables (tokens, positions) of modules that contain layers: they multiply nothing."""
     gains = []
     for path, module in watched_modules(model).items():
+        if any(owns_weight(part) for part in module.modules() if part is not module):
+            continue
         weights = [p for p in own_parameters(module) if p.ndim >= 2 and p.is_floating_point()]
         if weights and not isinstance(module, nn.Embedding | nn.EmbeddingBag):
             weight = weights[0].detach().double()
