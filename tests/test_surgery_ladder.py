@@ -118,6 +118,11 @@ def test_they_take_no_norms_place(where: str) -> None:
         ns.with_norm(net("batch"), "weight_std", where)
 
 
+def test_a_misspelled_norm_of_the_weights_is_told_its_name() -> None:
+    with pytest.raises(InvalidConfig, match="weight_std"):
+        ns.with_norm(net(), "weight_sd")
+
+
 def test_what_cannot_have_its_weights_normed_is_refused() -> None:
     twice = ns.with_norm(net(), "weight_std")
     with pytest.raises(InvalidModel, match="computed from others"):

@@ -5,12 +5,13 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from normscope.errors import InvalidConfig, InvalidModel, NormscopeError
+from normscope.errors import InvalidConfig, InvalidModel, NormscopeError, unknown
 from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
 from normscope.nets.attachment import OUTPUT_NORM, is_attached
-from normscope.nets.norms import check_norm_name
+from normscope.nets.batch_norm_parts import PARTS
+from normscope.nets.norms import NORMS
 from normscope.nets.weight_norms import WEIGHT_NORMS
 from normscope.surgery.calls import Calls, calls_of, output_layer
 from normscope.surgery.operation import Operation
@@ -20,6 +21,9 @@ from normscope.surgery.weight_norm import check_place, norm_to_place, norm_weigh
 
 PLACES: tuple[str, ...] = ("swap", "everywhere", "final")
 """What `where` may say besides shell patterns."""
+
+KINDS: tuple[str, ...] = (*NORMS, *PARTS, *WEIGHT_NORMS)
+"""What may be put in."""
 
 
 @instrument
@@ -74,11 +78,11 @@ def with_norm(
         >>> type(model[1]).__name__  # as it was
         'BatchNorm2d'
     """
+    if kind not in KINDS:
+        raise unknown("norm", kind, KINDS)
     of_weights = kind in WEIGHT_NORMS
     if of_weights:
         check_place(kind, where)
-    else:
-        check_norm_name(kind)
     changed = changeable_copy(model)
     calls = None if batch is None else calls_of(changed, batch, loss_fn)
     norms = existing_norms(changed)
