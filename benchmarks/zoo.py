@@ -63,7 +63,7 @@ def text_model(name: str) -> tuple[nn.Module, Any]:
     package: Any = importlib.import_module("transformers")
     config, model, options = TEXT[name]
     options = {"vocab_size": 40, **(options if name in ("GPT2", "T5") else SMALL | options)}
-    options |= {"num_layers": 2} if name == "T5" else {}
+    options |= {"num_layers": 2, "decoder_start_token_id": 0} if name == "T5" else {}
     net = getattr(package, model)(getattr(package, config)(**options))
     ids = torch.randint(3, 40, (4, 8))
     labels = ids if "Classification" not in model else torch.arange(4) % 2

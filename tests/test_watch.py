@@ -2,6 +2,8 @@
 
 import copy
 import math
+import os
+import warnings
 
 import numpy as np
 import pytest
@@ -126,6 +128,49 @@ def test_a_model_in_ddp_is_measured_as_the_bare_one(one_process):
         ends.append((bits(model, optimizer), seen.measurements[-1].scalars["critical_multiple"]))
     assert ends[0][1] == ends[1][1]
     assert all(torch.equal(a, b) for a, b in zip(ends[0][0], ends[1][0], strict=True))
+
+
+def one_of_two(rank: int, folder, watched: bool) -> None:
+    """The training of one process of two; its bits, and what it has measured, go into a file."""
+    dist = torch.distributed
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{watched}", rank=rank, world_size=2)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), **SGD)
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    seen = ns.watch(wrapped, optimizer, every=2) if watched else None
+    for step in range(4):
+        optimizer.zero_grad()
+        batch = batch_of(2 * step + rank)
+        loss = F.cross_entropy(wrapped(batch[0]), batch[1])
+        loss.backward()
+        if seen is not None:
+            seen.step(loss, batch)
+        optimizer.step()
+    measured = len(seen.measurements) if seen is not None else 0
+    torch.save([*model.state_dict().values(), torch.tensor(measured)], f"{folder}/{watched}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_of_ddp_train_as_without_and_the_first_measures(tmp_path):
+    for watched in (False, True):
+        children = []
+        for rank in range(2):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python 3.12 warns of any fork beside threads
+                child = os.fork()
+            if not child:
+                try:
+                    one_of_two(rank, tmp_path, watched)
+                finally:
+                    os._exit(0)
+            children.append(child)
+        for child in children:
+            os.waitpid(child, 0)
+    found = {(w, r): torch.load(tmp_path / f"{w}-{r}.pt", weights_only=True) for w in (False, True) for r in range(2)}
+    for rank in range(2):
+        pairs = zip(found[False, rank][:-1], found[True, rank][:-1], strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert [int(found[True, rank][-1]) for rank in range(2)] == [2, 0]
 
 
 def test_of_a_sharded_model_only_what_is_free_is_watched(one_process, capsys):

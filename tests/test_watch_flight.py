@@ -228,3 +228,20 @@ def test_the_pictures_show_what_is_not_finite_and_the_alarms(tmp_path):
 def test_a_sparkline_is_logarithmic_and_marks_what_is_not_finite():
     assert sparkline(np.array([1.0, 10, 100, np.nan]), 10) == "▁▄█×"
     assert sparkline(np.array([np.nan]), 10) == "×"
+
+
+def test_over_many_steps_memory_and_files_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("normscope.monitoring.watch.WRITTEN_EVERY", 50)
+    monkeypatch.setattr("normscope.monitoring.watch.KEPT_IN_MEMORY", 30)
+    monkeypatch.setattr(flight_module, "KEPT_MEASUREMENTS", 20)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    seen = ns.watch(model, optimizer, every=5, out=tmp_path)
+    for step in range(600):
+        if step == 400:
+            seen.measuring = False  # as where a measurement has failed
+        seen.step(torch.tensor(1.0), batch_of(step))
+        assert len(seen._unwritten) < 50 and len(seen.measurements) <= 31
+        assert len(list((tmp_path / "seen").glob("*.json"))) <= 21
+    # Killed here, without `close`: what came after the last measurement is there too.
+    assert int(read_flight(tmp_path).record["step"][-1]) >= 549

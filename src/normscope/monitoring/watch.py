@@ -51,6 +51,9 @@ THINNED_EVERY, LARGEST_STRIDE = 25, 16
 KEPT_IN_MEMORY = 1000
 """Measurements beside the first; the flight record may have more."""
 
+WRITTEN_EVERY = 500
+"""After so many steps they are written into the flight record, measured or not."""
+
 RECENT = 20
 """Steps whose gradient norms say what is usual."""
 
@@ -271,7 +274,7 @@ class Watch:
             begun = time.perf_counter()
             self._measure(step, batch)
             self.schedule.spend(time.perf_counter() - begun, measurement=True)
-        if self._told:
+        if self._told or len(self._unwritten) >= WRITTEN_EVERY:
             self._write(None, None)
         for alarm in new:
             self._track(alarm_value(alarm.confidence), alarm.step)
