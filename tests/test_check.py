@@ -21,7 +21,7 @@ from torch import nn
 from zoo import no_trace
 
 import normscope as ns
-from normscope.checkup.answer import WIDTH, answer, conclusion, headline, rows
+from normscope.checkup.answer import HEALTHY, WIDTH, answer, conclusion, headline, rows
 from normscope.checkup.as_json import check_json
 from normscope.checkup.repairs import DEFAULT_REPAIRS, REPAIRS, fitting_repairs, repairs
 from normscope.diagnosis.finding import Finding, findings_dataset
@@ -256,7 +256,7 @@ def test_no_answer_contradicts_itself(variants: list[dict[str, Any]], faulty: bo
     text = " ".join(answer(tree).split())
     assert "nan" not in text.split() and "inf" not in text.split() and "up to inf" not in text
     assert not ("Most is bought" in text and "None of the" in text)
-    assert not ("Nothing is wrong" in text and ("No rate tried lowers" in text or "diverges at every rate" in text))
+    assert not (HEALTHY in text and ("No rate tried lowers" in text or "diverges at every rate" in text))
     assert not ("Train at" in text and "No rate tried lowers" in text)
     assert "1 times" not in text
     cut = [one["cut"] for one in made]
@@ -275,7 +275,7 @@ def test_a_budget_skips_what_does_not_fit_and_says_so_first() -> None:
     assert headline(tree).startswith("Out of time: the rates as it is, ")
     assert as_it_is.status == "measured" and as_it_is.lr_stable_found == "unfinished"
     assert left_out.status == "left out" and "batch norm everywhere" in headline(tree)
-    assert "Nothing is wrong" not in answer(tree)
+    assert HEALTHY not in answer(tree)
 
 
 def test_json_has_the_whole_answer_and_survives_a_file(tree: xr.DataTree, tmp_path: Any) -> None:

@@ -164,6 +164,7 @@ def test_what_is_open_says_how_many_seeds_would_settle_it():
     assert judge("", "", values, above=-9).settled_by == ""
     assert judge("", "", values[:2], above=1).settled_by == "it takes 3 seeds or more"
     assert judge("", "", [*values, math.nan], above=1).settled_by == "more seeds alone would not settle it"
+    assert judge("", "", [math.nan] * 3, above=1).settled_by == "no seed has a value"
     assert judge("", "", [*values, math.nan], above=1, awaits=True).seeds_needed == n
 
 

@@ -32,7 +32,7 @@ APART = 2.0
 FATES = {"stalled": "stalls", "dead": "ends saying the same whatever it sees"}
 """Outcomes that are neither learning nor diverging, in words."""
 
-HEALTHY = "Nothing is wrong"
+HEALTHY = "No fault was found"
 
 LIMITS = ("", "exploding")
 """Findings that say what ends the rates; "" is that nothing is a fault. All others are wrong whatever the rate."""
@@ -257,7 +257,7 @@ def _between(tree: xr.DataTree, row: Row) -> str:
 
 def limits(tree: xr.DataTree) -> list[tuple[str, str]]:
     """What limits the rates, as title and text: the faults, or else what limits every network; nothing where it was not
-    measured. "Nothing is wrong" is not said of a model that does not learn."""
+    measured. "No fault was found" is not said of a model that does not learn."""
     found = as_findings(tree["findings"].to_dataset())
     faults = [(f.title, f"{f.sentence} To do: {f.advice}" if f.advice else f.sentence) for f in found if f.fault]
     if faults:

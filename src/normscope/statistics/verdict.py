@@ -94,6 +94,8 @@ class Verdict:
             return ""
         if self.seeds < MIN_SEEDS:
             return f"it takes {MIN_SEEDS} seeds or more"
+        if self.diverged == self.seeds:
+            return "no seed has a value"
         if self.seeds_needed is None:
             return "more seeds alone would not settle it"
         return f"about {self.seeds_needed} seeds would settle it"
