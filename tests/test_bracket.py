@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from normscope.descent.outcome import Outcome
 from normscope.rates.bracket import Edge, confirmed, edge, monotone, next_hunt, next_try
+from normscope.rates.lowest_loss import smoothed
 from normscope.rates.plan import find_all, find_both
 from normscope.rates.recommended import Sure, recommendation
 from normscope.rates.search import Found, Search, cell_of, find_stable, find_usable, lr_of, usable_monotone
@@ -301,6 +302,13 @@ def test_no_rate_at_which_a_seed_diverged_is_recommended(lowest: int, cliff: int
     diverged = {c for (c, _), t in search.tries.items() if t.outcome is Outcome.DIVERGED}
     assert math.isnan(found.lr) or round(10 * math.log10(found.lr)) not in diverged
     assert math.isnan(found.lr) or found.low <= found.lr <= found.high
+
+
+def test_a_steep_rise_beside_a_rate_does_not_make_it_the_lowest() -> None:
+    """The parabola through the last five lies far below all of them."""
+    losses = {-37: 0.0108, -34: 0.0104, -32: 0.0106, -27: 0.0137, -22: 0.039, -19: 0.15, -11: 1.7, -3: 2.6}
+    losses |= {3: 2.7, 5: 3.4, 7: 5.5, 8: 52.1}
+    assert min(losses, key=lambda cell: smoothed(losses, cell)) < -25
 
 
 def test_a_rate_is_recommended_wherever_one_lowers_the_loss() -> None:

@@ -126,3 +126,6 @@ def test_fine_tuning_learns_by_not_ending_above_its_start():
     assert outcome(losses, constant_loss=L_C) is Outcome.STALLED
     assert outcome(losses, constant_loss=L_C, fine_tuning=True) is Outcome.LEARNS
     assert outcome([0.1] + [0.2] * 30, constant_loss=L_C, fine_tuning=True) is Outcome.STALLED
+    wild = [0.05] * 36 + [1.0, 200.0, 3.0, 4.0]
+    assert outcome(wild, constant_loss=L_C, fine_tuning=True) is Outcome.STALLED
+    assert outcome(wild, constant_loss=math.nan, fine_tuning=True) is not Outcome.LEARNS

@@ -20,6 +20,10 @@ LEARNING_FACTOR = 0.97
 STANDARD_ERRORS = 3.0
 """... and by this many standard errors of the last tenth of the steps."""
 
+FORGOTTEN = 0.03
+"""A trained model that goes on may lose this share of what it had learned, or of its loss, and no more: a loss that
+scatters widely enough is within three standard errors of everything."""
+
 DEAD_MARGIN = 0.02
 """Dead ends within 2 % of the loss of the best constant output."""
 
@@ -39,6 +43,13 @@ class Outcome(StrEnum):
 def reference_loss(start: float, constant_loss: float) -> float:
     """min(start, L_c): what a descent must beat to have learned anything. A NaN L_c (not known) counts as absent."""
     return start if math.isnan(constant_loss) else min(start, constant_loss)
+
+
+def forgettable(start: float, constant_loss: float) -> float:
+    """How far above its start a trained model may end and still have lost nothing that counts."""
+    if math.isnan(constant_loss):
+        return abs(start)
+    return FORGOTTEN * max(constant_loss - start, abs(start))
 
 
 def has_diverged(loss: float, *, start: float, best: float, constant_loss: float) -> bool:
@@ -66,7 +77,8 @@ def outcome(
         output_spread: how much the outputs depend on the input at the end (`loss.output_spread`); NaN if not
             measured, and then nothing is called dead. A function is called only where the losses alone do not decide.
         fine_tuning: the model came trained, so that "learns" means only that it does not end above its start by three
-            standard errors.
+            standard errors, nor by more than `FORGOTTEN` of what it had learned (twice its start where L_c is not
+            known).
 
     Raises:
         InvalidBatch: no losses, since there was no mini-batch.
@@ -85,7 +97,7 @@ def outcome(
     mean = float(end.mean())
     error = float(end.std(ddof=1) / math.sqrt(len(end))) if len(end) > 1 else 0.0
     reference = reference_loss(start, constant_loss)
-    if fine_tuning and mean - STANDARD_ERRORS * error <= start:
+    if fine_tuning and mean <= start + min(STANDARD_ERRORS * error, forgettable(start, constant_loss)):
         return Outcome.LEARNS
     if mean < LEARNING_FACTOR * reference and mean + STANDARD_ERRORS * error < reference:
         return Outcome.LEARNS

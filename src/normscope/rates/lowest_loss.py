@@ -203,11 +203,13 @@ def seeds_to_ask(search: Search) -> Sequence[int]:
 
 
 def smoothed(losses: dict[int, float], cell: int) -> float:
-    """The loss of a local parabola at this cell: a weighted fit through its neighbours."""
+    """The loss of a local parabola at this cell: a weighted fit through its neighbours, and no lower than all of them,
+    for beside a steep rise it undershoots."""
     cells = np.asarray(sorted(losses))
     near = cells[np.abs(cells - cell) <= 3 * SMOOTHING]
     if len(near) < 4:
         return losses[cell]
     x, y = near - cell, np.asarray([losses[c] for c in near])
     weights = np.exp(-0.5 * (x / SMOOTHING) ** 2)
-    return float(np.polynomial.polynomial.polyfit(x, y, 2, w=np.sqrt(weights))[0])
+    fitted = np.polynomial.polynomial.polyfit(x, y, 2, w=np.sqrt(weights))[0]
+    return float(max(fitted, y.min()))
