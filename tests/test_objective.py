@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import normscope as ns
 from normscope.errors import InvalidBatch, InvalidModel, NormscopeError
 from normscope.model.batch import num_examples
 from normscope.model.loss import checked_loss, constant_loss, cross_entropy, default_loss, output_spread
@@ -223,3 +224,17 @@ def test_a_bug_in_somebodys_loss_keeps_its_cause():
 
     with pytest.raises(InvalidBatch, match="ZeroDivisionError: oops"):
         checked_loss(net(), BATCH, buggy)
+
+
+def test_a_loss_that_differentiates_inside_itself_is_passed_wherever_no_gradients_are_needed():
+    def penalty(model, batch):
+        inputs = batch.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(model(inputs).sum(), inputs, create_graph=True)
+        return gradient.square().mean()
+
+    model, batch = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), torch.randn(16, 4)
+    changed = ns.with_norm(model, "batch", batch=batch, loss_fn=penalty)
+    assert any(isinstance(module, nn.BatchNorm1d) for module in changed.modules())
+    moments = ns.channel_moments(model, batch, loss_fn=penalty)
+    torch.testing.assert_close(torch.as_tensor(moments["mean"].values[0, :8]).float(), model[0](batch).mean(0).detach())
+    assert isinstance(ns.with_norm(model, "weight_std", batch=batch, loss_fn=penalty), nn.Module)

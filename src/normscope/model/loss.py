@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from normscope.errors import DeviceError, InvalidBatch, InvalidModel, NormscopeE
 from normscope.model.batch import Batch, labelled_pair, num_examples, targets_permuted
 from normscope.model.best_constant import best_constant_loss
 from normscope.model.output import call, entry
+
+T = TypeVar("T")
 
 LossFn = Callable[[nn.Module, Batch], Tensor]
 """`loss_fn(model, batch)` gives the scalar that is minimised: best a mean over examples, so that
@@ -97,18 +99,23 @@ def one_number(loss: Any) -> Tensor:
 
 
 def loss_value(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> Tensor:
-    """The loss alone, a float64 scalar without a graph; with one while it is taken, where the loss differentiates
-    inside itself."""
+    """The loss alone, a float64 scalar without a graph."""
+    return without_graph(lambda: (loss_fn or default_loss)(model, batch).detach().double().reshape(()))
+
+
+def without_graph(passed: Callable[[], T]) -> T:
+    """What a forward pass gives that needs no gradients; made once more with them where the loss differentiates inside
+    itself, as a gradient penalty does."""
     random = torch.get_rng_state()
     try:
         with torch.no_grad():
-            return (loss_fn or default_loss)(model, batch).detach().double().reshape(())
-    except RuntimeError as error:
+            return passed()
+    except (RuntimeError, NormscopeError) as error:
         if "require grad" not in str(error):
             raise
     torch.set_rng_state(random)
     with torch.enable_grad():
-        return (loss_fn or default_loss)(model, batch).detach().double().reshape(())
+        return passed()
 
 
 @contextmanager

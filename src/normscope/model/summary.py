@@ -9,7 +9,7 @@ from normscope.errors import InvalidModel
 from normscope.model.batch import on_device
 from normscope.model.build import ModelOrBuild, eager, instance_of
 from normscope.model.layers import LayerCall, record_calls, watched_modules
-from normscope.model.loss import LossFn, checked_loss, readable_errors
+from normscope.model.loss import LossFn, checked_loss, readable_errors, without_graph
 from normscope.model.mini_batches import Batches, mini_batches
 from normscope.model.output import first_tensor
 from normscope.model.state import untouched
@@ -39,15 +39,19 @@ def calls(model_or_build: ModelOrBuild, batches: Batches, *, loss_fn: LossFn | N
     model = instance_of(source)
     parameter = next(model.parameters(), None)
     batch = on_device(next(of_seed(0)), torch.device("cpu") if parameter is None else parameter.device)
-    found: list[Call] = []
 
-    def on_call(call: LayerCall) -> None:
-        found.append(_call(call.name, call.module, tuple(call.output.shape)))
+    def passed() -> list[Call]:
+        found: list[Call] = []
 
-    with untouched(model), torch.no_grad(), record_calls(model, on_call):
-        model.train()
-        checked_loss(model, batch, loss_fn)
-    return found
+        def on_call(call: LayerCall) -> None:
+            found.append(_call(call.name, call.module, tuple(call.output.shape)))
+
+        with untouched(model), record_calls(model, on_call):
+            model.train()
+            checked_loss(model, batch, loss_fn)
+        return found
+
+    return without_graph(passed)
 
 
 def num_outputs(model_or_build: ModelOrBuild, inputs: Tensor) -> int:

@@ -30,7 +30,7 @@ from normscope.errors import NormscopeError
 from normscope.model.batch import Batch, num_examples, take
 from normscope.model.build import uncompiled
 from normscope.model.layers import LayerCall, depths, record_calls
-from normscope.model.loss import LossFn, default_loss
+from normscope.model.loss import LossFn, default_loss, loss_value, without_graph
 from normscope.model.state import untouched
 from normscope.monitoring.critical_multiple import critical_multiple
 from normscope.monitoring.measurement import root_mean_square
@@ -214,9 +214,22 @@ def _first_not_finite(
         found.append((call.name, rows[0] if rows else 0, y.dtype in (torch.float16, torch.bfloat16)))
 
     model.train()
-    with torch.no_grad(), autocast(), record_calls(model, on_call):
-        (loss_fn or default_loss)(model, batch)
+    _pass_recorded(model, batch, loss_fn, autocast, on_call)
     return (found[0][0], found[0][1], sizes, found[0][2]) if found else None
+
+
+def _pass_recorded(
+    model: nn.Module,
+    batch: Batch,
+    loss_fn: LossFn | None,
+    autocast: Callable[[], Any],
+    on_call: Callable[[LayerCall], None],
+) -> None:
+    def passed() -> None:
+        with autocast(), record_calls(model, on_call):
+            (loss_fn or default_loss)(model, batch)
+
+    without_graph(passed)
 
 
 def _growth(sizes: Mapping[str, float], before: Before) -> float:
@@ -231,10 +244,9 @@ def _most_grown(
     sizes: dict[str, float] = {}
 
     def on_call(call: LayerCall) -> None:
-        sizes[call.name] = float(root_mean_square(call.output))
+        sizes[call.name] = float(root_mean_square(call.output.detach()))
 
-    with torch.no_grad(), autocast(), record_calls(model, on_call):
-        (loss_fn or default_loss)(model, batch)
+    _pass_recorded(model, batch, loss_fn, autocast, on_call)
     grown = {n: size / before.activations[n] for n, size in sizes.items() if before.activations.get(n, 0) > 0}
     return max(grown.items(), key=lambda row: row[1], default=("", math.nan))
 
@@ -242,9 +254,12 @@ def _most_grown(
 def _loss(
     model: nn.Module, batch: Batch, loss_fn: LossFn | None, autocast: Callable[[], Any], weights: Mapping[str, Any]
 ) -> float:
-    with untouched(model), torch.no_grad(), autocast():
-        put_weights(model, weights)
-        value = float((loss_fn or default_loss)(model, batch))
+    def passed() -> float:
+        with untouched(model), autocast():
+            put_weights(model, weights)
+            return float((loss_fn or default_loss)(model, batch).detach())
+
+    value = without_graph(passed)
     return math.inf if math.isnan(value) else value
 
 
@@ -258,8 +273,8 @@ def _losses_apart(model: nn.Module, batch: Batch, loss_fn: LossFn | None, autoca
     for i in range(count):
         one = take(batch, [i])
         try:
-            with torch.no_grad(), autocast():
-                losses.append(float((loss_fn or default_loss)(model, one)))
+            with autocast():
+                losses.append(float(loss_value(model, one, loss_fn)))
         except Exception:  # a loss may need several examples
             return None
     model.train()

@@ -7,7 +7,7 @@ For every watched call with output y (examples b, positions p, channels c)
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from normscope.errors import InvalidModel
 from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.layers import LayerCall, channel_dim, depths, record_calls
-from normscope.model.loss import LossFn, checked_loss
+from normscope.model.loss import LossFn, checked_loss, without_graph
 from normscope.model.state import untouched
 from normscope.probes.moments.exact import exact_moments
 from normscope.probes.moments.fast import SMALL, ShortSums, short_sums, trusted
@@ -61,14 +61,14 @@ def _one_pass(
 
     def on_call(call: LayerCall) -> None:
         settle()
-        name, module, output = call.name, call.module, call.output
+        name, module, output = call.name, call.module, call.output.detach()
         dim = channel_dim(module, output)
         if name not in exact and output.numel() > SMALL and norms.expect(name, module, output, dim):
             read[name] = _unknown(output.shape[dim])  # holds the place
         else:
             take(name, output, dim)
 
-    with untouched(model), torch.no_grad(), record_calls(model, on_call, layers):
+    with untouched(model), record_calls(model, on_call, layers):
         model.train()
         norms = BatchNormMoments(model, found)
         with norms.listening():
@@ -117,7 +117,7 @@ def channel_moments(
     """
     exact: set[str] = set()
     while True:
-        read = _one_pass(model, batch, loss_fn, layers, exact)
+        read = without_graph(partial(_one_pass, model, batch, loss_fn, layers, exact))
         pairs = [one.pooled() if isinstance(one, ShortSums) else one for one in read.values()]
         names, widths = list(read), [len(mean) for mean, _ in pairs]
         flat = torch.stack([torch.cat([pair[i] for pair in pairs]) for i in range(2)]).cpu()

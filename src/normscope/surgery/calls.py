@@ -9,7 +9,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from normscope.model.batch import Batch
 from normscope.model.layers import LayerCall, record_calls
-from normscope.model.loss import LossFn, readable_errors
+from normscope.model.loss import LossFn, readable_errors, without_graph
 from normscope.model.output import call
 from normscope.model.state import untouched
 from normscope.surgery.places import is_norm
@@ -31,15 +31,19 @@ def calls_of(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> C
     Raises:
         InvalidBatch: where the model does not take this batch.
     """
-    calls = Calls()
 
-    def on_call(call: LayerCall) -> None:
-        calls.order.append(call.module)
-        calls.shapes.setdefault(call.module, []).append(call.output.shape)
+    def passed() -> Calls:
+        calls = Calls()
 
-    with untouched(model), torch.no_grad(), record_calls(model, on_call, "*"), readable_errors():
-        forward(model, batch, loss_fn)
-    return calls
+        def on_call(call: LayerCall) -> None:
+            calls.order.append(call.module)
+            calls.shapes.setdefault(call.module, []).append(call.output.shape)
+
+        with untouched(model), record_calls(model, on_call, "*"), readable_errors():
+            forward(model, batch, loss_fn)
+        return calls
+
+    return without_graph(passed)
 
 
 def forward(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> Any:

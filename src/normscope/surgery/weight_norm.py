@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from normscope.errors import InvalidConfig
 from normscope.model.batch import Batch
-from normscope.model.loss import LossFn, readable_errors
+from normscope.model.loss import LossFn, readable_errors, without_graph
 from normscope.model.state import untouched
 from normscope.nets.attachment import OUTPUT_NORM, detach, is_attached
 from normscope.nets.weight_norms import WEIGHT_NORMS, parametrize_weight
@@ -62,14 +62,18 @@ def _set_scale(model: nn.Module, layers: list[nn.Module], batch: Batch, loss_fn:
     def divided(layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         dim = -1 if isinstance(layer, nn.Linear) else 1
         std = output.movedim(dim, -1).flatten(0, -2).std(0, correction=0)
-        found[layer] = torch.where(std > 0, std, 1.0)
+        found[layer] = torch.where(std > 0, std, 1.0).detach()
         return output / (found[layer] if dim == -1 else found[layer].reshape(-1, *[1] * (output.dim() - 2)))
 
     handles = [layer.register_forward_hook(divided, prepend=True) for layer in layers]
-    try:
-        with untouched(model), torch.no_grad(), readable_errors():
+
+    def passed() -> None:
+        with untouched(model), readable_errors():
             model.train()
             forward(model, batch, loss_fn)
+
+    try:
+        without_graph(passed)
     finally:
         for handle in handles:
             handle.remove()
