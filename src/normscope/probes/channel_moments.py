@@ -61,7 +61,9 @@ def _one_pass(
 
     def on_call(call: LayerCall) -> None:
         settle()
-        name, module, output = call.name, call.module, call.output.detach()
+        name, module, output = call.name, call.module, call.output
+        if output.requires_grad:  # only then, for a batch norm behind knows the tensor itself again
+            output = output.detach()
         dim = channel_dim(module, output)
         if name not in exact and output.numel() > SMALL and norms.expect(name, module, output, dim):
             read[name] = _unknown(output.shape[dim])  # holds the place
