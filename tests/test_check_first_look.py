@@ -97,3 +97,22 @@ def test_one_batch_is_no_evidence_that_nothing_is_wrong() -> None:
 def test_what_no_batch_is_taken_by_is_refused_before_anything_runs() -> None:
     with pytest.raises(InvalidBatch, match="does not take this batch"):
         ns.check(build, [(torch.randn(8, 3), torch.zeros(8, dtype=torch.long))] * 2, **OPTIONS)
+
+
+class Enlarged(nn.Module):
+    """A sum of a thousand numbers of 400: out of float16's range, within float32's."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body, self.wide = body, nn.Linear(10, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.body(x)
+        return logits + 1e-6 * self.wide(4e5 + 0 * logits)
+
+
+@pytest.mark.parametrize(("precision", "name"), [("fp16", "not_finite"), ("bf16", ""), ("fp32", "")])
+def test_the_batches_are_looked_at_in_the_precision_they_are_trained_in(precision: str, name: str) -> None:
+    model = Enlarged(build(0))
+    tree = ns.check(model, batches(), **{**OPTIONS, "steps": 4}, precision=precision)
+    assert ("not_finite" in names(tree)) is (name == "not_finite")

@@ -349,8 +349,8 @@ def test_every_fault_has_a_category_and_a_place_in_the_order() -> None:
         assert (fault.rule is None) != (fault.suspected is None) or fault.name == "inputs"
 
 
-def tree_of(*found: Finding, score: float = 0.9) -> xr.DataTree:
-    training = xr.Dataset({"loss": ("step", [2.0, 1.0]), "score": score, "diverged": False})
+def tree_of(*found: Finding, score: float = 0.9, diverged: bool = False) -> xr.DataTree:
+    training = xr.Dataset({"loss": ("step", [2.0, 1.0]), "score": score, "diverged": diverged})
     return xr.DataTree.from_dict({"findings": findings_dataset(found), "training/as_it_is": training})
 
 
@@ -379,11 +379,15 @@ def test_text_and_json_of_findings() -> None:
     assert content["training"]["as it is"] == {"steps": 2, "end_loss": 1.0, "score": 0.9, "diverged": False}
 
 
-@given(st.floats(-1, 1))
-@settings(max_examples=30, deadline=None)
-def test_nothing_is_called_found_and_sound_of_what_does_not_learn(score: float) -> None:
-    text = findings_text(tree_of(Finding("curvature", "t", "s.", "", False), score=score))
-    assert ("does not learn" in text) is (score < 0.05)
+@given(st.floats(-1, 1) | st.just(math.nan), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_nothing_is_called_found_and_sound_of_what_does_not_learn(score: float, diverged: bool) -> None:
+    score = -1.0 if diverged else score
+    text = findings_text(tree_of(Finding("curvature", "t", "s.", "", False), score=score, diverged=diverged))
+    failed = diverged or not score >= 0.05
+    assert text.startswith("No fault was found, but") is failed
+    assert ("it diverges at step 2" in text) is diverged
+    assert ("it was not trained" in text) is math.isnan(score)
 
 
 def test_can_be_asserted_in_a_test_of_ones_own() -> None:

@@ -250,6 +250,17 @@ def test_an_input_changed_in_place_after_the_call_is_said():
         ns.gradient_cancellation(model, (torch.ones(4, 3), torch.tensor([0, 1, 0, 1])))
 
 
+def test_a_loss_that_differentiates_inside_itself_is_said():
+    def penalized(model, x):
+        x = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return model(x).mean() + (gradient.norm(dim=1) - 1).square().mean()
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    with pytest.raises(InvalidModel, match="the loss differentiates inside itself"):
+        ns.gradient_cancellation(model, torch.ones(5, 3), loss_fn=penalized)
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_mode_is_training_whatever_it_was(frozen):
     model, batch = by_name("batch_norm").build(0), by_name("batch_norm").batch(0)

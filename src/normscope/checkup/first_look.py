@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from normscope.descent.recipe import Recipe
+from normscope.descent.recipe import Recipe, loss_in_precision
 from normscope.diagnosis.diagnose import refuse_hopeless
 from normscope.diagnosis.first_pass import SECONDS, FirstPass, first_pass
 from normscope.model.batch import on_device
@@ -37,7 +37,9 @@ def first_look(starts: Starts, recipe: Recipe, budget_seconds: float | None = No
     @cache
     def of_seed(seed: int) -> FirstPass:
         order = None if starts.num_batches is not None else seed
-        return first_pass(starts.model(seed), batches(order), recipe.loss_fn, seed=seed, seconds=seconds)
+        model = starts.model(seed)
+        loss_fn = loss_in_precision(recipe, str(next((p.device for p in model.parameters()), "cpu")))
+        return first_pass(model, batches(order), loss_fn, seed=seed, seconds=seconds)
 
     first = of_seed(0)
     refuse_hopeless(starts.model(0), next(batches(None)), first, recipe)

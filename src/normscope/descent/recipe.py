@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from normscope.descent.optimizers import OptimizerFactory
+from normscope.descent.precision import autocast
 from normscope.errors import InvalidConfig, raised
-from normscope.model.loss import LossFn
+from normscope.model.batch import Batch
+from normscope.model.loss import LossFn, default_loss
 
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
 """`scheduler(optimizer)` gives an `LRScheduler`, which is stepped once after every step of the optimizer."""
@@ -53,6 +55,19 @@ def preparation(optimizer: torch.optim.Optimizer, recipe: Recipe) -> Callable[[i
                 group["lr"] = lr
 
     return before_step
+
+
+def loss_in_precision(recipe: Recipe, device: str) -> LossFn | None:
+    """The recipe's loss with its forward pass in the recipe's precision; the loss itself where that is fp32."""
+    if recipe.precision == "fp32":
+        return recipe.loss_fn
+    cast = autocast(recipe.precision, device)
+
+    def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
+        with cast():
+            return (recipe.loss_fn or default_loss)(model, batch)
+
+    return loss_fn
 
 
 def schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LRScheduler | None:

@@ -18,7 +18,7 @@ import xarray as xr
 from torch import nn
 
 from normscope.descent.optimizers import OptimizerFactory, optimizer_factory
-from normscope.descent.recipe import Recipe
+from normscope.descent.recipe import Recipe, loss_in_precision
 from normscope.diagnosis.evidence import measure_evidence, trial_rates, with_descents
 from normscope.diagnosis.experiments import GAIN, LEARNED, PARTLY, Needed, Search, best_of_rates, search
 from normscope.diagnosis.facts import Facts, facts_of
@@ -173,13 +173,16 @@ def diagnosed(
     """
     until = time.process_time() + seconds * torch.get_num_threads()
     end = until + DESCENTS_SHARE * seconds * torch.get_num_threads()
+    device = str(next((p.device for p in model.parameters()), torch.device("cpu")))
+    measured = replace(recipe, loss_fn=loss_in_precision(recipe, device))
     if first is None:
-        first = first_pass(model, batches, recipe.loss_fn, seed=seed)
+        first = first_pass(model, batches, measured.loss_fn, seed=seed)
         refuse_hopeless(model, batches[0], first, recipe)
         usable = [batches[i] for i in first.usable]
     else:
         usable = list(batches) if first.usable else []
-    program = Program(lambda _seed: model, batches, recipe.optimizer, lr or 0.0, recipe.steps, recipe.loss_fn)
+    trained_so = {name: getattr(recipe, name) for name in ("loss_fn", "warmup", "clip_norm", "precision", "state")}
+    program = Program(lambda _seed: model, batches, recipe.optimizer, lr or 0.0, recipe.steps, **trained_so)
     found = Diagnosis(told_early(Facts(program, first=first)), first)
     if left_out := words_of_left_out(first):
         found.skipped.append(left_out)
@@ -187,7 +190,7 @@ def diagnosed(
         found.skipped.append(f"Nothing else was measured: {first.hopeless}.")
         return found
     try:
-        found.evidence = measure_evidence(model, usable[:NUM_BATCHES], recipe=recipe, seed=seed, lr=lr)
+        found.evidence = measure_evidence(model, usable[:NUM_BATCHES], recipe=measured, seed=seed, lr=lr)
     except NormscopeError as error:
         found.skipped.append(f"The first step was not looked at: {error}")
     facts = facts_of(replace(program, batches=usable), seed=seed, instance=instance)
@@ -195,7 +198,7 @@ def diagnosed(
     found.findings = told_early(facts)
     found.facts = facts = trained(facts, found.evidence, lr, seed, until)
     found.search = search(facts, seed=seed, until=until)
-    found.findings = conclude(found, model, usable, recipe, seed, lr, end)
+    found.findings = conclude(found, model, usable, measured, seed, lr, end)
     if found.search.cut:
         found.skipped.append("There was no time for every repair: what is not said was not looked at.")
     return found

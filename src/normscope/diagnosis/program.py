@@ -5,7 +5,7 @@ A repair is a function from a program to a program, so that what is advised can 
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import nn
 from normscope.descent.loop import descend
 from normscope.descent.optimizers import OptimizerFactory, make_optimizer
 from normscope.descent.outcome import has_diverged
+from normscope.descent.precision import autocast, grad_scaler
+from normscope.descent.recipe import Recipe, preparation
 from normscope.errors import NormscopeError
 from normscope.model.loss import LossFn, readable_errors
 from normscope.model.state import untouched
@@ -39,6 +41,11 @@ class Program:
     lr: float
     steps: int
     loss_fn: LossFn | None = None
+    warmup: int = 0
+    clip_norm: float | None = None
+    precision: str = "fp32"
+    state: Mapping[str, Any] | None = None
+    """These four as in `Recipe`."""
     patches: tuple[Patch, ...] = ()
     """What is changed in the model before it is trained."""
     constant_loss: float = math.nan
@@ -113,10 +120,20 @@ def run(program: Program, *, seed: int = 0, until: float | None = None, hopeless
         torch.manual_seed(seed)
         for patch in program.patches:
             patch(model)
-        optimizer = make_optimizer(program.optimizer, model, program.lr)
+        optimizer = make_optimizer(program.optimizer, model, program.lr, program.state)
+        recipe = Recipe(program.optimizer, program.steps, warmup=program.warmup, clip_norm=program.clip_norm)
+        device = str(next(model.parameters()).device)
         best = math.inf
-        walk = in_order(program.batches, seed)
-        for step in descend(model, optimizer, walk, loss_fn=program.loss_fn, steps=program.steps):
+        for step in descend(
+            model,
+            optimizer,
+            in_order(program.batches, seed),
+            loss_fn=program.loss_fn,
+            steps=program.steps,
+            autocast=autocast(program.precision, device),
+            before_step=preparation(optimizer, recipe),
+            scaler=grad_scaler(program.precision, device),
+        ):
             loss = float(step.loss)
             losses.append(loss)
             best = min(best, loss) if math.isfinite(loss) else best

@@ -99,6 +99,12 @@ def steps_of(tree: xr.DataTree) -> int:
     return int(runs["as_it_is"].sizes["step"]) if runs is not None and "as_it_is" in runs.children else 0
 
 
+def diverged(tree: xr.DataTree) -> bool:
+    """Whether the program's own training did."""
+    runs = _training(tree)
+    return runs is not None and "as_it_is" in runs.children and bool(runs.children["as_it_is"].dataset["diverged"])
+
+
 def has_fault(tree: xr.DataTree) -> bool:
     """Whether anything is wrong."""
     return any(finding.fault for finding in as_findings(tree["findings"].to_dataset()))
@@ -116,7 +122,11 @@ def _first(finding: Finding) -> Iterator[str]:
 def _nothing(tree: xr.DataTree, found: list[Finding]) -> Iterator[str]:
     """No fault: said as strongly as what was trained allows."""
     score, steps = score_of(tree), steps_of(tree)
-    if score < NOT_LEARNING:
+    if math.isnan(score):
+        said = "No fault was found, but it was not trained: whether it learns is not known."
+    elif diverged(tree):
+        said = f"No fault was found, but it diverges at step {steps}: give a smaller rate, and look at the data."
+    elif score < NOT_LEARNING:
         said = f"No fault was found, but it does not learn in {steps} steps: look at the data, and give it more steps."
     elif score < MUCH:
         said = f"No fault was found. {steps} steps learn {percent(score)} of what there is to learn."

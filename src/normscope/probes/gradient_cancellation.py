@@ -189,6 +189,7 @@ def _kernels(
             freeze_statistics(model)
         with torch.enable_grad(), record_calls(model, terms.on_call, known):
             loss = checked_loss(model, batch, loss_fn)
+            terms.loss_known = True
             # The kernels' own gradients are not asked for, so that autograd computes none of them.
             unseen = [module for module in model.modules() if module not in terms.called]
             others = [p for module in unseen for p in module.parameters(recurse=False) if p.requires_grad]
@@ -226,6 +227,8 @@ class Terms:
     taps: list[Tensor] = field(default_factory=list)
     """Zeros added to the outputs where no gradient would arrive otherwise: every watched layer lies between the loss
     and one of them, or a parameter of a module that is not watched."""
+    loss_known: bool = False
+    """A gradient that arrives before is one that the loss itself asks for."""
 
     def on_call(self, call: LayerCall) -> Tensor | None:
         """Note the terms of a call, once its gradient arrives."""
@@ -244,6 +247,10 @@ class Terms:
         saved, version = [inputs.detach()], inputs._version
 
         def on_gradient(gradient: Tensor) -> None:
+            if not self.loss_known:
+                raise InvalidModel(
+                    f"the loss differentiates inside itself: the gradient of {path} is no sum over outputs' gradients"
+                )
             x = saved.pop()
             if x._version != version:
                 raise InvalidModel(f"the input of {path} is changed in place after its call: its terms are lost")
