@@ -16,7 +16,12 @@ import pytest
 import xarray as xr
 
 import normscope as ns
+from normscope.data import load_data
 from normscope.errors import ClusterError, InvalidConfig
+from normscope.paper.exhibit import Setting
+from normscope.paper.measurement import reproduce
+from normscope.paper.scale import SCALES, Scale
+from normscope.results import load
 from normscope.sweeps.engines.cluster import ray_engine
 from normscope.sweeps.engines.engine import Engine
 from normscope.sweeps.engines.node import NodeWorker, scratch
@@ -28,6 +33,13 @@ from normscope.version import __version__
 
 QUICK = RunConfig(net="mlp2", data="digits", train_size=200, batch_size=50, epochs=2, precision="fp32", device="cpu")
 SLOW = replace(QUICK, net="resnet8", train_size=1000, epochs=8)
+
+TINY = Scale(
+    net="resnet8", data="digits", train_size=64, held_out=32, epochs=1, batch_size=32, evaluate_every=1,
+    lrs=(0.1, 0.003), small=0.003,
+    noise_net="resnet8", noise_lrs=(0.1,), noise_batch_sizes=(8,), depths=(8,), depth_steps=3,
+    deeper_net="resnet8", deeper_lrs={"batch": 0.1, "final": 0.03, "none": 0.003}, reduced="",
+)  # fmt: skip
 
 # In a process of its own: Ray's own warnings are not ours to judge. Answers "gone" when the second node is.
 CLUSTER = """
@@ -71,25 +83,34 @@ def cluster() -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
         process.stdout.close()
 
 
-def sweeping(folder: Path, configs: list[RunConfig], address: str) -> subprocess.Popen[str]:
-    """`ns.sweep` of these configs in a process of its own, which answers Ctrl-C as the command line does."""
-    code = """
+def running(replaced: str, *arguments: object) -> subprocess.Popen[str]:
+    """The command line in a process of its own, which answers Ctrl-C as in a shell, with one thing replaced."""
+    code = f"""
 import json, sys
 from unittest import mock
 from normscope.cli import main
+from normscope.paper.scale import SCALES, Scale
 from normscope.training.config import RunConfig
-configs = [RunConfig.from_mapping(each) for each in json.loads(sys.argv.pop(1))]
-with mock.patch("normscope.sweeps.sweep.configs_of", lambda spec: configs):
+with {replaced}:
     main()
 """
-    values = json.dumps([config.to_mapping() for config in configs])
     return subprocess.Popen(
-        [sys.executable, "-c", code, values, "sweep", "spec", "--out", str(folder), "--ray", address],
+        [sys.executable, "-c", code, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # as a shell in front has it
     )
+
+
+def sweeping(folder: Path, configs: list[RunConfig], address: str) -> subprocess.Popen[str]:
+    """`normscope sweep` of these configs."""
+    values = json.dumps([config.to_mapping() for config in configs])
+    replaced = f"""mock.patch(
+    "normscope.sweeps.sweep.configs_of",
+    lambda spec: [RunConfig.from_mapping(each) for each in json.loads({values!r})],
+)"""
+    return running(replaced, "sweep", "spec", "--out", folder, "--ray", address)
 
 
 def assert_as_by_hand(folder: Path, configs: list[RunConfig], tmp_path: Path) -> None:
@@ -128,6 +149,18 @@ def test_a_cluster_gives_the_bits_of_this_machine_and_keeps_no_scratch(cluster, 
     assert_as_by_hand(tmp_path / "out", configs, tmp_path)
     assert not list(nodes.glob(f"*/{scratch().name}/*")), "no checkpoint outlives its run"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["claims", "runs", "scratch"]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_reproduce_trains_an_exhibit_on_a_cluster_to_this_machines_bits(cluster, tmp_path, monkeypatch):
+    monkeypatch.setitem(SCALES, "quick", TINY)
+    out = tmp_path / "there"
+    arguments = ("deeper", "--net", "resnet8", "--seeds", 1, "--device", "cpu", "--out", out, "--ray", cluster[1])
+    there = running(f"mock.patch.dict(SCALES, quick={TINY!r})", "reproduce", *arguments)
+    said, err = there.communicate(timeout=120)
+    assert there.returncode == 0 and said.splitlines()[-1] == str(out / "report.html"), err
+    reproduce(["deeper"], Setting(load_data("digits"), seeds=(0,), net="resnet8"), tmp_path / "here")
+    xr.testing.assert_equal(load(out / "deeper.nc"), load(tmp_path / "here" / "deeper.nc"))
 
 
 def under_way(nodes: Path) -> set[str]:

@@ -98,4 +98,6 @@ class Verdict:
             return "no seed has a value"
         if self.seeds_needed is None:
             return "more seeds alone would not settle it"
+        if self.diverged and self.seeds_needed <= self.seeds:
+            return f"the {self.diverged} of {self.seeds} seeds still to come would settle it, scattering as the others"
         return f"about {self.seeds_needed} seeds would settle it"
