@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from normscope.data import load_data
@@ -48,8 +49,6 @@ def test_it_holds_products_and_networks(dataset: xr.Dataset) -> None:
 
 def test_the_networks_jacobian_is_that_of_the_features(setting: Setting) -> None:
     """Without batch norm: one image, every feature differentiated by itself, in float64."""
-    import torch
-
     net = setting.build("none", 1, net="resnet8").double()
     features = []
     net.fc.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
@@ -58,8 +57,15 @@ def test_the_networks_jacobian_is_that_of_the_features(setting: Setting) -> None
     net(leaf)
     rows = [torch.autograd.grad(feature, leaf, retain_graph=True)[0].flatten() for feature in features[0][0]]
     exact = torch.linalg.svdvals(torch.stack(rows)).numpy()
-    measured = figure7.jacobian_of_features(setting, "resnet8", "none", 1)["singular_value"][0]
+    measured = figure7.jacobian_of_features(*figure7.network_of_features(setting, "resnet8", "none", 1), "none")
+    measured = measured["singular_value"][0]
     np.testing.assert_allclose(measured / exact[0], exact / exact[0], atol=1e-5)  # float32 through eight layers
+
+
+def test_features_of_one_direction_have_rank_one_and_orthogonal_ones_as_many_as_there_are() -> None:
+    net = torch.nn.Flatten()
+    assert figure7.rank_of_features(net, torch.ones(4, 9) * torch.arange(1, 5)[:, None]) == pytest.approx(1)
+    assert figure7.rank_of_features(net, torch.eye(4, 9)) == pytest.approx(4)
 
 
 def test_it_survives_the_disk_and_can_be_judged_and_drawn_there(dataset: xr.Dataset, tmp_path) -> None:
@@ -71,7 +77,7 @@ def test_it_survives_the_disk_and_can_be_judged_and_drawn_there(dataset: xr.Data
     figure = figure7.draw(again)
     panels = figure.axes
     assert [ax.get_title() for ax in panels[:3]] == ["M = 1, N = 64", "M = 3, N = 64", "M = 5, N = 64"]
-    assert len(panels) == 4 and panels[3].get_yscale() == "log"
+    assert len(panels) == 5 and {ax.get_yscale() for ax in panels[3:]} == {"log"}
     for ax, published in zip(panels[:3], (2.0, 3.08, 3.86), strict=True):
         assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"] == [published]
 
@@ -109,7 +115,7 @@ def test_a_condition_number_beyond_resolution_counts_as_a_bound(dataset: xr.Data
 def test_batch_norm_is_compared_by_seed(dataset: xr.Dataset, with_norm: tuple, judged: str) -> None:
     norm = xr.DataArray([[1.0, 1, 1], with_norm], dims=("norm", "seed"))
     rank = (dataset["network_effective_rank"] * 0 + 1) * norm
-    assert verdict(dataset.assign(network_effective_rank=rank), "resnet110: batch norm").verdict == judged
+    assert verdict(dataset.assign(network_effective_rank=rank), "resnet110: batch norm gives").verdict == judged
 
 
 def test_what_we_saw_names_the_deepest_networks(dataset: xr.Dataset) -> None:

@@ -49,18 +49,19 @@ def plot_singular_values(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes
 
 
 @of_result
-def plot_effective_rank(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+def plot_effective_rank(dataset: xr.Dataset, *, of: str = "network_effective_rank", ax: Axes | None = None) -> Axes:
     """Draw the effective rank of networks' Jacobians over depth, on logarithmic axes: a line through the
-    geometric mean over seeds, a point a seed, one colour a norm, one line style a family. Dotted, where the
-    dataset has it: a product of as many Gaussian matrices as the network has layers.
+    geometric mean over seeds, a point a seed, one colour a norm, one line style a family. Dotted, beside the
+    Jacobians where the dataset has it: a product of as many Gaussian matrices as the network has layers.
 
     Args:
-        dataset: with `network_effective_rank` over `family`, `norm`, `depth` and `seed`, and `feature`;
+        dataset: with the variable `of` over `family`, `norm`, `depth` and `seed`, and `feature`;
             possibly `product_effective_rank` over `depth` and `draw`.
+        of: the ranks that are drawn.
         ax: axes to draw on; new ones if None.
     """
     ax = axes_or_new(ax)
-    ranks = dataset["network_effective_rank"].transpose("family", "norm", "depth", "seed")
+    ranks = dataset[of].transpose("family", "norm", "depth", "seed")
     depth = ranks["depth"].values
     for i, family in enumerate(ranks["family"].values.tolist()):
         for j, norm in enumerate(ranks["norm"].values.tolist()):
@@ -68,7 +69,7 @@ def plot_effective_rank(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
             label = f"{family}, {NAMES.get(norm, norm)}"
             ax.plot(depth, np.exp(np.log(values).mean(1)), LINES.get(family, ":"), color=color, label=label)
             ax.plot(np.repeat(depth, values.shape[1]), values.ravel(), ".", color=color, alpha=0.6)
-    if "product_effective_rank" in dataset:
+    if of == "network_effective_rank" and "product_effective_rank" in dataset:
         product = np.exp(np.log(dataset["product_effective_rank"].transpose("depth", "draw").values).mean(1))
         ax.plot(depth, product, ":", color="0.4", label="product of Gaussian matrices")
     highest = dataset.sizes["feature"]
