@@ -6,7 +6,7 @@ Every module of `paper.exhibits` that defines `EXHIBIT` is one: there is no list
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,7 +162,8 @@ class Exhibit:
     measure: "Callable[[Setting], xr.Dataset]"
     draw: "Callable[[xr.Dataset], Figure]"
     claims: Sequence[Claim]
-    """What is claimed of a result, each with its threshold, before any is measured."""
+    """What is claimed of a result, each with its threshold, before any is measured. One that says no place is made
+    where the exhibit is."""
     we_saw: "Callable[[xr.Dataset], str]" = lambda dataset: ""
     """What came out, in a sentence or two with numbers; empty to let the verdicts speak."""
     trains: bool = False
@@ -180,6 +181,10 @@ class Exhibit:
 
     of_any_network: bool = False
     """Whether what the paper claims here has nothing to do with its network and data."""
+
+    def __post_init__(self) -> None:
+        placed = [replace(claim, where=claim.where or self.where) for claim in self.claims]
+        object.__setattr__(self, "claims", placed)
 
     def measured_on(self, setting: Setting) -> bool:
         """Whether there is anything to measure on a setting."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from normscope.statistics.intervals import Scale
 from normscope.statistics.judgement import band_requirement, judge, judge_band, judge_proportion, judge_share, limits
-from normscope.statistics.verdict import KINDS, Verdict
+from normscope.statistics.verdict import KINDS, THE_PAPERS, Verdict
 
 Of = Literal["mean", "share", "proportion", "band"]
 
@@ -39,9 +39,9 @@ class Claim:
     """One claim about a result. The threshold is data, and stands in `requirement` before there is any value."""
 
     statement: str
-    where: str
-    """Where the paper says it, for example "Figure 3"."""
-    kind: str
+    where: str = ""
+    """Where the paper says it, for example "Figure 3"; empty for the place of its exhibit."""
+    kind: str = THE_PAPERS
     """One of `verdict.KINDS`."""
     value: Callable[[Any], Any]
     """What is judged of a result. Of a mean: one value a seed, or `Bounded`; of a share: its part and its whole, two
@@ -126,3 +126,11 @@ class Claim:
             unit=self.unit,
             **more,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioClaim(Claim):
+    """A claim on a ratio: judged by its logarithm, and told as so many times."""
+
+    scale: Scale = "log"
+    unit: str = " times"

@@ -132,7 +132,6 @@ CLAIMS = [
     Claim(
         statement=f"{network}, pre-norm: {RUNGS[norm]} ({norm}) buys {'more' if buys else 'less'} than half of layer "
         f"norm's effect on {EFFECTS[effect].words}",
-        where="not in the paper",
         kind=CONTROL,
         of="share",
         value=partial(share, network=network, effect=effect, norm=norm),

@@ -15,7 +15,7 @@ from normscope.paper.exhibits.figure3 import LEARNING_RATE
 from normscope.probes.gradient_norms import gradient_norms
 from normscope.results import with_attributes
 from normscope.runtime.progress import progress
-from normscope.statistics.claim import Claim
+from normscope.statistics.claim import Claim, RatioClaim
 from normscope.statistics.verdict import CONTROL, LATER_WORKS
 
 UPDATES = (0, 1, 3, 10)
@@ -121,18 +121,16 @@ CLAIMS = [
         note="rms of the gradient at the convolutions' outputs, least squares over depth",
         scope=DEEP,
     ),
-    Claim(
+    RatioClaim(
         statement="ResNet with BN, at initialization: they grow at least tenfold from the last convolution to the "
         "first",
         where="Yang et al. 2019",
         kind=LATER_WORKS,
         value=partial(growth_of, kind="resnet", norm="batch", update=0),
         above=10,
-        scale="log",
-        unit=" times",
         scope=DEEP,
     ),
-    Claim(
+    RatioClaim(
         statement="One update tames it: afterwards they grow at most a third as much",
         where="Yang et al. 2019",
         kind=LATER_WORKS,
@@ -140,30 +138,24 @@ CLAIMS = [
             growth_of(dataset, "resnet", "batch", 1) / growth_of(dataset, "resnet", "batch", UPDATES[0])
         ),
         below=1 / 3,
-        scale="log",
-        unit=" times",
         note="ResNet with BN, at a learning rate of 0.1; paired by seed",
         scope=DEEP,
     ),
-    Claim(
+    RatioClaim(
         statement=f"After {UPDATES[-1]} updates they grow less than tenfold",
         where="Yang et al. 2019",
         kind=LATER_WORKS,
         value=partial(growth_of, kind="resnet", norm="batch", update=UPDATES[-1]),
         below=10,
-        scale="log",
-        unit=" times",
         note="ResNet with BN, at a learning rate of 0.1",
         scope=DEEP,
     ),
-    Claim(
+    RatioClaim(
         statement="Without BN they grow backwards too: at least tenfold at initialization",
         where="argument 4: gradients at initialization",
         kind=CONTROL,
         value=partial(growth_of, kind="resnet", norm="none", update=0),
         above=10,
-        scale="log",
-        unit=" times",
         scope=DEEP,
     ),
 ]

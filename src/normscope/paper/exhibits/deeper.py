@@ -11,7 +11,6 @@ from normscope.paper.published import PUBLISHED
 from normscope.paper.scale import scale_of
 from normscope.results import attribute
 from normscope.statistics.claim import Claim
-from normscope.statistics.verdict import THE_PAPERS
 
 LEAST_TO_MOST = ("none", "final", "batch")
 
@@ -27,8 +26,6 @@ CLAIMS = [
     Claim(
         statement="Deeper, batch norm at its large rate ends at least 1 point above the network without it at a rate "
         "that it can take",
-        where="Variants",
-        kind=THE_PAPERS,
         value=lambda dataset: best(dataset).sel(norm="batch") - best(dataset).sel(norm="none"),
         above=1,
         unit=" points",

@@ -12,8 +12,7 @@ from normscope.paper.exhibit import Exhibit, Setting, joined
 from normscope.paper.rate_searches import LR_RANGE, RateSearch, searched
 from normscope.paper.scale import scale_of
 from normscope.results import attribute, provenance_of, shared, with_attributes
-from normscope.statistics.claim import Claim
-from normscope.statistics.verdict import THE_PAPERS
+from normscope.statistics.claim import RatioClaim
 
 BOUNDARIES = {"lr_stable": "is stable", "lr_usable": "learns"}
 
@@ -55,15 +54,11 @@ def known_over(dataset: xr.Dataset, name: str) -> np.ndarray:
 
 
 CLAIMS = [
-    Claim(
+    RatioClaim(
         statement=f"Without BN, the shallowest ResNet {what} up to a rate at least 3 times that of the deepest",
-        where="Variants",
-        kind=THE_PAPERS,
         value=partial(known_over, name=name),
         above=3,
-        scale="log",
         paper="the shallower, the larger",
-        unit=" times",
         note=f"the largest rate at which it {what}, known to a factor 1.26; paired by seed",
         detail=lambda dataset: (
             f"ResNet-{int(dataset['depth'][0])} over ResNet-{int(dataset['depth'][-1])}, within "

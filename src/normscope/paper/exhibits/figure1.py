@@ -14,7 +14,6 @@ from normscope.paper.published import PUBLISHED
 from normscope.paper.scale import scale_of
 from normscope.results import attribute, provenance_of, with_attributes
 from normscope.statistics.claim import Claim
-from normscope.statistics.verdict import THE_PAPERS
 from normscope.training.config import RunConfig
 
 NORMS = ("batch", "none")
@@ -149,8 +148,6 @@ CLAIMS = [
     Claim(
         statement=f"At the same small learning rate, both trained to {TRAINED:g} %, the network without BN is as good "
         "as with it, within 3 points",
-        where="Figure 1",
-        kind=THE_PAPERS,
         value=same_at_small,
         equals=0,
         margin=3,
@@ -162,8 +159,6 @@ CLAIMS = [
     ),
     Claim(
         statement="With BN the large rate is the better one: its best ends at least 1 point above the small one",
-        where="Figure 1",
-        kind=THE_PAPERS,
         value=gained_by_large,
         above=1,
         paper=f"{_ENDS['batch@0.1'] - _ENDS['batch@0.0001']:+.1f}",
@@ -173,8 +168,6 @@ CLAIMS = [
     ),
     Claim(
         statement="With BN at its best rate the test accuracy is above that without at its best",
-        where="Figure 1",
-        kind=THE_PAPERS,
         value=lambda dataset: at_best(dataset, "batch") - at_best(dataset, "none"),
         above=0,
         paper=f"{_ENDS['batch@0.1'] - _ENDS['none@0.0001']:+.1f}",
@@ -185,8 +178,6 @@ CLAIMS = [
     Claim(
         statement="Without BN the rate that is best with it is out of reach: the network ends below twice the accuracy "
         "of guessing",
-        where="Figure 1",
-        kind=THE_PAPERS,
         value=without_at_large,
         below=20,
         paper="diverges",

@@ -12,8 +12,8 @@ from normscope.paper.exhibit import DEEP, ON_PAPER_SETTING, Exhibit, Setting, ov
 from normscope.paper.exhibits.table1 import scaled_layer
 from normscope.paper.published import PUBLISHED
 from normscope.probes.gradient_histogram import gradient_histogram
-from normscope.statistics.claim import Claim, Scope
-from normscope.statistics.verdict import CONTROL, THE_PAPERS
+from normscope.statistics.claim import Claim, RatioClaim, Scope
+from normscope.statistics.verdict import CONTROL
 
 NORMS = ("batch", "none")
 OF_KERNEL = ["std", "kurtosis", "tail_index", "num_entries"]
@@ -70,67 +70,50 @@ def pooled_kurtosis(dataset: xr.Dataset) -> xr.DataArray:
 _HALF_RANGE = PUBLISHED["figure2"]["half_range"]
 
 CLAIMS = [
-    Claim(
+    RatioClaim(
         statement="In the place of layer 55, without BN the gradient's entries spread at least 30 times wider",
-        where="Figure 2",
-        kind=THE_PAPERS,
         value=partial(ratio, name="std"),
         above=30,
-        scale="log",
         paper=f"about {_HALF_RANGE['none'] / _HALF_RANGE['batch']:.0f}",
-        unit=" times",
         note="standard deviations over the entries, paired by seed",
         scope=DEEP,
     ),
     Claim(
         statement="There, without BN they are heavy-tailed: kurtosis above 6, twice a normal distribution's",
-        where="Figure 2",
-        kind=THE_PAPERS,
         value=lambda dataset: dataset["kurtosis"].sel(norm="none").isel(layer=0),
         above=6,
         scale="log",
         paper="a spike with tails",
         scope=DEEP,
     ),
-    Claim(
+    RatioClaim(
         statement="There, the kurtosis without BN is at least 1.5 times that with it",
-        where="Figure 2",
-        kind=THE_PAPERS,
         value=partial(ratio, name="kurtosis"),
         above=1.5,
-        scale="log",
-        unit=" times",
         paper="bell-shaped with BN",
         note="paired by seed",
         scope=DEEP,
     ),
-    Claim(
+    RatioClaim(
         statement="There, the tail index without BN is lower than with it, so the tail falls more slowly",
-        where="Figure 2",
         kind=CONTROL,
         value=partial(ratio, name="tail_index"),
         below=1,
-        scale="log",
-        unit=" times",
         note="from the largest twentieth of the entries, paired by seed",
         scope=DEEP,
     ),
-    Claim(
+    RatioClaim(
         statement="Over all kernels, each scaled to its own spread, the kurtosis without BN is at least 1.5 times that "
         "with it",
         where="beside Figure 2",
         kind=CONTROL,
         value=lambda dataset: pooled_kurtosis(dataset).sel(norm="none") / pooled_kurtosis(dataset).sel(norm="batch"),
         above=1.5,
-        scale="log",
-        unit=" times",
         note="the paper shows one kernel of one network; paired by seed",
         scope=Scope("networks of more than 30 layers", lambda of: DEEP.holds(of) and "kernel" in of.dims),
     ),
     Claim(
         statement="With BN, the largest entry of layer 55 lies within a factor 2 of the published picture's range",
-        where="Figure 2",
-        kind=THE_PAPERS,
         value=partial(largest_entry, norm="batch"),
         equals=_HALF_RANGE["batch"],
         margin=2,
@@ -140,8 +123,6 @@ CLAIMS = [
     ),
     Claim(
         statement=f"Without BN, the tails reach past the published picture's range, ±{_HALF_RANGE['none']:g}",
-        where="Figure 2",
-        kind=THE_PAPERS,
         value=partial(largest_entry, norm="none"),
         above=_HALF_RANGE["none"],
         scale="log",

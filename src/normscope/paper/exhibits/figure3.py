@@ -27,8 +27,8 @@ from normscope.paper.exhibit import (
 )
 from normscope.paper.published import PUBLISHED
 from normscope.probes.relative_loss import relative_loss
-from normscope.statistics.claim import Bounded, Claim, Scope
-from normscope.statistics.verdict import CONTROL, THE_PAPERS
+from normscope.statistics.claim import Bounded, Claim, RatioClaim, Scope
+from normscope.statistics.verdict import CONTROL
 
 LEARNING_RATE = {"batch": 0.1, "none": 1e-4}
 MINI_BATCHES = (1, 4, 7)
@@ -176,8 +176,6 @@ CLAIMS = [
     *(
         Claim(
             statement=f"With BN, mini-batch {mini_batch}: relative loss stays under 10 up to α = 0.2",
-            where="Figure 3",
-            kind=THE_PAPERS,
             value=partial(largest_with_bn, mini_batch=mini_batch),
             below=10,
             scale="log",
@@ -188,15 +186,11 @@ CLAIMS = [
         for mini_batch in MINI_BATCHES
     ),
     *(
-        Claim(
+        RatioClaim(
             statement=f"Mini-batch {mini_batch}: BN takes a step at least 30 times larger before the loss diverges",
-            where="Figure 3",
-            kind=THE_PAPERS,
             value=partial(step_gained, mini_batch=mini_batch),
             above=30,
-            scale="log",
             paper="more than 30: no divergence up to 0.2",
-            unit=" times",
             note="paired by seed",
             scope=DEEP,
         )
@@ -204,8 +198,6 @@ CLAIMS = [
     ),
     Claim(
         statement="With BN, the published loss at α = 0.2 could be one more seed's, at mini-batches 4 and 7",
-        where="Figure 3",
-        kind=THE_PAPERS,
         of="band",
         value=lambda dataset: of_mini_batches(at_largest_step(dataset).values, dataset, (4, 7)),
         published=[10 ** _WITH[one]["at_0.2_log10"] for one in ("4", "7")],
@@ -217,8 +209,6 @@ CLAIMS = [
     ),
     Claim(
         statement="Without BN, mini-batch 1: the α at which the published loss passes 10⁶ could be one more seed's",
-        where="Figure 3",
-        kind=THE_PAPERS,
         of="band",
         value=lambda dataset: of_mini_batches(passes_a_million(dataset, "gradient"), dataset, (1,)),
         published=[_WITHOUT["1"]["above_1e6"]],
@@ -232,8 +222,6 @@ CLAIMS = [
     Claim(
         statement="Without BN, along the optimizer's own update: the α at which the published losses of mini-batches 4 "
         "and 7 pass 10⁶ could be one more seed's",
-        where="Figure 3",
-        kind=THE_PAPERS,
         of="band",
         value=lambda dataset: of_mini_batches(passes_a_million(dataset, "update"), dataset, (4, 7)),
         published=[_WITHOUT[one]["above_1e6"] for one in ("4", "7")],
@@ -245,7 +233,7 @@ CLAIMS = [
         scope=WALKED_ALONG_UPDATE,
     ),
     *(
-        Claim(
+        RatioClaim(
             statement=f"Mini-batch {mini_batch}: along the gradient alone the loss passes 10⁶ at an α at least 3 times "
             "larger",
             where="beside Figure 3",
@@ -254,8 +242,6 @@ CLAIMS = [
                 passes_a_million(dataset, "gradient") / passes_a_million(dataset, "update"), dataset, (one,)
             ),
             above=3,
-            scale="log",
-            unit=" times",
             note="without BN, paired by seed: the buffer still carries the first gradients, which were larger",
             scope=WALKED_ALONG_UPDATE,
         )

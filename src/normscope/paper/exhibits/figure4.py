@@ -16,8 +16,8 @@ from normscope.paper.exhibit import DEEP, SHALLOW, Exhibit, Setting, on_paper_se
 from normscope.paper.published import PUBLISHED
 from normscope.probes.channel_moments import channel_moments
 from normscope.probes.moments_along_step import moments_along_step
-from normscope.statistics.claim import Claim, Scope
-from normscope.statistics.verdict import CONTROL, THE_PAPERS
+from normscope.statistics.claim import Claim, RatioClaim, Scope
+from normscope.statistics.verdict import CONTROL
 
 STEP_WITH_BN = 0.2
 """The largest step of figure 3, of which batch norm takes no harm."""
@@ -205,8 +205,6 @@ CLAIMS = [
         Claim(
             statement="Nothing until the last fifth of the step: without BN, the layer in the place of layer "
             f"{_PUBLISHED['layers'][place]} reaches a tenth of its final variance only after 80 % of the step",
-            where="Figure 4",
-            kind=THE_PAPERS,
             value=partial(begins, place=place),
             above=80,
             paper="last fifth",
@@ -218,8 +216,6 @@ CLAIMS = [
     Claim(
         statement="Where layer 80 reaches its published variance, 5.6e16, those of layers 8 and 44 could be one more "
         "seed's",
-        where="Figure 4",
-        kind=THE_PAPERS,
         of="band",
         value=end_where_published,
         published=_PUBLISHED["max_variance"][:2],
@@ -231,15 +227,13 @@ CLAIMS = [
         no_value="in which layer 80 does not come near it",
         scope=AT_PUBLISHED_VARIANCE,
     ),
-    Claim(
+    RatioClaim(
         statement="With BN, a step of α = 0.2 changes the variance of the layer in the place of 80 by less than a "
         "factor 100",
         where="beside Figure 4",
         kind=CONTROL,
         value=change_with_bn,
         below=100,
-        scale="log",
-        unit=" times",
         scope=DEEP,
     ),
 ]

@@ -12,8 +12,8 @@ from normscope.paper.exhibit import DEEP, ON_PAPER_SETTING, Exhibit, Setting, ov
 from normscope.paper.published import PUBLISHED
 from normscope.probes.channel_moments import channel_moments
 from normscope.results import attribute
-from normscope.statistics.claim import Claim, Scope
-from normscope.statistics.verdict import LATER_WORKS, THE_PAPERS
+from normscope.statistics.claim import Claim, RatioClaim, Scope
+from normscope.statistics.verdict import LATER_WORKS
 
 NORMS = ("batch", "none")
 CONVOLUTION_LAYERS = PUBLISHED["figure5"]["layer"][:-1]
@@ -135,8 +135,6 @@ DEEP_RESNET = Scope(
 CLAIMS = [
     Claim(
         statement="Without BN, activations grow with depth: log std rises by at least 1.5 nat per 100 layers",
-        where="Figure 5",
-        kind=THE_PAPERS,
         value=growth,
         above=1.5,
         paper=f"{_PUBLISHED_SLOPES[1]:.2g}",
@@ -145,8 +143,6 @@ CLAIMS = [
     ),
     Claim(
         statement="With BN they do not: log std stays within a band 2.5 nat wide over all convolution layers",
-        where="Figure 5",
-        kind=THE_PAPERS,
         value=range_with_bn,
         below=2.5,
         paper="0.95 over nine layers",
@@ -154,22 +150,16 @@ CLAIMS = [
         in_sample=True,
         scope=DEEP,
     ),
-    Claim(
+    RatioClaim(
         statement="In the last block's first convolution the std without BN is at least 4 times that with BN",
-        where="Figure 5",
-        kind=THE_PAPERS,
         value=last_block,
         above=4,
-        scale="log",
         paper="8 at layer 102",
-        unit=" times",
         note="paired by seed",
         scope=DEEP,
     ),
     Claim(
         statement="With BN, the nine convolution layers lie within 0.25 nat of the published curves on average",
-        where="Figure 5",
-        kind=THE_PAPERS,
         value=distance_with_bn,
         below=0.25,
         unit=" nat",
@@ -179,8 +169,6 @@ CLAIMS = [
     ),
     Claim(
         statement=f"With BN, the published pair of layer {LAST_LAYER} could be one more seed's",
-        where="Figure 5",
-        kind=THE_PAPERS,
         of="band",
         value=lambda dataset: as_published(dataset, "batch").sel(depth=LAST_LAYER).values,
         published=[PUBLISHED["figure5"][moment]["batch"][-1] for moment in MOMENTS],
@@ -194,8 +182,6 @@ CLAIMS = [
     Claim(
         statement="Without BN, the published slopes of means and standard deviations against depth could be one more "
         "seed's",
-        where="Figure 5",
-        kind=THE_PAPERS,
         of="band",
         value=slopes,
         published=_PUBLISHED_SLOPES,
@@ -208,8 +194,6 @@ CLAIMS = [
     *(
         Claim(
             statement=f"Without BN, the published curve of the {name} could be one more seed's, at all layers at once",
-            where="Figure 5",
-            kind=THE_PAPERS,
             of="band",
             value=lambda dataset, one=moment: as_published(dataset, "none").sel(moment=one).values,
             published=PUBLISHED["figure5"][moment]["none"],

@@ -10,7 +10,7 @@ from normscope.paper.exhibit import DEEP, NORM_TITLES, ON_PAPER_SETTING, Exhibit
 from normscope.paper.published import PUBLISHED
 from normscope.probes.output_gradients import output_gradients
 from normscope.statistics.claim import Claim
-from normscope.statistics.verdict import CONTROL, THE_PAPERS
+from normscope.statistics.verdict import CONTROL
 
 NORMS = ("none", "batch")
 """In the paper's order: the network without batch norm on the left."""
@@ -65,8 +65,6 @@ _DECODED = _PUBLISHED["batch"]
 CLAIMS = [
     Claim(
         statement="Without BN, one class holds at least 95 % of the images",
-        where="Figure 6",
-        kind=THE_PAPERS,
         value=lambda dataset: 100 * dataset["commonest_share"].sel(norm="none"),
         above=95,
         paper="nearly all",
@@ -75,8 +73,6 @@ CLAIMS = [
     ),
     Claim(
         statement="Without BN, that class's gradient is at its top value 1/|B|: half of the images are above 0.9 of it",
-        where="Figure 6",
-        kind=THE_PAPERS,
         value=lambda dataset: largest_column(dataset).sel(norm="none"),
         above=0.9,
         paper="1, nearly everywhere",
@@ -85,8 +81,6 @@ CLAIMS = [
     ),
     Claim(
         statement=f"With BN, the largest column is mostly below {LARGEST_WITH_BN} for 128 images, {_LIMIT:.2g}/|B|",
-        where="Figure 6",
-        kind=THE_PAPERS,
         value=lambda dataset: largest_column(dataset).sel(norm="batch"),
         below=_LIMIT,
         paper=f"below {_LIMIT:.2g}",
@@ -97,8 +91,6 @@ CLAIMS = [
     Claim(
         statement="With BN too, one class is the largest for most images, less surely: its published share and median "
         "could be one more seed's",
-        where="Figure 6",
-        kind=THE_PAPERS,
         of="band",
         value=published_picture,
         published=[
@@ -113,8 +105,6 @@ CLAIMS = [
     ),
     Claim(
         statement="With BN the images' gradients differ more: the mean cosine of two is lower than without",
-        where="Figure 6",
-        kind=THE_PAPERS,
         value=lambda dataset: dataset["mean_cosine"].sel(norm="batch") - dataset["mean_cosine"].sel(norm="none"),
         below=0,
         note="difference, paired by seed",

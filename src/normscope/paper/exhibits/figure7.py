@@ -19,8 +19,8 @@ from normscope.paper.random_matrices import fuss_catalan_edge, product_singular_
 from normscope.probes.input_jacobian import input_jacobian
 from normscope.results import Variable, labelled, with_attributes
 from normscope.runtime.progress import progress
-from normscope.statistics.claim import Bounded, Claim, Scope
-from normscope.statistics.verdict import CONTROL, LATER_WORKS, THE_PAPERS
+from normscope.statistics.claim import Bounded, Claim, RatioClaim, Scope
+from normscope.statistics.verdict import CONTROL, LATER_WORKS
 
 FACTORS = tuple(PUBLISHED["figure7"]["factors"])
 SIZE = 1000
@@ -185,8 +185,6 @@ CLAIMS = [
         Claim(
             statement=f"M = {factor}: the largest singular value is the theory's {fuss_catalan_edge(factor):.3g} "
             "within 3 %",
-            where="Figure 7",
-            kind=THE_PAPERS,
             value=lambda dataset, one=factor: dataset["largest"].sel(factor=one).values,
             equals=fuss_catalan_edge(factor),
             margin=0.03 * fuss_catalan_edge(factor),
@@ -198,8 +196,6 @@ CLAIMS = [
     *(
         Claim(
             statement=f"M = {factor}: the spectrum follows the Fuss–Catalan law, Kolmogorov–Smirnov at most 0.01",
-            where="Figure 7",
-            kind=THE_PAPERS,
             value=lambda dataset, one=factor: dataset["ks_distance"].sel(factor=one).values,
             below=0.01,
             note="over draws",
@@ -208,8 +204,6 @@ CLAIMS = [
     ),
     Claim(
         statement=f"Mass piles up at zero: with M = {max(FACTORS)} more than half lies below a tenth of the edge",
-        where="Figure 7",
-        kind=THE_PAPERS,
         value=partial(near_zero, factor=max(FACTORS)),
         above=0.5,
         paper="piles up at 0",
@@ -218,68 +212,56 @@ CLAIMS = [
             f"with M = {min(FACTORS)} the share is {float(near_zero(dataset, min(FACTORS)).mean()):.2g}"
         ),
     ),
-    Claim(
+    RatioClaim(
         statement=f"The condition number with M = {max(FACTORS)} is at least 1000 times that with M = {min(FACTORS)}",
-        where="Figure 7",
-        kind=THE_PAPERS,
         value=conditions,
         above=1000,
-        scale="log",
-        unit=" times",
         note="paired by draw",
     ),
     *(
-        Claim(
+        RatioClaim(
             statement=f"{family} {NORM_TITLES[norm]}: {DEPTHS[-1]} layers have at most half the rank of {DEPTHS[0]}",
             where="beside Figure 7",
             kind=CONTROL,
             value=partial(rank_kept, family=family, norm=norm),
             below=0.5,
-            scale="log",
-            unit=" times",
             note="paired by seed; effective rank of d features / d image",
         )
         for family in FAMILIES
         for norm in NORMS
     ),
     *(
-        Claim(
+        RatioClaim(
             statement=f"{family}{DEPTHS[-1]}: batch norm gives a Jacobian of higher effective rank",
             where="beside Figure 7",
             kind=CONTROL,
             value=partial(rank_gained, family=family),
             above=1,
-            scale="log",
-            unit=" times",
             note="paired by seed; effective rank of d features / d image",
         )
         for family in FAMILIES
     ),
     *(
-        Claim(
+        RatioClaim(
             statement=f"{family}: without BN the features of different images align with depth, {DEPTHS[-1]} layers "
             f"have a lower rank over images than {DEPTHS[0]}",
             where="Daneshmand et al. 2020",
             kind=LATER_WORKS,
             value=partial(rank_kept, family=family, norm="none", name=HIDDEN),
             below=1,
-            scale="log",
-            unit=" times",
             note=f"paired by seed; effective rank of the features over {BATCH_SIZE} images",
             scope=WITH_HIDDEN,
         )
         for family in FAMILIES
     ),
     *(
-        Claim(
+        RatioClaim(
             statement=f"{family}{DEPTHS[-1]}: batch norm keeps the features of different images apart, their rank over "
             "images is higher than without",
             where="Daneshmand et al. 2020",
             kind=LATER_WORKS,
             value=partial(rank_gained, family=family, name=HIDDEN),
             above=1,
-            scale="log",
-            unit=" times",
             note=f"paired by seed; effective rank of the features over {BATCH_SIZE} images",
             scope=WITH_HIDDEN,
         )

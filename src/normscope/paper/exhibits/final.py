@@ -12,8 +12,7 @@ from normscope.paper.exhibits.figure1 import at_the_end, best_lr, draw_ends, lea
 from normscope.paper.published import PUBLISHED
 from normscope.paper.scale import scale_of
 from normscope.results import attribute
-from normscope.statistics.claim import Bounded, Claim
-from normscope.statistics.verdict import THE_PAPERS
+from normscope.statistics.claim import Bounded, Claim, RatioClaim
 
 NORMS = ("batch", "none", "final")
 
@@ -60,8 +59,6 @@ def share_recovered(statement: str, accuracy: Callable[[xr.Dataset], xr.DataArra
     share = (published["final"] - published["none"]) / (published["batch"] - published["none"])
     return Claim(
         statement=statement,
-        where="Variants",
-        kind=THE_PAPERS,
         of="share",
         value=gains,
         above=0.5,
@@ -76,15 +73,11 @@ CLAIMS = [
         best,
         "each network at its best rate, chosen on held-out training images",
     ),
-    Claim(
+    RatioClaim(
         statement="With it the network learns at rates at least 3 times larger than without",
-        where="Variants",
-        kind=THE_PAPERS,
         value=lambda dataset: Bounded(*rate_gained(dataset)),
         above=2.9,
-        scale="log",
         paper=f"trains at {PUBLISHED['variants']['final_lr']:g}",
-        unit=" times",
         note="the rates tried lie about a factor 3 apart",
         no_value="without a ratio: neither learns at any of the rates, or both at all",
     ),

@@ -17,8 +17,8 @@ from normscope.paper.exhibit import DEEP, NORM_TITLES, Exhibit, Setting, joined
 from normscope.probes.output_gradients import common_part, mean_pairwise_cosine, predictions
 from normscope.results import labelled, with_attributes
 from normscope.runtime.progress import progress
-from normscope.statistics.claim import Claim
-from normscope.statistics.verdict import CONTROL, THE_PAPERS
+from normscope.statistics.claim import Claim, RatioClaim
+from normscope.statistics.verdict import CONTROL
 
 RUNS = {"with BN, 0.1": ("batch", 0.1), "without, 0.0001": ("none", 1e-4), "without, 0.1": ("none", 0.1)}
 """Norm and learning rate: those the paper trained with, and the network without batch norm at the other's rate."""
@@ -152,7 +152,6 @@ CLAIMS = [
         statement="Wrong, and sure of it: without BN the first mini-batch's loss is at least 10 times that of no "
         "prediction, 2.3 nat",
         where="Text on figure 6",
-        kind=THE_PAPERS,
         value=lambda dataset: dataset["loss"].sel(run=SMALL, update=0),
         above=10 * UNSURE,
         scale="log",
@@ -171,14 +170,11 @@ CLAIMS = [
         unit=" nat",
         scope=DEEP,
     ),
-    Claim(
+    RatioClaim(
         statement="Then large corrections: without BN the first gradient is at least 10 times as large as with BN",
         where="Text on figure 6",
-        kind=THE_PAPERS,
         value=gradient_ratio,
         above=10,
-        scale="log",
-        unit=" times",
         note="norm over all parameters, paired by seed",
         scope=DEEP,
     ),
@@ -186,7 +182,6 @@ CLAIMS = [
         statement="They do correct: at learning rate 1e-4 the class first predicted falls below half of the images "
         f"within {UPDATES} updates, in more than half of the networks",
         where="Text on figure 6",
-        kind=THE_PAPERS,
         of="proportion",
         value=lambda dataset: (left_of_first_class(dataset) < 50).where(left_of_first_class(dataset).notnull()),
         above=0.5,
@@ -196,7 +191,6 @@ CLAIMS = [
         statement="Too large at BN's learning rate: without BN the loss diverges within five updates at 0.1, in more "
         "than half of the networks",
         where="Text on figure 3",
-        kind=THE_PAPERS,
         of="proportion",
         value=lambda dataset: diverged_at(dataset).sel(run=LARGE) <= 5,
         above=0.5,
@@ -207,7 +201,6 @@ CLAIMS = [
         statement=f"With BN the loss does not diverge at 0.1 in the first {UPDATES} updates, in more than half of the "
         "networks",
         where="Text on figure 3",
-        kind=THE_PAPERS,
         of="proportion",
         value=lambda dataset: diverged_at(dataset).sel(run=WITH_BN) > UPDATES,
         above=0.5,

@@ -15,8 +15,8 @@ from normscope.paper.scale import scale_of
 from normscope.probes.sharpness import sharpness
 from normscope.results import attribute, with_attributes
 from normscope.runtime.progress import progress
-from normscope.statistics.claim import Claim
-from normscope.statistics.verdict import CONTROL, THE_PAPERS
+from normscope.statistics.claim import RatioClaim
+from normscope.statistics.verdict import CONTROL
 from normscope.sweeps.store import Store
 from normscope.training.config import RunConfig
 from normscope.training.network import trained_network
@@ -85,28 +85,23 @@ def flatter_at_small(dataset: xr.Dataset) -> xr.DataArray:
 
 
 CLAIMS = [
-    Claim(
+    RatioClaim(
         statement="With BN, training at its best rate ends where the loss is flatter than training at the small one "
         "does: the Hessian's largest eigenvalue is smaller",
         where="argument 2: flatter minima",
-        kind=THE_PAPERS,
         value=flatter_at_large,
         below=1,
-        scale="log",
-        unit=" times",
         no_value="in which one of them does not learn, or the rates are the same",
         note=f"in training mode, on {IMAGES} training images, paired by seed",
         detail=rates_compared,
     ),
-    Claim(
+    RatioClaim(
         statement="At the same small rate BN ends no flatter: the eigenvalues agree within a factor 3",
         where="argument 2: flatter minima",
         kind=CONTROL,
         value=flatter_at_small,
         equals=1,
         margin=3,
-        scale="log",
-        unit=" times",
         no_value="in which one of them does not learn",
         detail=rates_compared,
     ),

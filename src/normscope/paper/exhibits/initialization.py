@@ -22,7 +22,7 @@ from normscope.probes.channel_moments import channel_moments
 from normscope.probes.sharpness import sharpness
 from normscope.results import labelled, with_attributes
 from normscope.runtime.progress import progress
-from normscope.statistics.claim import Bounded, Claim, Scope
+from normscope.statistics.claim import Bounded, Claim, RatioClaim, Scope
 from normscope.statistics.verdict import CONTROL
 
 REFERENCE = "batch_norm"
@@ -195,14 +195,12 @@ CLAIMS = [
         scope=DEEP,
     ),
     *(
-        Claim(
+        RatioClaim(
             statement=f"Without BN, {words}, a step can be at least 10 times larger than from Xavier weights",
             where=SECTION,
             kind=CONTROL,
             value=partial(step_ratio, start=start, over="xavier_uniform"),
             above=10,
-            scale="log",
-            unit=" times",
             note=_PAIRED,
             scope=Scope(DEEP.words, lambda dataset, one=start: DEEP.holds(dataset) and one in dataset["init"]),
         )
@@ -212,38 +210,32 @@ CLAIMS = [
             "default": "from torch's default weights",
         }.items()
     ),
-    Claim(
+    RatioClaim(
         statement="Without BN, from the best start, a step can be at least a third of what it can be with BN",
         where=SECTION,
         kind=CONTROL,
         value=partial(step_ratio, start=None, over=REFERENCE),
         above=1 / 3,
-        scale="log",
-        unit=" times",
         note=_PAIRED,
         detail=lambda dataset: f"best start: {best_start(dataset)}",
         scope=DEEP,
     ),
-    Claim(
+    RatioClaim(
         statement="Without BN, the best start has a gradient at most a tenth of that from Xavier weights",
         where=SECTION,
         kind=CONTROL,
         value=partial(best_over_xavier, name="gradient_norm"),
         below=0.1,
-        scale="log",
-        unit=" times",
         note="norm of the gradient, paired by seed",
         scope=DEEP,
     ),
-    Claim(
+    RatioClaim(
         statement="Without BN, from the best start, the distance α‖g‖ that the parameters can walk is also at least as "
         "long as from Xavier weights",
         where=SECTION,
         kind=CONTROL,
         value=partial(best_over_xavier, name="divergence_distance"),
         above=1,
-        scale="log",
-        unit=" times",
         note="up to where the loss passes 10³ times its start, paired by seed",
         scope=DEEP,
     ),
@@ -259,15 +251,13 @@ CLAIMS = [
         note="one correlation a seed",
         detail=lambda dataset: f"over {dataset.sizes['init'] - 1} starts",
     ),
-    Claim(
+    RatioClaim(
         statement="From the same Xavier weights, BN makes the loss flatter at the start: the Hessian's largest "
         "absolute eigenvalue is below that without",
         where="not in the paper",
         kind=CONTROL,
         value=flatter_with_bn,
         below=1,
-        scale="log",
-        unit=" times",
         note="paired by seed",
         detail=lambda dataset: f"Hessian of {dataset.attrs['hessian_examples']} images",
         scope=DEEP,

@@ -22,7 +22,7 @@ from normscope.per_example import gradient, trainable
 from normscope.probes.gradient_noise import gradient_noise
 from normscope.probes.gradient_norms import gradient_norms
 from normscope.results import labelled
-from normscope.statistics.claim import Claim
+from normscope.statistics.claim import Claim, RatioClaim
 from normscope.statistics.verdict import CONTROL
 
 SMALL_NET = "resnet20"
@@ -230,7 +230,7 @@ CLAIMS = [
         )
         for sampling, law in zip(SAMPLINGS, ("C/|B|", "C/|B| · (N − |B|)/(N − 1)"), strict=True)
     ),
-    Claim(
+    RatioClaim(
         statement="With BN the variance estimated from random mini-batches is that by enumeration, within a factor "
         "1.25",
         where=_NOISE,
@@ -238,30 +238,24 @@ CLAIMS = [
         value=lambda dataset: (dataset["estimated_variance"] / dataset["exact_fresh_variance"]).sel(norm="batch"),
         equals=1,
         margin=1.25,
-        scale="log",
-        unit=" times",
         note=f"{PARTITIONS} partitions of {POPULATION} images; between mini-batches without a common image",
     ),
-    Claim(
+    RatioClaim(
         statement="With BN so is the bias of the mini-batch's gradient, within a factor 1.5",
         where=_NOISE,
         kind=CONTROL,
         value=lambda dataset: (dataset["estimated_bias"] / dataset["exact_bias"]).sel(norm="batch"),
         equals=1,
         margin=1.5,
-        scale="log",
-        unit=" times",
         note="squared distance of the mean mini-batch gradient from that of the whole population",
     ),
-    Claim(
+    RatioClaim(
         statement=f"With BN the noise is no C/|B|: |B| · variance at {BATCH_SIZES[0]} is at least twice that at "
         f"{BATCH_SIZES[-1]}",
         where=_NOISE,
         kind=CONTROL,
         value=falls_with_size,
         above=2,
-        scale="log",
-        unit=" times",
         note=f"{SMALL_NET}; without BN it is 1",
     ),
     Claim(
@@ -275,26 +269,22 @@ CLAIMS = [
         unit=" of the squared gradient",
         note=f"{SMALL_NET}; against the gradient of the whole batch",
     ),
-    Claim(
+    RatioClaim(
         statement="At initialization the deep network without BN has at least 100 times the noise of that with BN",
         where="arguments 2 and 4",
         kind=CONTROL,
         value=deep_noise_ratio,
         above=100,
-        scale="log",
-        unit=" times",
         note="variance of a mini-batch's gradient, paired by seed: more noise cannot be better across networks",
         scope=DEEP,
     ),
-    Claim(
+    RatioClaim(
         statement="Weight gradients without BN are at least 10 times those with BN, over all convolutions",
         where="beside Figure 2",
         kind=CONTROL,
         value=weight_gradient_ratio,
         above=10,
-        scale="log",
         paper="about 100 at layer 55",
-        unit=" times",
         note="geometric mean over layers, paired by seed",
         scope=DEEP,
     ),

@@ -13,7 +13,6 @@ from normscope.paper.exhibits.figure1 import at_the_end, trained_on
 from normscope.paper.scale import scale_of
 from normscope.results import attribute
 from normscope.statistics.claim import Claim
-from normscope.statistics.verdict import THE_PAPERS
 
 
 def measure(setting: Setting) -> xr.Dataset:
@@ -57,7 +56,6 @@ CLAIMS = [
     Claim(
         statement="Rate and mini-batch act alike: at equal α/|B| the test accuracies lie within 3 points of each other",
         where="argument 2: α/|B|",
-        kind=THE_PAPERS,
         value=apart,
         below=3,
         unit=" points",
@@ -67,7 +65,6 @@ CLAIMS = [
     Claim(
         statement="Test accuracy rises with the noise, α/|B|: rank correlation above 0.5",
         where="argument 2: α/|B|",
-        kind=THE_PAPERS,
         value=lambda dataset: rank_correlation(dataset, "test_accuracy"),
         above=0.5,
     ),

@@ -11,8 +11,8 @@ from normscope.figures.style import COLORS, figure_of
 from normscope.paper.exhibit import DEEP, ON_PAPER_SETTING, Exhibit, Setting, on_paper_setting, over_networks
 from normscope.paper.published import PUBLISHED
 from normscope.probes.gradient_cancellation import gradient_cancellation
-from normscope.statistics.claim import Claim
-from normscope.statistics.verdict import CONTROL, THE_PAPERS
+from normscope.statistics.claim import Claim, RatioClaim
+from normscope.statistics.verdict import CONTROL
 
 NETWORKS = ("batch", "frozen", "none")
 """Batch norm, the same with its statistics as constants, and no norm."""
@@ -83,8 +83,6 @@ CLAIMS = [
     Claim(
         statement="With BN the summands cancel like independent signs: (a/b)/√n is at least 0.25 in the places of "
         "layers 18, 54, 90",
-        where="Table 1",
-        kind=THE_PAPERS,
         value=lambda dataset: over_layers(dataset, "batch", "normalized_ratio").min("depth", skipna=False),
         above=0.25,
         paper=f"about {min(np.array(_PUBLISHED['batch']) / np.sqrt(paper_num_terms())):.2g}",
@@ -93,8 +91,6 @@ CLAIMS = [
     ),
     Claim(
         statement="Without BN they share their sign: a/b is at most 5 at those layers",
-        where="Table 1",
-        kind=THE_PAPERS,
         value=lambda dataset: over_layers(dataset, "none", "ratio").max("depth", skipna=False),
         below=5,
         scale="log",
@@ -102,15 +98,11 @@ CLAIMS = [
         note="the largest of the three layers, seed by seed",
         scope=DEEP,
     ),
-    Claim(
+    RatioClaim(
         statement="a/b with BN is at least 5 times that without, at those layers",
-        where="Table 1",
-        kind=THE_PAPERS,
         value=smallest_quotient,
         above=5,
-        scale="log",
         paper=f"about {min(_QUOTIENTS):.0f}",
-        unit=" times",
         note="the smallest of the three layers, paired by seed",
         scope=DEEP,
     ),
@@ -130,8 +122,6 @@ CLAIMS = [
     *(
         Claim(
             statement=f"Layer {layer}: a/b with BN is of the published size, within a factor 2",
-            where="Table 1",
-            kind=THE_PAPERS,
             value=lambda dataset, one=place: over_layers(dataset, "batch", "ratio").isel(depth=one),
             equals=_PUBLISHED["batch"][place],
             margin=2,
