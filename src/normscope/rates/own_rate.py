@@ -22,8 +22,12 @@ TWICE = 3
 FURTHER = (8, 13)
 """Cells to larger rates that are tried on one seed, as long as they learn: 6 and 20 times."""
 
-AROUND = (10, -10, 20, 5, -5, 30, -20)
-"""Cells around a rate that does not learn, tried in turn until one does."""
+AROUND = (10, -10, -20, 20, 5, -5, 30)
+"""Cells around a rate that does not learn, tried in turn until it is known on which side it learns, ..."""
+
+BELOW = (-10, -20)
+"""... of which these say whether a larger rate that learns is the way, or an escape from a rate that is far too large:
+they are tried even where a larger one learns."""
 
 TOO_SMALL = 0.2
 """Share of what can be gained that a rate must leave to a larger one to be called too small."""
@@ -71,11 +75,13 @@ def judge_own(search: Search) -> OwnRate:
         return _told(search, Judgement.DIVERGES, passes=stays_finite)
     if all(map(learns, own)):
         return _judge_learning(search)
+    seed = search.seeds[0]
     for cell in AROUND:
-        if not search.go(cell, search.seeds[0]):
+        if not search.go(cell, seed):
             break
-        if learns(search.tries[cell, search.seeds[0]]):
-            return _told(search, Judgement.SMALL if cell > 0 else Judgement.NEAR)
+        learning = search.learning()
+        if min(learning, default=0) < 0 or (learning and all((c, seed) in search.tries for c in BELOW)):
+            return _told(search, Judgement.SMALL if learning[0] > 0 else Judgement.NEAR)
     if search.stopped:
         return _told(search, Judgement.UNFINISHED)
     return _told(search, Judgement.SMALL if _gains_more(search) is not None else Judgement.NOWHERE)
