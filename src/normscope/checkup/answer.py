@@ -137,7 +137,7 @@ def headline(tree: xr.DataTree) -> str:
     if "own_rate" in tree.children:
         parts.append(own_rate(tree))
     if "own_rate" not in tree.children or row.lr_recommended_found != "unfinished":
-        parts += [_train_at(tree, row), _takes(tree, row)]
+        parts += [_train_at(tree, row), _longer(tree), _takes(tree, row)]
     return " ".join(part for part in parts if part)
 
 
@@ -146,6 +146,9 @@ def cut(tree: xr.DataTree) -> list[str]:
     ended = [RATES_AS_IT_IS if row.variant == AS_IT_IS else row.title for row in rows(tree) if row.cut]
     if "findings" in tree.children and "cut" in tree["findings"].attrs:
         ended.insert(1 if ended[:1] == [RATES_AS_IT_IS] else 0, "what limits it")
+    longer = longer_training(tree)
+    if longer is not None and bool(attribute(longer, "longer_cut")):
+        ended.append("longer trainings")
     return ended
 
 
@@ -180,6 +183,30 @@ def _train_at(tree: xr.DataTree, row: Row) -> str:
     tied = "" if row.best_low == row.best_high else f" ({number(row.best_low)} to {number(row.best_high)} are as good)"
     loss = f" After {tree.attrs['steps']} steps its loss is {number(row.horizon_loss)}."
     return f"Train at {number(row.lr_recommended)}{tied}.{loss}{HEDGES.get(row.lr_recommended_found, '')}"
+
+
+def longer_training(tree: xr.DataTree) -> xr.Dataset | None:
+    """The rates of the model as it is, where one was asked for a longer training."""
+    if "as_it_is" not in tree.children or "rates" not in tree["as_it_is"].children:
+        return None
+    rates = tree["as_it_is/rates"].to_dataset()
+    return rates if "lr_for_training" in rates else None
+
+
+def _longer(tree: xr.DataTree) -> str:
+    """The rate for a longer training, with how the best rate moved as far as that was measured."""
+    rates = longer_training(tree)
+    if rates is None:
+        return ""
+    steps = int(attribute(rates, "train_steps"))
+    training = f"a training of {steps:,} steps{' with a cooldown' if bool(attribute(rates, 'cooldown')) else ''}"
+    if not rates.sizes["length"]:
+        return f"For {training} no rate is known."
+    lr, low, high = (number(float(rates[f"lr_for_training{end}"])) for end in ("", "_low", "_high"))
+    lengths, lrs = rates["length"].values, rates["lr_at_length"].values
+    moved = ", ".join(f"{number(float(one))} after {length:,}" for length, one in zip(lengths, lrs, strict=True))
+    how = "" if lengths[-1] >= steps else f", extrapolated from {int(lengths[-1]):,} steps"
+    return f"For {training}: about {lr} ({low} to {high}){how}; the best rate was {moved}."
 
 
 def _takes(tree: xr.DataTree, row: Row) -> str:

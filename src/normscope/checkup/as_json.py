@@ -5,8 +5,9 @@ from typing import Any
 
 import xarray as xr
 
-from normscope.checkup.answer import cut, headline, learns, limits_title, notes, rates_were_tried, rows
+from normscope.checkup.answer import cut, headline, learns, limits_title, longer_training, notes, rates_were_tried, rows
 from normscope.diagnosis.words import findings_content, finite
+from normscope.results import attribute
 
 SCHEMA, SCHEMA_VERSION = "normscope.check", 1
 """The version grows when a field goes or changes its meaning, and not when one is added."""
@@ -23,15 +24,22 @@ def check_json(tree: xr.DataTree) -> str:
     every seed learns, `cut` what time ended. `variants`, the model as it is first, each with `name`, `title`, `status`,
     `reason`, `cut`, the rates `lr_recommended`, `lr_stable`, `lr_usable`, `best_low` and `best_high`, how each was
     found (`..._found`) and `horizon_loss`. `own_rate` is null, or has `lr`, `judgement`, `passes`, `fails`, `loss`,
-    `better_lr`, `better_loss`, `diverged_step`, `diverged_layer` and, for every seed, `outcome`. `findings`, `training`
-    and `skipped` are as in `normscope.findings`. Numbers that are not finite are null: a rate's `..._found` says
-    whether it lies above the range searched.
+    `better_lr`, `better_loss`, `diverged_step`, `diverged_layer` and, for every seed, `outcome`. `longer_training` is
+    null, or has what `stable_lr` gives with `train_steps`. `findings`, `training` and `skipped` are as in
+    `normscope.findings`. Numbers that are not finite are null: a rate's `..._found` says whether it lies above the
+    range searched.
     """
     attrs = tree.attrs
     own: dict[str, Any] | None = None
     if "own_rate" in tree.children:
         dataset = tree["own_rate"].to_dataset()
         own = {str(name): array.values.tolist() for name, array in dataset.data_vars.items()}
+    rates = longer_training(tree)
+    longer: dict[str, Any] | None = None
+    if rates is not None:
+        names = ("lr_for_training", "lr_for_training_low", "lr_for_training_high", "lr_at_length", "loss_at_length")
+        longer = {name: rates[name].values.tolist() for name in ("length", *names)}
+        longer |= {name: attribute(rates, name) for name in ("train_steps", "cooldown")}
     names = ("title", "status", "reason", "cut", *RATES, *FOUND)
     content = {
         "schema": SCHEMA,
@@ -44,6 +52,7 @@ def check_json(tree: xr.DataTree) -> str:
         "cut": cut(tree),
         "variants": [{"name": row.variant, **{name: getattr(row, name) for name in names}} for row in rows(tree)],
         "own_rate": own,
+        "longer_training": longer,
         "notes": notes(tree),
         **{k: v for k, v in findings_content(tree).items() if k not in ("schema", "version")},
     }

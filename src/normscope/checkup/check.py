@@ -29,6 +29,7 @@ from normscope.model.loss import LossFn
 from normscope.model.mini_batches import Batches
 from normscope.rates.best import best, best_lr
 from normscope.rates.judged import own_rate_datasets
+from normscope.rates.longer import longest
 from normscope.rates.stable_lr import HIGHEST_LR, LOWEST_LR, name_of, recipe_of, stable_lr
 from normscope.rates.starting_point import Starts
 from normscope.results import attribute, labelled, provenance, with_attributes
@@ -64,6 +65,8 @@ def check(
     accumulate: int = 1,
     precision: str = "fp32",
     optimizer_state: Mapping[str, Any] | None = None,
+    train_steps: int | None = None,
+    cooldown: bool = False,
     budget_seconds: float | None = None,
     workers: int | None = None,
     model: str = "",
@@ -76,6 +79,7 @@ def check(
         model_or_build, batches, optimizer, steps, seeds, loss_fn: as for `stable_lr`, for the model as it is and with
             every repair. Models that are compiled or wrapped for several devices are measured as the module inside.
         lr_range, clip_norm, warmup, scheduler, accumulate, precision, optimizer_state: as for `stable_lr` too.
+        train_steps, cooldown: the training that a rate is wanted for, as for `stable_lr`; of the model as it is.
         lr: the rate that you train with, to be judged; by default that of the optimizer, where that is one and no
             function that makes one. Without `repair` nothing else is then searched, at a third of the cost.
         repair: what fits the model if None, see `repairs.fitting_repairs`; else names as in
@@ -121,13 +125,21 @@ def check(
     }
     own_training = {k: v for k, v in told.items() if k not in ("seeds", "lr_range")}
     recipe = recipe_of(**own_training, warmup=warmup, clip_norm=clip_norm)
-    starts = Starts(source, batches, steps, loss_fn=loss_fn, fine_tuning=None, accumulate=accumulate)
+    starts = Starts(
+        source,
+        batches,
+        steps,
+        loss_fn=loss_fn,
+        fine_tuning=None,
+        accumulate=accumulate,
+        longest=longest(steps, train_steps or steps),
+    )
     first, starts = first_look(starts, recipe, budget_seconds)
     batch = starts.first_batches(0, 1)[0]
     names = repair if repair is not None else () if lr is not None else fitting_repairs(starts.model(0))
     asked = [] if first.hopeless else repairs(names, steps=steps)
     titles = {one.name: one.title(starts.model(0)) for one in asked}
-    only_own = lr is not None and not asked
+    only_own = lr is not None and not asked and train_steps is None
 
     half = None if budget_seconds is None else (1 if not asked else BUDGET_SHARE) * budget_seconds
     least = 0.0 if budget_seconds is None else LEAST_SHARE * budget_seconds
@@ -149,6 +161,8 @@ def check(
             clip_norm=repair.clip_norm if repair and repair.clip_norm else clip_norm,
             budget_seconds=seconds,
             keep_interrupted=True,
+            train_steps=None if repair else train_steps,
+            cooldown=cooldown and not repair,
         )
 
     def as_it_is(bar: Bar) -> dict[str, xr.Dataset]:

@@ -37,22 +37,26 @@ class Recipe:
     """See `precision.PRECISIONS`."""
     state: Mapping[str, Any] | None = None
     """A state_dict of the optimizer, with whose state every trial starts."""
+    cooldown: range = range(0)
+    """Steps over which the rate falls linearly to 0."""
 
 
 def preparation(optimizer: torch.optim.Optimizer, recipe: Recipe) -> Callable[[int], None]:
-    """What happens between gradient and step: the norm is clipped, and warmup sets the rate."""
+    """What happens between gradient and step: the norm is clipped, warmup and cooldown set the rate."""
     full = [group["lr"] for group in optimizer.param_groups]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def before_step(index: int) -> None:
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
-        if index < recipe.warmup:
+        share = None
+        if index in recipe.cooldown:
+            share = (recipe.cooldown.stop - index) / len(recipe.cooldown)
+        elif index <= recipe.warmup and recipe.warmup:
+            share = min(1.0, (index + 1) / recipe.warmup)
+        if share is not None:
             for group, lr in zip(optimizer.param_groups, full, strict=True):
-                group["lr"] = lr * (index + 1) / recipe.warmup
-        elif index == recipe.warmup and recipe.warmup:
-            for group, lr in zip(optimizer.param_groups, full, strict=True):
-                group["lr"] = lr
+                group["lr"] = lr * share
 
     return before_step
 

@@ -7,6 +7,7 @@ import xarray as xr
 
 from normscope.rates.bracket import monotone
 from normscope.rates.first_step import FirstStep
+from normscope.rates.longer import LongerTraining
 from normscope.rates.recommended import Recommended
 from normscope.rates.search import Boundary, Found, Search, stays_finite, usable_monotone
 from normscope.rates.starting_point import Starts
@@ -87,6 +88,20 @@ def as_dataset(
             "end": (["low", "high"], "end of the bracket", "1"),
             "first_lr": (curve.lrs, "learning rate of one step", "1"),
         },
+    )
+
+
+def with_longer(longer: LongerTraining) -> xr.Dataset:
+    """The rate for a longer training, and what was measured on the way."""
+    return labelled(
+        {
+            "lr_for_training": ((), longer.lr, "rate for the whole training", "1"),
+            "lr_for_training_low": ((), longer.low, "low end of its 90 % interval", "1"),
+            "lr_for_training_high": ((), longer.high, "high end of its 90 % interval", "1"),
+            "lr_at_length": ("length", [one.lr for one in longer.lengths], "rate of the lowest loss", "1"),
+            "loss_at_length": ("length", [one.loss for one in longer.lengths], "loss at that rate", "nat"),
+        },
+        {"length": ([one.steps for one in longer.lengths], "length of the training", "1")},
     )
 
 

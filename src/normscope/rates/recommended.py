@@ -6,10 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from normscope.descent.outcome import STANDARD_ERRORS, Outcome
-from normscope.rates.lowest_loss import FALLEN, horizon_losses, recommended
+from normscope.descent.outcome import STANDARD_ERRORS, Outcome, reference_loss
+from normscope.rates.lowest_loss import ALIKE, FALLEN, horizon_losses, recommended
 from normscope.rates.search import Search
 from normscope.statistics.ties import indistinguishable
+
+MARGIN = 3
+"""Cells, a factor 2, between the rate to train at and the first above it that falls, where one so far off is tied: on
+other seeds a cliff lies elsewhere."""
 
 
 class Sure(StrEnum):
@@ -58,7 +62,23 @@ def recommendation(search: Search) -> Recommended:
     else:
         found = Sure.SOME_SEEDS if any(learning) else Sure.LOWERS
     tied = tied_with(search, cell)
+    cell = off_the_cliff(search, cell, tied)
+    loss = float(np.mean([search.tries[cell, t.seed].horizon_loss for t in trials]))
     return Recommended(search.lr(cell), search.lr(min(tied)), search.lr(max(tied)), loss, found)
+
+
+def off_the_cliff(search: Search, cell: int, tied: set[int]) -> int:
+    """This cell, or the one of the lowest loss among those tied with it that lie `MARGIN` below the next that falls and
+    are `ALIKE`."""
+    falls = min((c for (c, _), t in search.tries.items() if c > cell and t.outcome in FALLEN), default=math.inf)
+    if falls - cell >= MARGIN:
+        return cell
+    trials = {c: [search.tries[c, seed] for seed in search.seeds if (cell, seed) in search.tries] for c in tied}
+    losses = {c: float(np.mean([t.horizon_loss for t in mine])) for c, mine in trials.items()}
+    start = float(np.mean([t.losses[0] for t in trials[cell]]))
+    enough = losses[cell] + ALIKE * max(reference_loss(start, search.constant_loss) - losses[cell], 0.0)
+    further = [c for c in tied if falls - c >= MARGIN and losses[c] <= enough]
+    return min(further, key=lambda c: losses[c], default=cell)
 
 
 def tied_with(search: Search, cell: int) -> set[int]:

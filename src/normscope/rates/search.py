@@ -89,6 +89,13 @@ class Search:
 
     repeated: int = 0
     """Training steps that were made twice, since there was no room for what the trial had to go on from."""
+    run_beyond: Callable[[int, int, int, int], Trial] | None = None
+    """(cell, seed, steps, cooldown) -> the same trial gone on with beyond the horizon to so many steps; and from there,
+    where a cooldown is given, over so many more while its rate falls to 0."""
+    steps_beyond: int = 0
+    """Training steps made beyond the horizon, which `most_steps` does not bound ..."""
+    most_beyond: float = 0
+    """... but this."""
     origin: float = 1.0
     """The rate of cell 0."""
     keep_interrupted: bool = False
@@ -97,7 +104,7 @@ class Search:
     """Whether the deadline or Ctrl-C ended it."""
     interrupted: bool = False
 
-    def lr(self, cell: int) -> float:
+    def lr(self, cell: float) -> float:
         """The rate of a cell."""
         return self.origin * lr_of(cell)
 
@@ -175,8 +182,22 @@ class Search:
         (self.short if trial.outcome is None else self.tries)[key] = trial
         return True
 
+    def go_beyond(self, cell: int, seed: int, steps: int, cooldown: int) -> Trial | None:
+        """Go on with a trial beyond the horizon, see `run_beyond`; None where time or steps are used up."""
+        self.stopped = self.stopped or time.monotonic() >= self.deadline
+        if self.stopped or self.run_beyond is None or self.steps_beyond + steps + cooldown > self.most_beyond:
+            return None
+        try:
+            trial = self.run_beyond(cell, seed, steps, cooldown)
+        except KeyboardInterrupt:
+            if not self.keep_interrupted:
+                raise
+            self.stopped, self.interrupted = True, time.monotonic() < self.deadline  # later it is an alarm
+            return None
+        return trial if trial.outcome is not None else None
 
-def lr_of(cell: int) -> float:
+
+def lr_of(cell: float) -> float:
     """The rate of a cell of the lattice: 10^(cell/10)."""
     return float(10.0 ** (cell / CELLS_A_DECADE))
 

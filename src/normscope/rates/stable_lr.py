@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 
 from normscope.descent.optimizers import OptimizerFactory, optimizer_factory, own_state
+from normscope.descent.outcome import Outcome
 from normscope.descent.precision import autocast
 from normscope.descent.recipe import Recipe, SchedulerFactory
 from normscope.errors import InvalidConfig
@@ -23,7 +24,8 @@ from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
 from normscope.model.mini_batches import Batches
 from normscope.rates.first_step import first_step
-from normscope.rates.labels import as_dataset
+from normscope.rates.labels import as_dataset, with_longer
+from normscope.rates.longer import COOLDOWN, longer_training, longest
 from normscope.rates.plan import find_all, find_both
 from normscope.rates.recommended import NOT_LOOKED_FOR, recommendation
 from normscope.rates.search import CELLS_A_DECADE, Search, cell_of, lr_of
@@ -41,6 +43,9 @@ CURVE_POINTS_A_DECADE = 3
 MOST_TRIES_A_SEED, MOST_WITH_RECOMMENDED = 4.9, 8.0
 """Full-length trials a seed that the search may cost by default: for the boundaries alone, and with the rate to train
 at. Fewer than three seeds have the budget of three, since most of it goes into finding the place, on one seed."""
+
+MOST_BEYOND = 20
+"""Steps × seeds that trials beyond the horizon may cost."""
 
 KEPT_BYTES = 2**31
 """Trials that may go on keep their weights and their optimizer's state, up to this much together: 2 GiB."""
@@ -62,6 +67,8 @@ def stable_lr(
     precision: str = "fp32",
     optimizer_state: Mapping[str, Any] | None = None,
     recommend: bool = True,
+    train_steps: int | None = None,
+    cooldown: bool = False,
     fine_tuning: bool | None = None,
     lr_range: tuple[float, float] = (LOWEST_LR, HIGHEST_LR),
     max_train_steps: int | None = None,
@@ -96,11 +103,17 @@ def stable_lr(
         precision: of the forward pass, "fp32", "bf16" or "fp16" (with torch's GradScaler) under autocast.
         optimizer_state: a state_dict, with whose state every trial starts.
         recommend: whether to look for the rate to train at; without, only the boundaries are searched, at less cost.
+        train_steps: of the training that the rate is for, where that is longer than `steps`: the best trials go on to
+            2 and 4 times the steps, and how the best rate moves is extrapolated. Of a loader's batches as many are then
+            kept.
+        cooldown: whether that training's rate falls linearly to 0 over its last fifth, after `warmup`; else it is
+            constant.
         fine_tuning: whether to learn means only not to end above the start. By default yes for a model (not a build)
             whose loss already starts 3 % or more below that of the best constant output.
         lr_range: rates are searched between these two.
         max_train_steps: of all trials together, at most; 8 · steps · seeds by default (of three seeds at least), 4.9
-            without `recommend`. Where that is not enough, the boundary is "unfinished".
+            without `recommend`. Where that is not enough, the boundary is "unfinished". Longer trials for
+            `train_steps` come on top, at most 20 · steps · seeds.
         budget_seconds: no step is made after this long; the attribute `out_of_time` says whether that ended the search.
         keep_interrupted: whether Ctrl-C ends the search with what it has, and the attribute `interrupted` says so.
 
@@ -116,6 +129,9 @@ def stable_lr(
           NaN from `steps_taken` on; `horizon_loss(lr, seed)`: mean of the last tenth, NaN where diverged; `order(lr,
           seed)`: place among the trials, -1: not tried; `steps_skipped(lr, seed)`: whose gradient overflowed in
           float16.
+        - with `train_steps`: `lr_for_training`, `lr_for_training_low`, `lr_for_training_high`: the rate for that
+          training and an interval of 90 %, NaN where no length was measured; and over `length`, in steps,
+          `lr_at_length` and `loss_at_length`: where the loss is lowest after so many.
         - `lr_stable`: the largest rate below the first divergence going up; `lr_stable_bracket(end)`: the rates at
           which no seed and at least one diverges; `lr_stable_found`: "bracketed", "above the range" (nothing diverged:
           `lr_stable` is inf, and the bracket's low end is the bound), "below the range" (NaN) or "unfinished".
@@ -157,7 +173,16 @@ def stable_lr(
         precision=precision,
         optimizer_state=optimizer_state,
     )
-    starts = Starts(model_or_build, batches, steps, loss_fn=loss_fn, fine_tuning=fine_tuning, accumulate=accumulate)
+    _check_longer(train_steps, steps, cooldown, recipe, recommend)
+    starts = Starts(
+        model_or_build,
+        batches,
+        steps,
+        loss_fn=loss_fn,
+        fine_tuning=fine_tuning,
+        accumulate=accumulate,
+        longest=longest(steps, train_steps or steps),
+    )
     share = MOST_WITH_RECOMMENDED if recommend else MOST_TRIES_A_SEED
     most_steps = round(share * steps * max(seeds, 3)) if max_train_steps is None else max_train_steps
     curve = first_step(starts.model(0), starts.first_batches(0, 1)[0], recipe, _curve_lrs(lowest, highest), seed=0)
@@ -172,6 +197,7 @@ def stable_lr(
             most_steps=most_steps,
             deadline=math.inf if budget_seconds is None else begun + budget_seconds,
             keep_interrupted=keep_interrupted,
+            most_beyond=0 if train_steps is None else MOST_BEYOND * steps * seeds,
         )
         cells = {
             "stable": cell_of(curve.diverging_lr, highest),
@@ -181,10 +207,21 @@ def stable_lr(
             stable, usable = find_all(search, **cells, grows_with_gradient=curve.growth.with_gradient)
         else:
             stable, usable = find_both(search, **cells)
-    recommended = recommendation(search) if recommend else NOT_LOOKED_FOR
+        recommended = recommendation(search) if recommend else NOT_LOOKED_FOR
+        dataset = as_dataset(search, stable, usable, curve, starts, recommended)
+        attributes = described(search, starts, recipe)
+        if train_steps is not None:
+            longer = longer_training(search, recommended.lr, train_steps, cooldown=cooldown)
+            dataset = dataset.merge(with_longer(longer))
+            attributes |= {
+                "train_steps": train_steps,
+                "cooldown": cooldown,
+                "longer_cut": search.stopped and not longer.complete,
+            }
+            attributes["interrupted"] = search.interrupted
     return with_attributes(
-        as_dataset(search, stable, usable, curve, starts, recommended),
-        **described(search, starts, recipe),
+        dataset,
+        **attributes,
         optimizer=name_of(optimizer),
         lr_range=list(lr_range),
         max_train_steps=most_steps,
@@ -253,19 +290,42 @@ def search_of(
     deadline: float = math.inf,
     origin: float = 1.0,
     keep_interrupted: bool = False,
+    most_beyond: float = 0,
 ) -> Search:
     """A search without trials yet, which makes them from these starts; the bar moves by training steps."""
     descents: dict[tuple[int, int], Descent] = {}
+    may_go_on = most_beyond > 0
+
+    def descent_of(cell: int, seed: int) -> Descent:
+        key = cell, seed
+        if key not in descents:
+            descents[key] = starts.descent(search.lr(cell), seed, recipe, may_go_on=may_go_on)
+        return descents[key]
+
+    def run_beyond(cell: int, seed: int, until: int, cooldown: int) -> Trial:
+        known = search.tries.get((cell, seed))
+        if known is not None and known.outcome is Outcome.DIVERGED:
+            return known
+        descent = descent_of(cell, seed)
+        begun = len(descent.losses)
+        t = descent.go_on(until, deadline)
+        made = len(t.losses) - begun
+        if cooldown and t.outcome not in (None, Outcome.DIVERGED):
+            t = descent.cooled_down(cooldown, deadline)
+            made += cooldown
+        search.steps_beyond += made
+        bar.advance(f"lr {t.lr:.2g}, seed {seed}: {until + cooldown} steps", by=made)
+        return t
 
     def run(cell: int, seed: int, until: int) -> Trial:
         key = cell, seed
-        descent = descents.setdefault(key, starts.descent(search.lr(cell), seed, recipe))
+        descent = descent_of(cell, seed)
         known = len(search.short[key].losses) if key in search.short else 0
         search.repeated += known - len(descent.losses)
         begun = len(descent.losses)
         t = descent.go_on(until, deadline)
         bar.advance(f"lr {t.lr:.2g}, seed {seed}: {t.outcome or 'so far'}", by=len(t.losses) - begun)
-        if t.outcome is not None:
+        if t.outcome is Outcome.DIVERGED or (t.outcome is not None and not may_go_on):
             del descents[key]
         elif sum(one.nbytes for one in descents.values()) > KEPT_BYTES:
             descent.forget()
@@ -275,6 +335,7 @@ def search_of(
         run, seeds, lowest, highest, recipe.steps, most_steps, deadline, starts.constant_loss(seeds[0]), origin=origin
     )
     search.keep_interrupted = keep_interrupted
+    search.run_beyond, search.most_beyond = run_beyond, most_beyond
     return search
 
 
@@ -290,6 +351,22 @@ def _cells(lr_range: tuple[float, float]) -> tuple[int, int]:
     if not 0 < low < high < math.inf:
         raise InvalidConfig(f"lr_range is ({low:g}, {high:g}): give two positive rates, the lower first")
     return math.ceil(math.log10(low) * CELLS_A_DECADE - 1e-9), math.floor(math.log10(high) * CELLS_A_DECADE + 1e-9)
+
+
+def _check_longer(train_steps: int | None, steps: int, cooldown: bool, recipe: Recipe, recommend: bool) -> None:
+    if train_steps is None:
+        if cooldown:
+            raise InvalidConfig("cooldown asks how the training ends: give its train_steps too")
+        return
+    least = math.ceil(steps * (1 + COOLDOWN)) if cooldown else steps
+    if train_steps < least:
+        raise InvalidConfig(
+            f"train_steps is {train_steps}: give {least} or more, for a trial has {steps} steps already"
+        )
+    if recipe.scheduler is not None:
+        raise InvalidConfig("train_steps goes with a constant rate, warmup and cooldown: leave out the scheduler")
+    if not recommend:
+        raise InvalidConfig("train_steps starts from the rate to train at: leave out recommend=False")
 
 
 def _check_counts(steps: int, warmup: int, clip_norm: float | None, accumulate: int) -> None:

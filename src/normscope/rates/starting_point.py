@@ -37,7 +37,9 @@ class Starts:
         loss_fn: LossFn | None,
         fine_tuning: bool | None,
         accumulate: int = 1,
+        longest: int = 0,
     ) -> None:
+        """`longest`: steps of the longest trial, for which batches are kept, where some go on beyond `steps`."""
         self.from_instance = isinstance(model_or_build, nn.Module)
         if not self.from_instance and not callable(model_or_build):
             what = type(model_or_build).__name__
@@ -45,7 +47,7 @@ class Starts:
         self._source = model_or_build
         self._accumulate = accumulate
         self.model: Callable[[int], nn.Module] = cache(self._model)
-        self.batches, self.num_batches = mini_batches(batches, steps * accumulate)
+        self.batches, self.num_batches = mini_batches(batches, max(steps, longest) * accumulate)
         self.constant_loss: Callable[[int], float] = cache(self._constant_loss)
         self._loss_at_horizon: Callable[[int], float] = cache(self._loss_at_horizon_of)
         self._steps, self._loss_fn, self._fine_tuning = steps, loss_fn, fine_tuning
@@ -84,8 +86,8 @@ class Starts:
         """The loss that fine-tuning must not end above; None where this is no fine-tuning."""
         return self._loss_at_horizon(seed) if self.fine_tuning else None
 
-    def descent(self, lr: float, seed: int, recipe: Recipe) -> Descent:
-        """One trial of a rate from where this seed starts, not begun yet."""
+    def descent(self, lr: float, seed: int, recipe: Recipe, *, may_go_on: bool = False) -> Descent:
+        """One trial of a rate from where this seed starts, not begun yet; it may go on beyond the recipe's steps."""
         return Descent(
             self.model(seed),
             lambda: self.batches(seed),
@@ -94,6 +96,7 @@ class Starts:
             recipe=recipe,
             constant_loss=self.constant_loss(seed),
             start=self.trained_loss(seed),
+            may_go_on=may_go_on,
         )
 
     def try_at(self, lr: float, seed: int, recipe: Recipe) -> Trial:

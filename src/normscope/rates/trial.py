@@ -5,7 +5,8 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ class Descent:
         constant_loss: L_c, the loss of the best constant output; NaN where it is not known.
         start: the loss of a trained model before the first step, where this is fine-tuning: to learn then means not to
             end above it. None for a fresh model.
+        may_go_on: whether it may go on beyond the recipe's steps, and what that takes is kept at their end.
     """
 
     def __init__(
@@ -68,9 +70,10 @@ class Descent:
         recipe: Recipe,
         constant_loss: float,
         start: float | None = None,
+        may_go_on: bool = False,
     ) -> None:
         self._model, self._batches, self._lr, self._seed, self._recipe = model, batches, lr, seed, recipe
-        self._constant_loss, self._start = constant_loss, start
+        self._constant_loss, self._start, self._may_go_on = constant_loss, start, may_go_on
         self.losses: list[float] = []
         self.skipped = 0
         self._walked: Iterator[Any] | None = None
@@ -139,9 +142,13 @@ class Descent:
                     return self._told(Outcome.DIVERGED)
                 if time.monotonic() >= deadline:
                     break
-            if len(self.losses) < recipe.steps:
+            at_end = len(self.losses) >= max(until, recipe.steps)
+            if not at_end or self._may_go_on:
                 # One that was stopped by the clock stands before a step: it is not gone on with.
                 self._state = _State.of(model, optimizer, scheduler, scaler)
+            else:
+                self._state = self._walked = None
+            if not at_end:
                 return self._told(None)
             judged = self.losses if self._start is None else [self._start, *self.losses[1:]]
             found = outcome(
@@ -150,8 +157,19 @@ class Descent:
                 output_spread=lambda: spread_or_nan(model, last),
                 fine_tuning=self._start is not None,
             )
-            self._state = self._walked = None
         return self._told(found)
+
+    def cooled_down(self, steps: int, deadline: float = math.inf) -> Trial:
+        """What becomes of it where the rate falls linearly to 0 over so many more steps; it may itself go on from where
+        it stands. Needs `may_go_on`."""
+        begun = len(self.losses)
+        branch = copy.copy(self)
+        branch.losses, branch._may_go_on = [*self.losses], False
+        branch._recipe = replace(self._recipe, steps=begun + steps, cooldown=range(begun, begun + steps))
+        device = next(self._model.parameters()).device
+        taken = islice(self._batches(), begun * self._recipe.accumulate, None)
+        branch._walked = (on_device(batch, device) for batch in taken)
+        return branch.go_on(deadline=deadline)
 
     def _told(self, found: Outcome | None) -> Trial:
         return Trial(self._lr, self._seed, found, np.asarray(self.losses), self.skipped)

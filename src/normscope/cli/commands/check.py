@@ -30,6 +30,17 @@ def command(
     scheduler: Annotated[
         str | None, typer.Option(help="file.py:name of a function(optimizer) that gives an LRScheduler.")
     ] = None,
+    train_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Steps of the training that a rate is wanted for: the best trials go on to 2 and 4 times --steps, and "
+            "how the best rate moves is extrapolated.",
+        ),
+    ] = None,
+    cooldown: Annotated[
+        bool, typer.Option("--cooldown", help="That training's rate falls to 0 over its last fifth.")
+    ] = False,
     batch_size: BatchSize = 32,
     steps: Annotated[int, typer.Option(min=2, help="Length of every short descent, in mini-batches.")] = 100,
     seeds: Annotated[int, typer.Option(min=1, help="Initializations, and orders of the batches.")] = 2,
@@ -89,6 +100,7 @@ def command(
             "--clip-norm": clip_norm is not None,
             "--warmup": warmup != 0,
             "--scheduler": scheduler is not None,
+            "--train-steps": train_steps is not None,
             "--repair": bool(names),
         }
         if unfit := [name for name, there in given.items() if there]:
@@ -118,6 +130,8 @@ def command(
             steps=steps,
             seeds=seeds,
             loss_fn=loss_of(loss),
+            train_steps=train_steps,
+            cooldown=cooldown,
             budget_seconds=budget,
             workers=workers,
             model=target.rpartition(":")[2],
