@@ -1,6 +1,7 @@
 """Write what each instrument's Dataset holds into its page, from its `VARIABLES`: `python docs/variables.py`.
 
-A page has two markers, `<!-- variables: NAME -->` and `<!-- end -->`; the table goes between.
+A page has two markers, `<!-- variables: NAME -->` and `<!-- end -->`; the table goes between. NAME is that of a probe,
+or of a module below `normscope`.
 """
 
 import importlib
@@ -9,20 +10,21 @@ from pathlib import Path
 
 from normscope.results.schema import table
 
-PAGES = Path(__file__).parent / "instruments"
-MARKERS = re.compile(r"(<!-- variables: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+DOCS = Path(__file__).parent
+MARKERS = re.compile(r"(<!-- variables: ([\w.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def with_tables(text: str) -> str:
     """The page with its tables as they are declared."""
 
     def written(match: re.Match[str]) -> str:
-        variables = importlib.import_module(f"normscope.probes.{match[2]}").VARIABLES
+        module = match[2] if "." in match[2] else f"probes.{match[2]}"
+        variables = importlib.import_module(f"normscope.{module}").VARIABLES
         return f"{match[1]}\n{table(variables)}\n\n{match[3]}"
 
     return MARKERS.sub(written, text)
 
 
 if __name__ == "__main__":
-    for page in sorted(PAGES.glob("*.md")):
+    for page in (*sorted(DOCS.glob("*.md")), *sorted((DOCS / "instruments").glob("*.md"))):
         page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -18,6 +18,8 @@ from zoo import ZOO, by_name, disturb, no_trace, scaled
 
 import normscope as ns
 import normscope.probes
+import normscope.rates.labels
+import normscope.training.result
 from normscope.errors import InvalidBatch, InvalidConfig, NormscopeError
 from normscope.figures.style import COLORS
 from normscope.results.schema import OF_LOSS
@@ -100,13 +102,20 @@ def test_the_dataset_is_what_the_probe_declares(name, entry):
         assert places[~torch.isnan(torch.as_tensor(places)).numpy()].tolist() == sorted(p for p in places if p == p)
 
 
-@pytest.mark.parametrize("name", PROBES)
-def test_the_docstring_says_what_comes_back(name):
-    returns = inspect.getdoc(PROBES[name]).partition("Returns:")[2].partition("Raises:")[0]
-    declared = {v.name for v in MODULES[name].VARIABLES}
+@pytest.mark.parametrize(
+    ("instrument", "variables"),
+    [
+        *(pytest.param(PROBES[name], MODULES[name].VARIABLES, id=name) for name in PROBES),
+        pytest.param(ns.stable_lr, normscope.rates.labels.VARIABLES, id="stable_lr"),
+        pytest.param(ns.train, normscope.training.result.VARIABLES, id="train"),
+    ],
+)
+def test_the_docstring_says_what_comes_back(instrument, variables):
+    returns = inspect.getdoc(instrument).partition("Returns:")[2].partition("Raises:")[0]
     said = set(re.findall(r"`([a-z_]+)[`(]", returns))
-    assert declared - {"layer", "channel", "example", "label", "index", "rank", "bin", "edge"} - said == set()
-    for v in MODULES[name].VARIABLES:
+    places = {"layer", "channel", "example", "label", "index", "rank", "bin", "edge", "end", "first_lr"}
+    assert {v.name for v in variables} - places - said == set()
+    for v in variables:
         for over in re.findall(rf"`{v.name}\(([a-z_, ]+)\)`", returns):
             assert tuple(over.split(", ")) == v.dims, v.name
 
@@ -115,8 +124,9 @@ def test_the_tables_in_the_docs_are_those_of_the_declared_variables():
     """`python docs/variables.py` writes them."""
     docs = Path(__file__).parents[1] / "docs"
     script = runpy.run_path(str(docs / "variables.py"))
-    pages = {page: page.read_text(encoding="utf-8") for page in (docs / "instruments").glob("*.md")}
-    assert all(f"<!-- variables: {name} -->" in "".join(pages.values()) for name in PROBES)
+    pages = {page: page.read_text(encoding="utf-8") for page in (*docs.glob("*.md"), *docs.glob("instruments/*.md"))}
+    declared = [*PROBES, "rates.labels", "training.result", "diagnosis.evidence"]
+    assert all(f"<!-- variables: {name} -->" in "".join(pages.values()) for name in declared)
     for page, text in pages.items():
         assert script["with_tables"](text) == text, f"{page.name}: run python docs/variables.py"
 

@@ -26,7 +26,7 @@ from normscope.model.batch import Batch
 from normscope.model.loss import constant_loss, output_spread, readable_errors
 from normscope.model.state import untouched
 from normscope.probes.sharpness import sharpness
-from normscope.results import labelled
+from normscope.results.schema import arranged, coord, variable
 
 SIGNAL_BATCHES, COUPLING_BATCHES, UNSEEN_BATCHES = 4, 8, 4
 """Mini-batches that gradients are looked at on, that are joined, and that are kept for judging the short descents."""
@@ -42,6 +42,57 @@ SHARES_OF_BEST = (1.0, 0.3, 0.1, 0.03)
 
 TRIAL_SHARES = (0.3, 0.1, 1.0, 0.03, 3.0)
 """Rates of the short descents, as shares of the step that lowers the loss most, in the order of trying."""
+
+
+VARIABLES = (
+    coord("layer", "layer"),
+    variable("size", "layer", "root mean square of the output"),
+    variable("gain", "layer", "size of the output over that of the input"),
+    variable("gradient_size", "layer", "root mean square of the gradient"),
+    variable("silent_share", "layer", "units without a gradient"),
+    variable("units", "layer", "units of the layer"),
+    variable("silent_share_later", "layer", "units without a gradient after some steps"),
+    variable("gradient_size_later", "layer", "root mean square of the gradient after some steps"),
+    variable("constant_loss", "", "loss of the best constant", units="nat"),
+    variable("trainable_share", "", "trainable share of the parameters"),
+    variable("reached_share", "", "share of those that the loss depends on"),
+    variable("extensivity", "", "loss of a batch taken twice"),
+    variable("coupling", "", "change of an example's output with its batch"),
+    variable("input_scale", "", "largest root mean square of an input feature"),
+    variable("feature_imbalance", "", "largest over median size of the input features"),
+    variable("scaling_gain", "", "diverging rate with scaled inputs over that without"),
+    variable("scaled_spread", "", "spread of the outputs with scaled inputs"),
+    variable("resized_layer", "", "layer of the outsized gain"),
+    variable("resizing_gain", "", "diverging rate with that layer at the median gain over that without"),
+    variable("range_layer", "", "layer of the largest number in half precision"),
+    variable("range_format", "", "its format"),
+    variable("range_share", "", "that number over the format's largest"),
+    variable("overflow_layer", "", "layer that leaves the format at the diverging rate"),
+    variable("wider_lr", "", "diverging rate in bfloat16"),
+    variable("lost_layer", "", "parameter whose gradient float16 loses most of"),
+    variable("lost_share", "", "share of it that is lost"),
+    variable("sequence_layer", "", "layer along whose sequence sizes grow"),
+    variable("forward_growth", "", "growth of outputs along the sequence", units="nat"),
+    variable("backward_growth", "", "growth of gradients back along the sequence", units="nat"),
+    variable("output_spread", "", "spread of the outputs over examples"),
+    variable("output_spread_later", "", "spread of the outputs after some steps"),
+    variable("softmax", "", "rows of the output's gradient sum to zero"),
+    variable("confidence", "", "largest entry of an example's output gradient"),
+    variable("num_outputs", "", "number of outputs"),
+    variable("commonest_share", "", "share of the commonest prediction"),
+    variable("mean_cosine", "", "mean cosine of two examples' gradients"),
+    variable("sharpness", "", "largest eigenvalue of the Hessian"),
+)
+"""Beside what `profile` draws."""
+
+TRIAL_VARIABLES = (
+    variable("one_batch", "", "relative loss after steps on one batch"),
+    variable("contrast", "", "what the right targets save on unseen batches"),
+    variable("contrast_error", "", "standard error of that"),
+    variable("trial_lr", "", "rate of the short descents"),
+    variable("trial_steps", "", "steps on one batch"),
+)
+"""Of the second stage; NaN and 0 steps where there was none."""
 
 
 def measure_evidence(
@@ -77,89 +128,48 @@ def measure_evidence(
     sequence, forward, backward = longest_growth(seen)
     numbers = range_evidence(model, first, recipe, diverging=diverging, overflows=bool(shown["overflows"]), seed=seed)
     rows = gradients["gradient"].values
-    dataset = labelled(
-        {
-            "size": ("layer", seen.values("size"), "root mean square of the output", "1"),
-            "gain": ("layer", seen.values("gain"), "size of the output over that of the input", "1"),
-            "gradient_size": ("layer", seen.values("gradient_size"), "root mean square of the gradient", "1"),
-            "silent_share": ("layer", seen.values("silent_share"), "units without a gradient", "1"),
-            "units": ("layer", seen.values("units"), "units of the layer", "1"),
-            "silent_share_later": (
-                "layer",
-                _values(later, "silent_share", names),
-                "units without a gradient after some steps",
-                "1",
-            ),
-            "gradient_size_later": (
-                "layer",
-                _values(later, "gradient_size", names),
-                "root mean square of the gradient after some steps",
-                "1",
-            ),
-            "constant_loss": ((), _constant_loss(model, batches, recipe, seed), "loss of the best constant", "nat"),
-            "trainable_share": ((), seen.trainable_share, "trainable share of the parameters", "1"),
-            "reached_share": ((), seen.reached_share, "share of those that the loss depends on", "1"),
-            "extensivity": (
-                (),
-                or_nan(extensivity, model, first, loss_fn, seed=seed),
-                "loss of a batch taken twice",
-                "1",
-            ),
-            "coupling": (
-                (),
-                or_nan(coupling, model, batches[:COUPLING_BATCHES], loss_fn, seed=seed),
-                "change of an example's output with its batch",
-                "1",
-            ),
-            "input_scale": ((), scale, "largest root mean square of an input feature", "1"),
-            "feature_imbalance": ((), imbalance, "largest over median size of the input features", "1"),
-            "scaling_gain": (
-                (),
-                diverging_with_scaled_inputs(model, first, recipe, diverging, seed) if suspected else np.nan,
-                "diverging rate with scaled inputs over that without",
-                "1",
-            ),
-            "scaled_spread": (
-                (),
-                _spread(model, standardized(first)) if suspected else np.nan,
-                "spread of the outputs with scaled inputs",
-                "1",
-            ),
-            "resized_layer": ((), resized, "layer of the outsized gain", "1"),
-            "resizing_gain": (
-                (),
-                resized_gain,
-                "diverging rate with that layer at the median gain over that without",
-                "1",
-            ),
-            "range_layer": ((), numbers.start.layer, "layer of the largest number in half precision", "1"),
-            "range_format": ((), numbers.start.format, "its format", "1"),
-            "range_share": ((), numbers.start.share, "that number over the format's largest", "1"),
-            "overflow_layer": ((), numbers.overflow.layer, "layer that leaves the format at the diverging rate", "1"),
-            "wider_lr": ((), numbers.wider_lr, "diverging rate in bfloat16", "1"),
-            "lost_layer": ((), numbers.lost_layer, "parameter whose gradient float16 loses most of", "1"),
-            "lost_share": ((), numbers.lost_share, "share of it that is lost", "1"),
-            "sequence_layer": ((), sequence, "layer along whose sequence sizes grow", "1"),
-            "forward_growth": ((), forward, "growth of outputs along the sequence", "nat"),
-            "backward_growth": ((), backward, "growth of gradients back along the sequence", "nat"),
-            "output_spread": ((), _spread(model, first), "spread of the outputs over examples", "1"),
-            "output_spread_later": ((), spread_later, "spread of the outputs after some steps", "1"),
-            "softmax": ((), is_softmax(rows), "rows of the output's gradient sum to zero", "1"),
-            "confidence": (
-                (),
-                float(np.median(np.abs(rows).max(1))) * len(rows),
-                "largest entry of an example's output gradient",
-                "1",
-            ),
-            "num_outputs": ((), rows.shape[1], "number of outputs", "1"),
-            "commonest_share": ((), float(gradients["commonest_share"]), "share of the commonest prediction", "1"),
-            "mean_cosine": ((), float(gradients["mean_cosine"]), "mean cosine of two examples' gradients", "1"),
-            "sharpness": ((), _sharpness(model, first, recipe), "largest eigenvalue of the Hessian", "1"),
-        },
-        {"layer": (names, "layer", "1")},
-    )
+    values = {
+        "layer": names,
+        "size": seen.values("size"),
+        "gain": seen.values("gain"),
+        "gradient_size": seen.values("gradient_size"),
+        "silent_share": seen.values("silent_share"),
+        "units": seen.values("units"),
+        "silent_share_later": _values(later, "silent_share", names),
+        "gradient_size_later": _values(later, "gradient_size", names),
+        "constant_loss": _constant_loss(model, batches, recipe, seed),
+        "trainable_share": seen.trainable_share,
+        "reached_share": seen.reached_share,
+        "extensivity": or_nan(extensivity, model, first, loss_fn, seed=seed),
+        "coupling": or_nan(coupling, model, batches[:COUPLING_BATCHES], loss_fn, seed=seed),
+        "input_scale": scale,
+        "feature_imbalance": imbalance,
+        "scaling_gain": diverging_with_scaled_inputs(model, first, recipe, diverging, seed) if suspected else np.nan,
+        "scaled_spread": _spread(model, standardized(first)) if suspected else np.nan,
+        "resized_layer": resized,
+        "resizing_gain": resized_gain,
+        "range_layer": numbers.start.layer,
+        "range_format": numbers.start.format,
+        "range_share": numbers.start.share,
+        "overflow_layer": numbers.overflow.layer,
+        "wider_lr": numbers.wider_lr,
+        "lost_layer": numbers.lost_layer,
+        "lost_share": numbers.lost_share,
+        "sequence_layer": sequence,
+        "forward_growth": forward,
+        "backward_growth": backward,
+        "output_spread": _spread(model, first),
+        "output_spread_later": spread_later,
+        "softmax": is_softmax(rows),
+        "confidence": float(np.median(np.abs(rows).max(1))) * len(rows),
+        "num_outputs": rows.shape[1],
+        "commonest_share": float(gradients["commonest_share"]),
+        "mean_cosine": float(gradients["mean_cosine"]),
+        "sharpness": _sharpness(model, first, recipe),
+    }
+    dataset = arranged(VARIABLES, values)
     measured = with_depth(xr.merge([shown.drop_vars("depth").reindex(layer=names), dataset], compat="equals"))
-    merged = xr.merge([measured, trial_variables(NOT_TRIED)], compat="equals")
+    merged = xr.merge([measured, _of_trial(NOT_TRIED)], compat="equals")
     merged.attrs = shown.attrs
     return xr.DataTree.from_dict({"evidence": merged, "output_gradients": gradients})
 
@@ -194,24 +204,21 @@ def with_descents(
     """The second stage: the evidence with what short descents on one batch and on many came to. It costs most of the
     time, and is asked only of a model in which nothing else is found."""
     tried = short_descents(model, batches, trial_rates(evidence, lr), recipe, seed, until)
-    rest = evidence.drop_vars([str(name) for name in trial_variables(NOT_TRIED).data_vars])
-    merged = xr.merge([rest, trial_variables(tried)], compat="equals")
+    rest = evidence.drop_vars([one.name for one in TRIAL_VARIABLES])
+    merged = xr.merge([rest, _of_trial(tried)], compat="equals")
     merged.attrs = evidence.attrs
     return merged
 
 
-def trial_variables(tried: Learnability) -> xr.Dataset:
-    """What the short descents came to; NaN and 0 steps where there were none."""
-    return labelled(
-        {
-            "one_batch": ((), tried.one_batch, "relative loss after steps on one batch", "1"),
-            "contrast": ((), tried.contrast, "what the right targets save on unseen batches", "1"),
-            "contrast_error": ((), tried.contrast_error, "standard error of that", "1"),
-            "trial_lr": ((), tried.lr, "rate of the short descents", "1"),
-            "trial_steps": ((), tried.steps, "steps on one batch", "1"),
-        },
-        {},
-    )
+def _of_trial(tried: Learnability) -> xr.Dataset:
+    values = {
+        "one_batch": tried.one_batch,
+        "contrast": tried.contrast,
+        "contrast_error": tried.contrast_error,
+        "trial_lr": tried.lr,
+        "trial_steps": tried.steps,
+    }
+    return arranged(TRIAL_VARIABLES, values)
 
 
 def longest_growth(seen: Signal) -> tuple[str, float, float]:

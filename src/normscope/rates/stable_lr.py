@@ -139,7 +139,7 @@ def stable_lr(
           from the one of the lowest loss up; "nowhere" (NaN): no rate was found at which all do.
         - `lr_stable_monotone`, `lr_usable_monotone`: whether no seed passes at a rate above one at which it fails.
         - `best_at_horizon(lr)`: the rates tried that cannot be told apart from the lowest loss at the horizon, see
-          `check.best.indistinguishable`.
+          `statistics.ties`.
         - `relative_loss(first_lr)`: after one step of the optimizer, seed 0; `constant_loss(seed)`: L_c; `train_steps`:
           what all tries took together; `probe_passes`: forward passes beside them.
 

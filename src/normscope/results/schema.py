@@ -50,6 +50,30 @@ LAYER = coord("layer", "layer", "path of the module; its second call is `path#2`
 DEPTH = coord("depth", "layer on the main path", "place on the main path, from 1; NaN on a shortcut", along="layer")
 
 
+def arranged(
+    variables: Sequence[Variable], values: Mapping[str, Any], *, loss_units: str = "nat", **attrs: Any
+) -> xr.Dataset:
+    """The declared variables with these values, as `labelled` writes them.
+
+    Args:
+        values: one for every variable and coordinate that is not optional.
+        loss_units: what stands for `OF_LOSS`.
+    """
+    missing = {one.name for one in variables if not one.optional} - values.keys()
+    unknown = values.keys() - {one.name for one in variables}
+    assert not missing and not unknown, f"not given: {missing}, not declared: {unknown}"
+    given = [one for one in variables if one.name in values]
+    units = {one.name: loss_units if one.units == OF_LOSS else one.units for one in given}
+    dataset = labelled(
+        {v.name: (v.dims, values[v.name], v.long_name, units[v.name]) for v in given if not v.is_coord},
+        {v.name: (values[v.name], v.long_name, units[v.name]) for v in given if v.is_coord and v.dims == (v.name,)},
+        **attrs,
+    )
+    beside = [v for v in given if v.is_coord and v.dims != (v.name,)]
+    labels = {v.name: {"long_name": v.long_name, "units": units[v.name]} for v in beside}
+    return dataset.assign_coords({v.name: (v.dims, values[v.name], labels[v.name]) for v in beside})
+
+
 def measured(
     variables: Sequence[Variable],
     values: Mapping[str, Any],
@@ -60,29 +84,15 @@ def measured(
     attrs: Mapping[str, Any] | None = None,
     **config: Any,
 ) -> xr.Dataset:
-    """The Dataset of an instrument: its declared variables with these values, and where it comes from.
+    """The Dataset of an instrument: its variables, `arranged`, and where it comes from.
 
     Args:
-        values: one for every variable and coordinate that is not optional.
         device, dtype: of what was measured.
-        loss_units: what stands for `OF_LOSS`.
         attrs: attributes in front of the provenance.
         config: attributes behind it: how the instrument was set.
     """
-    missing = {one.name for one in variables if not one.optional} - values.keys()
-    unknown = values.keys() - {one.name for one in variables}
-    assert not missing and not unknown, f"not given: {missing}, not declared: {unknown}"
-    given = [one for one in variables if one.name in values]
-    units = {one.name: loss_units if one.units == OF_LOSS else one.units for one in given}
-    dataset = labelled(
-        {v.name: (v.dims, values[v.name], v.long_name, units[v.name]) for v in given if not v.is_coord},
-        {v.name: (values[v.name], v.long_name, units[v.name]) for v in given if v.is_coord and v.dims == (v.name,)},
-        **(attrs or {}),
-        **provenance(device=device, dtype=dtype, **config),
-    )
-    beside = [v for v in given if v.is_coord and v.dims != (v.name,)]
-    labels = {v.name: {"long_name": v.long_name, "units": units[v.name]} for v in beside}
-    return dataset.assign_coords({v.name: (v.dims, values[v.name], labels[v.name]) for v in beside})
+    origin = provenance(device=device, dtype=dtype, **config)
+    return arranged(variables, values, loss_units=loss_units, **(attrs or {}), **origin)
 
 
 def table(variables: Sequence[Variable]) -> str:
