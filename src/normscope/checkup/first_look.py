@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from functools import cache
 from itertools import islice
-from typing import Any
 
 import torch
 
 from normscope.descent.recipe import Recipe, loss_in_precision
 from normscope.diagnosis.diagnose import refuse_hopeless
 from normscope.diagnosis.first_pass import SECONDS, FirstPass, first_pass
-from normscope.model.batch import on_device
+from normscope.model.batch import Batch, on_device
 from normscope.rates.starting_point import Starts
 
 BUDGET_SHARE = 0.1
@@ -28,7 +27,7 @@ def first_look(starts: Starts, recipe: Recipe, budget_seconds: float | None = No
     seconds = SECONDS if budget_seconds is None else min(SECONDS, BUDGET_SHARE * budget_seconds)
     count = recipe.steps * recipe.accumulate
 
-    def batches(seed: int | None) -> Iterator[Any]:
+    def batches(seed: int | None) -> Iterator[Batch]:
         model = starts.model(seed or 0)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         number = count if starts.num_batches is None else min(count, starts.num_batches)

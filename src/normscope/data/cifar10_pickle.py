@@ -24,7 +24,7 @@ _MODULES = {"numpy.core.multiarray", "numpy._core.multiarray"}  # before numpy 2
 class _Type:
     """Stands in for numpy.dtype: remembers what it was called."""
 
-    def __init__(self, code: Any = None, *_: Any) -> None:
+    def __init__(self, code: Any = None, *_: object) -> None:
         self.code = code
 
     def __setstate__(self, state: Any) -> None:
@@ -44,7 +44,7 @@ class _Array:
         self.values = np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _reconstruct(*_: Any) -> _Array:
+def _reconstruct(*_: object) -> _Array:
     return _Array()
 
 

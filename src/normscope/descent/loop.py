@@ -30,7 +30,7 @@ class Step:
 def descend(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     *,
     loss_fn: LossFn | None = None,
     steps: int | None = None,

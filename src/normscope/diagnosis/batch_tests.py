@@ -29,7 +29,7 @@ def extensivity(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None, *
     return losses[1] / losses[0] if losses[0] else float("nan")
 
 
-def coupling(model: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None = None, *, seed: int = 0) -> float:
+def coupling(model: nn.Module, batches: Sequence[Batch], loss_fn: LossFn | None = None, *, seed: int = 0) -> float:
     """How much an example's output depends on which others share its batch: the root mean square difference between
     its output in its own mini-batch and in all mini-batches joined, over the spread of the outputs.
 
@@ -75,7 +75,7 @@ def standardized(batch: Batch) -> Any:
     return map_inputs(batch, standardize)
 
 
-def feature_statistics(batches: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+def feature_statistics(batches: Sequence[Batch]) -> tuple[Tensor, Tensor] | None:
     """Mean and standard deviation of every feature of the floating-point inputs over all batches, (features,) in
     float64; None where there is none, or several."""
     rows: list[Tensor] = []
@@ -92,7 +92,7 @@ def feature_statistics(batches: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
     return mean, square.sqrt()
 
 
-def with_standardized_inputs(batches: Sequence[Any]) -> list[Any] | None:
+def with_standardized_inputs(batches: Sequence[Batch]) -> list[Batch] | None:
     """All batches with every input feature at mean 0 and standard deviation 1 over all of them; None where their inputs
     are not one floating-point tensor each."""
     statistics = feature_statistics(batches)
@@ -118,7 +118,7 @@ def _outputs(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) 
     """The model's outputs on a batch, (examples, outputs) in float64, caught on the way to its loss."""
     caught: list[Tensor] = []
 
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
         tensor = output_tensor(output)
         if tensor is not None and tensor.ndim:
             caught.append(tensor.detach().double().clone())

@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
 
 import torch
 import xarray as xr
@@ -156,7 +155,7 @@ def diagnosis(
 
 def diagnosed(
     model: nn.Module,
-    batches: Sequence[Any],
+    batches: Sequence[Batch],
     recipe: Recipe,
     *,
     seed: int = 0,
@@ -259,7 +258,7 @@ def trained(facts: Facts, evidence: xr.DataTree | None, lr: float | None, seed: 
 def conclude(
     found: Diagnosis,
     model: nn.Module,
-    batches: Sequence[Any],
+    batches: Sequence[Batch],
     recipe: Recipe,
     seed: int,
     lr: float | None,

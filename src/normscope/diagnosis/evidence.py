@@ -96,7 +96,7 @@ TRIAL_VARIABLES = (
 
 
 def measure_evidence(
-    model: nn.Module, batches: Sequence[Any], *, recipe: Recipe, seed: int = 0, lr: float | None = None
+    model: nn.Module, batches: Sequence[Batch], *, recipe: Recipe, seed: int = 0, lr: float | None = None
 ) -> xr.DataTree:
     """Everything that `findings` reads, in training mode; the model comes back untouched.
 
@@ -194,7 +194,7 @@ def trial_rates(evidence: xr.Dataset, lr: float | None) -> list[float]:
 def with_descents(
     evidence: xr.Dataset,
     model: nn.Module,
-    batches: Sequence[Any],
+    batches: Sequence[Batch],
     *,
     recipe: Recipe,
     seed: int,
@@ -234,7 +234,7 @@ def longest_growth(seen: Signal) -> tuple[str, float, float]:
 
 
 def some_steps_later(
-    model: nn.Module, batches: Sequence[Any], lr: float, recipe: Recipe, seed: int
+    model: nn.Module, batches: Sequence[Batch], lr: float, recipe: Recipe, seed: int
 ) -> tuple[Signal, float]:
     """What all calls show after a few steps, when a branch or a last layer that starts at zero has woken up, and the
     spread of the outputs then; an empty signal and NaN where these steps end in no finite loss."""
@@ -258,7 +258,7 @@ def _values(seen: Signal, name: str, calls: Sequence[str]) -> list[float]:
 
 def short_descents(
     model: nn.Module,
-    batches: Sequence[Any],
+    batches: Sequence[Batch],
     lrs: Sequence[float],
     recipe: Recipe,
     seed: int,
@@ -276,7 +276,7 @@ def is_softmax(rows: np.ndarray) -> bool:
     return rows.shape[1] > 1 and bool(largest > 0 and (np.abs(rows.sum(1)) <= 1e-3 * largest).all())
 
 
-def _constant_loss(model: nn.Module, batches: Sequence[Any], recipe: Recipe, seed: int) -> float:
+def _constant_loss(model: nn.Module, batches: Sequence[Batch], recipe: Recipe, seed: int) -> float:
     with untouched(model):
         model.train()
         torch.manual_seed(seed)

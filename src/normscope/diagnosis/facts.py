@@ -14,7 +14,7 @@ from normscope.diagnosis.first_pass import FirstPass
 from normscope.diagnosis.outputs import Chain, Reach, chain, loss_family, reach, target_kind
 from normscope.diagnosis.program import Program, Run
 from normscope.errors import NormscopeError
-from normscope.model.batch import num_examples, targets_of
+from normscope.model.batch import Batch, num_examples, targets_of
 from normscope.model.layers import own_parameters, owns_weight, watched_modules
 from normscope.model.loss import default_loss
 from normscope.model.state import untouched
@@ -139,7 +139,7 @@ def judged_anew(program: Program, *, seed: int = 0) -> Program:
     return with_levels(program, reach(model, batches, program.loss_fn, like, "") if like else None)
 
 
-def outputs_of(model: nn.Module, batches: Sequence[Any], program: Program, seed: int) -> list[Tensor]:
+def outputs_of(model: nn.Module, batches: Sequence[Batch], program: Program, seed: int) -> list[Tensor]:
     """The outputs in training mode, one tensor a batch; empty where the loss does not call the model once, or its
     output is no tensor."""
     found: list[Tensor] = []

@@ -111,7 +111,7 @@ class FirstPass:
 
 def first_pass(
     model: nn.Module,
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     loss_fn: LossFn | None = None,
     *,
     seed: int = 0,

@@ -71,10 +71,10 @@ def watching(model: nn.Module) -> Iterator[Watch]:
     watch, handles = Watch(), []
     for path, module in model.named_modules():
 
-        def enter(_module: nn.Module, _inputs: Any, path: str = path) -> None:
+        def enter(_module: nn.Module, _inputs: object, path: str = path) -> None:
             watch.inside.append(path)
 
-        def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        def leave(_module: nn.Module, _inputs: object, _output: object) -> None:
             watch.inside.pop()
 
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]

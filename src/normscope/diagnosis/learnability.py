@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from normscope.descent.loop import descend
 from normscope.descent.optimizers import make_optimizer
 from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.descent.recipe import Recipe, preparation
-from normscope.model.batch import targets_permuted
+from normscope.model.batch import Batch, targets_permuted
 from normscope.model.loss import default_loss, readable_errors
 from normscope.model.state import untouched
 
@@ -57,8 +56,8 @@ NOT_TRIED = Learnability(float("nan"), float("nan"), float("nan"), float("nan"),
 
 def learnability(
     model: nn.Module,
-    seen: Sequence[Any],
-    unseen: Sequence[Any],
+    seen: Sequence[Batch],
+    unseen: Sequence[Batch],
     lrs: Iterable[float],
     *,
     recipe: Recipe,
@@ -97,7 +96,7 @@ def learnability(
 
 
 def _after(
-    model: nn.Module, seen: Sequence[Any], judged: Sequence[Any], lr: float, recipe: Recipe, seed: int
+    model: nn.Module, seen: Sequence[Batch], judged: Sequence[Batch], lr: float, recipe: Recipe, seed: int
 ) -> tuple[float, np.ndarray]:
     """Relative loss on the judged batches after the descent (NaN from a start that is not above 0), and the contrast on
     each of them."""

@@ -180,7 +180,7 @@ def outputs_in_place(model: nn.Module, give: Callable[[], Tensor]) -> Iterator[l
     """The model gives these outputs, whatever it is called with; yields a list that grows with every call."""
     calls: list[int] = []
 
-    def forward(*_args: Any, **_kwargs: Any) -> Tensor:
+    def forward(*_args: object, **_kwargs: object) -> Tensor:
         calls.append(1)
         return give()
 
@@ -309,7 +309,7 @@ def into_range(z: Tensor, activation: str) -> Tensor:
 
 
 def reach(
-    model: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None, like: Sequence[Tensor], activation: str
+    model: nn.Module, batches: Sequence[Batch], loss_fn: LossFn | None, like: Sequence[Tensor], activation: str
 ) -> Reach | None:
     """What losses the outputs can have; None where the loss does not take outputs in the model's place."""
     targets = [targets_of(batch) for batch in batches]

@@ -19,6 +19,7 @@ from normscope.descent.outcome import has_diverged
 from normscope.descent.precision import autocast, grad_scaler
 from normscope.descent.recipe import Recipe, preparation
 from normscope.errors import NormscopeError
+from normscope.model.batch import Batch
 from normscope.model.loss import LossFn, readable_errors
 from normscope.model.state import untouched
 
@@ -35,7 +36,7 @@ class Program:
 
     build: Callable[[int], nn.Module]
     """The model of a seed; the same instance each time where the user gave an instance."""
-    batches: Sequence[Any]
+    batches: Sequence[Batch]
     """Different mini-batches, walked in an order of each seed's own, round after round."""
     optimizer: OptimizerFactory
     lr: float
@@ -88,7 +89,7 @@ class Run:
         return float(max((level - self.end_loss) / room, -1.0))
 
 
-def in_order(batches: Sequence[Any], seed: int) -> Iterator[Any]:
+def in_order(batches: Sequence[Batch], seed: int) -> Iterator[Batch]:
     """The batches without end, in an order of each seed's own."""
     generator = torch.Generator().manual_seed(seed)
     while True:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from normscope.model.batch import num_examples
+from normscope.model.batch import Batch, num_examples
 from normscope.model.layers import LayerCall, channel_dim, record_calls
 from normscope.model.loss import LossFn, checked_loss, readable_errors
 from normscope.model.output import first_tensor
@@ -87,7 +87,7 @@ class Signal:
         return np.asarray([getattr(call, name) for call in self.calls.values()], dtype=np.float64)
 
 
-def signal(model: nn.Module, batches: Sequence[Any], *, loss_fn: LossFn | None = None, seed: int = 0) -> Signal:
+def signal(model: nn.Module, batches: Sequence[Batch], *, loss_fn: LossFn | None = None, seed: int = 0) -> Signal:
     """One forward and backward pass in training mode for each batch; the model comes back untouched.
 
     Calls that contain other watched calls (a network with a table of positions of its own) are left out.

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from normscope.model.batch import Batch
 from normscope.model.loss import LossFn
 from normscope.monitoring.alarm import Alarm
 from normscope.monitoring.watch import Watch as LoopWatch
@@ -74,7 +75,7 @@ class Watch(Callback):
             self.watch.note("several optimizers: only loss and rate are watched, nothing is measured")
 
     def _training_step(self, trainer: Trainer) -> LossFn:
-        def loss(module: Any, batch: Any) -> torch.Tensor:
+        def loss(module: LightningModule, batch: Batch) -> torch.Tensor:
             module.log = module.log_dict = lambda *_args, **_options: None  # a measurement is no step of the training
             try:
                 accepts = module.training_step.__code__.co_argcount
@@ -85,7 +86,7 @@ class Watch(Callback):
 
         return loss
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Remember the batch."""
         self._batch = (batch, batch_idx)
 
@@ -99,7 +100,7 @@ class Watch(Callback):
             self.watch.step(self._loss, self._batch[0])
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Stop all processes together where one of them asks for it."""
         if self.watch is None or self.on_alarm != "stop":

@@ -82,7 +82,7 @@ class Watch(TrainerCallback):
         )
         self.watch.steps = state.global_step
 
-        def on_pass(module: nn.Module, _inputs: Any, named: dict[str, Any], output: Any) -> None:
+        def on_pass(module: nn.Module, _inputs: object, named: dict[str, Any], output: Any) -> None:
             loss = entry(output, "loss")
             if module.training and isinstance(loss, Tensor) and loss.requires_grad:
                 # Labels and inputs only: what a trainer adds for its own sums would change the loss's scale.

@@ -48,7 +48,7 @@ class _Output:
         return pytree.tree_unflatten(expanded, self.structure)
 
 
-def best_constant_loss(model: nn.Module, batches: Sequence[Any], loss: Callable[[nn.Module, Any], Tensor]) -> float:
+def best_constant_loss(model: nn.Module, batches: Sequence[Batch], loss: Callable[[nn.Module, Batch], Tensor]) -> float:
     """The lowest mean loss over the batches at any constant output, for a loss that calls the model as a whole.
 
     A constant is one number for every entry of an example's output; where labels have a position, one for every class,
@@ -67,7 +67,7 @@ def best_constant_loss(model: nn.Module, batches: Sequence[Any], loss: Callable[
         return math.nan
 
 
-def _given(model: nn.Module, batch: Batch, loss: Callable[[nn.Module, Any], Tensor]) -> _Output | None:
+def _given(model: nn.Module, batch: Batch, loss: Callable[[nn.Module, Batch], Tensor]) -> _Output | None:
     """The model's output in the first of its calls; None where it is not called, or gives other things than tensors."""
     caught: list[_Output] = []
 
@@ -86,7 +86,7 @@ def _given(model: nn.Module, batch: Batch, loss: Callable[[nn.Module, Any], Tens
 
 
 def _fitted(
-    model: nn.Module, batches: Sequence[Any], loss: Callable[[nn.Module, Any], Tensor], given: _Output
+    model: nn.Module, batches: Sequence[Batch], loss: Callable[[nn.Module, Batch], Tensor], given: _Output
 ) -> float:
     constants = [
         leaf.float().mean([i for i, n in enumerate(shape) if n == 1], keepdim=True).requires_grad_(True)

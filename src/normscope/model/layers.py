@@ -103,7 +103,7 @@ def record_calls(
     calls: dict[nn.Module, int] = {}
     open_calls: list[int] = []
 
-    def enter(_module: nn.Module, _inputs: Any) -> None:
+    def enter(_module: nn.Module, _inputs: object) -> None:
         open_calls.append(sum(calls.values()))
 
     def hook_for(path: str, container: bool) -> Callable[..., Any]:

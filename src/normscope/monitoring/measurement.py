@@ -103,7 +103,7 @@ def measure(
         layers[call.name] = call.module
         sizes.append(torch.stack([root_mean_square(call.output), not_finite_share(call.output)]))
 
-    def on_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def on_output(_module: nn.Module, _inputs: object, output: Any) -> None:
         tensor = output_tensor(output)
         if tensor is not None and tensor.numel() and tensor.is_floating_point():
             outputs.append(tensor.detach().abs().amax().double())

@@ -191,7 +191,7 @@ class Watch:
         if self._handle is None and not is_sharded(self.model):
             alive = weakref.ref(self)
 
-            def before_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+            def before_step(optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
                 if (watch := alive()) is not None:
                     watch._see_gradient(optimizer)
 

@@ -64,11 +64,11 @@ def _keep_handle(layer: nn.Module, name: str, handle: RemovableHandle) -> None:
     setattr(layer, f"{name}_hook", handle)
 
 
-def _normalize_output(layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+def _normalize_output(layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
     return getattr(layer, OUTPUT_NORM)(output)
 
 
-def _scale_output(layer: nn.Module, _inputs: Any, output: Any) -> Any:
+def _scale_output(layer: nn.Module, _inputs: object, output: Any) -> Any:
     scalar = getattr(layer, OUTPUT_SCALAR)
     return (scalar(output[0]), *output[1:]) if isinstance(output, tuple) else scalar(output)
 

@@ -162,5 +162,5 @@ def _opened(function: FunctionType) -> FunctionType:
     return opened
 
 
-def _no(*_: Any) -> bool:
+def _no(*_: object) -> bool:
     return False

@@ -174,7 +174,7 @@ def _forward(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> tuple[Te
         arguments[found[0]] = leaves[0].clone()  # networks may work on their input in place; a leaf forbids it
         return tuple(arguments[i] for i in range(len(args))), {k: arguments[k] for k in kwargs}
 
-    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+    def keep(_module: nn.Module, _args: object, output: Any) -> None:
         outputs.append(output)
 
     hooks = [model.register_forward_pre_hook(feed, with_kwargs=True), model.register_forward_hook(keep)]

@@ -90,7 +90,7 @@ def output_caught(model: nn.Module, batch: Batch) -> Iterator[list[CaughtOutput]
     that is no scalar."""
     caught: list[CaughtOutput] = []
 
-    def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+    def hook(module: nn.Module, _inputs: object, output: Any) -> None:
         tensor = output_tensor(output)
         if tensor is None or not tensor.requires_grad:
             raise InvalidModel(f"{type(module).__name__} gives no output tensor that depends on its parameters")

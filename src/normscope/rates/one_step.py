@@ -3,7 +3,6 @@ falling, and where one step diverges. `predicted` foretells rates from it."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -12,6 +11,7 @@ from normscope.descent.first_update import Growth, first_update_line
 from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.descent.recipe import Recipe
 from normscope.descent.step_line import StepLine
+from normscope.model.batch import Batch
 
 PASSES = 10
 """Forward and backward passes at most: one each for the gradient, the others forward along the update."""
@@ -55,7 +55,7 @@ class OneStep:
 FEATURES = ("the edge of one step", "where one step diverges", "the gradient's norm", "how updates grow")
 
 
-def one_step(model: nn.Module, batch: Any, recipe: Recipe, *, seed: int = 0) -> OneStep:
+def one_step(model: nn.Module, batch: Batch, recipe: Recipe, *, seed: int = 0) -> OneStep:
     """Probe the first update of this recipe's optimizer; the model comes back untouched. Raises as
     `first_update_line` does."""
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +11,7 @@ from torch import nn
 from normscope.descent.outcome import LEARNING_FACTOR
 from normscope.descent.recipe import Recipe
 from normscope.errors import InvalidModel
-from normscope.model.batch import on_device
+from normscope.model.batch import Batch, on_device
 from normscope.model.build import ModelOrBuild, instance_of
 from normscope.model.loss import LossFn, constant_loss, labels_tell_constant_loss, loss_value, readable_errors
 from normscope.model.mini_batches import Batches, mini_batches
@@ -60,7 +59,7 @@ class Starts:
             left_out: gives their places, by the seed where batches come from a function; else for any.
         """
 
-        def some(seed: int | None) -> Iterator[Any]:
+        def some(seed: int | None) -> Iterator[Batch]:
             places, number_of = left_out(seed or 0), self.num_batches
             return (batch for i, batch in enumerate(islice(self.batches(seed), number_of)) if i not in places)
 
@@ -103,7 +102,7 @@ class Starts:
         """The same to its end."""
         return self.descent(lr, seed, recipe).go_on()
 
-    def first_batches(self, seed: int, stop: int, start: int = 0) -> list[Any]:
+    def first_batches(self, seed: int, stop: int, start: int = 0) -> list[Batch]:
         """Mini-batches of this seed, from `start` to before `stop`, on the model's device."""
         parameter = next(self.model(seed).parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device

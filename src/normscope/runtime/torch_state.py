@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import overrides
@@ -44,7 +44,7 @@ class FunctionMode(overrides.TorchFunctionMode):
     """A function mode that is left without an error of its own where an interrupt has kept torch from putting it back:
     it takes each mode off for as long as that runs."""
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         if self in overrides._get_current_function_mode_stack():
             super().__exit__(*error)
 

@@ -59,7 +59,7 @@ def _set_scale(model: nn.Module, layers: list[nn.Module], batch: Batch, loss_fn:
     front of it give once they are divided. A channel that is constant keeps its g."""
     found: dict[nn.Module, Tensor] = {}
 
-    def divided(layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    def divided(layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         dim = -1 if isinstance(layer, nn.Linear) else 1
         std = output.movedim(dim, -1).flatten(0, -2).std(0, correction=0)
         found[layer] = torch.where(std > 0, std, 1.0).detach()

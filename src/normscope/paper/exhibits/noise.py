@@ -3,7 +3,6 @@ the size of gradients against depth."""
 
 from functools import partial
 from itertools import combinations, product
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +49,7 @@ def measure(setting: Setting) -> xr.Dataset:
     return over_networks(setting, "noise", measure_one, small_net=SMALL_NET, population=POPULATION)
 
 
-def enumerated(net: nn.Module, population: Any) -> xr.Dataset:
+def enumerated(net: nn.Module, population: Batch) -> xr.Dataset:
     """Variance and bias of the gradient of mini-batches of two: exactly, from every one that the population allows,
     each run by itself; and as `gradient_noise` gives them, which sees the population only as one batch."""
     noise = gradient_noise(net, population, batch_size=PAIR, partitions=PARTITIONS)
@@ -91,7 +90,7 @@ def enumerated(net: nn.Module, population: Any) -> xr.Dataset:
     )
 
 
-def inner_products(net: nn.Module, batches: list[Any]) -> np.ndarray:
+def inner_products(net: nn.Module, batches: list[Batch]) -> np.ndarray:
     """Of the gradients of these batches, in training mode: (batches, batches) in float64."""
     with untouched(net):
         net.train()

@@ -67,7 +67,7 @@ class BatchNormMoments:
             for handle in handles:
                 handle.remove()
 
-    def _called(self, norm: Any, inputs: tuple[Any, ...], _output: Any) -> None:
+    def _called(self, norm: Any, inputs: tuple[Any, ...], _output: object) -> None:
         if self._waiting is None or not inputs:
             return
         name, expected, output, version = self._waiting
