@@ -1,5 +1,6 @@
 """What looks like a fault and does no harm is not called one."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ def test_an_optimizer_of_another_model_is_told_from_the_models_own() -> None:
     made = Program(lambda _seed: model, batches(), optimizer_factory(foreign(None, 0.3)), 0.1, 4)
     assert facts_of(made, instance=True).foreign == 6
     assert facts_of(made).foreign == 0  # a build makes models that no optimizer can hold yet
+    assert facts_of(replace(made, optimizer=optimizer_factory(foreign))).foreign == 6  # but this one is asked for each
 
 
 @pytest.mark.parametrize(("bare", "hidden", "told"), [(1, 1, True), (1, 3, True), (1, 10, False), (9, 10, True)])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from normscope.descent.optimizers import foreign_parameters, make_optimizer
 from normscope.diagnosis.batch_tests import feature_statistics
 from normscope.diagnosis.first_pass import FirstPass
+from normscope.diagnosis.fitted_outputs import fitted_reach
 from normscope.diagnosis.outputs import Chain, Reach, chain, loss_family, reach, target_kind
 from normscope.diagnosis.program import Program, Run
 from normscope.errors import NormscopeError
@@ -56,7 +57,8 @@ class Facts:
     momentum: float = 0.0
     weight_decay: float = 0.0
     foreign: int = 0
-    """Of the optimizer's parameters, those that are not the model's; 0 where the model is built anew for it."""
+    """Of the optimizer's parameters, those that are not the model's; 0 where it was given and models are built anew,
+    which it cannot hold."""
     batch_size: int = 0
     num_examples: int = 0
     run: Run | None = None
@@ -96,7 +98,8 @@ def facts_of(program: Program, *, seed: int = 0, instance: bool = False) -> Fact
         width = like[0].shape[-1] if like[0].ndim > 1 else 1
         kind = target_kind(targets, width)
         family = loss_family(model, batches[0], program.loss_fn, like[0])
-        could = reach(model, batches, program.loss_fn, like, seen.last if seen else "")
+        ask = model, batches, program.loss_fn, like, seen.last if seen else ""
+        could = reach(*ask) or fitted_reach(*ask)
         found = replace(found, num_outputs=width, kind=kind, family=family, reach=could)
     if found.kind == "number":
         values = torch.cat([t.double().flatten() for t in targets])
@@ -113,6 +116,7 @@ def facts_of(program: Program, *, seed: int = 0, instance: bool = False) -> Fact
                 input_imbalance=float(size.max() / size[varied].median()),
                 input_offset=float((mean.abs() / std)[varied].median()),
             )
+    given_to_a_build = not instance and getattr(program.optimizer, "given", None) is not None
     sizes = [n for batch in program.batches if (n := num_examples(batch)) is not None]
     return replace(
         found,
@@ -120,7 +124,7 @@ def facts_of(program: Program, *, seed: int = 0, instance: bool = False) -> Fact
         batch_size=max(sizes, default=0),
         num_examples=sum(sizes),
         program=with_levels(program, found.reach),
-        foreign=foreign_parameters(program.optimizer, model, program.lr) if instance else 0,
+        foreign=0 if given_to_a_build else foreign_parameters(program.optimizer, model, program.lr),
         **optimizer_facts(program, model),
     )
 
