@@ -127,6 +127,16 @@ def test_the_answer_fits_a_screen_and_says_what_matters(tree: xr.DataTree) -> No
     assert re.search(r"What each repair would buy +train at +loss +stable to +learns to\n  as it is +[\d.≈ ]+", text)
 
 
+@pytest.mark.parametrize("width", [59, 79, 99, 119])
+def test_the_answer_is_as_wide_as_asked_and_cuts_no_word(tree: xr.DataTree, width: int) -> None:
+    text = answer(tree, width=width)
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    words = " ".join(text.split())
+    for row in rows(tree):
+        assert all(word in words for word in [*row.title.split(), *row.reason.split()]), row.title
+    assert " ".join(headline(tree).split()) in words
+
+
 def summary(**columns: list[Any]) -> xr.DataTree:
     """A tree of a model as it is and one repair each column after the first."""
     count = len(columns["lr_recommended"])

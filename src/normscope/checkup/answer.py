@@ -17,6 +17,9 @@ from normscope.statistics.numbers import number
 WIDTH = 79
 """Columns of a terminal, less one."""
 
+NUMBERS = 40
+"""Columns of the table's numbers."""
+
 MOST_FAULTS = 3
 """More are in the report."""
 
@@ -29,7 +32,7 @@ MEASURED, REFUSED, LEFT_OUT, NOT_TRIED = "measured", "refused", "left out", "not
 APART = 2.0
 """What becomes of the model between its usable and its stable rates is told where they are this factor apart."""
 
-FATES = {"stalled": "stalls", "dead": "ends saying the same whatever it sees"}
+FATES = {"stalled": "stalls", "dead": "gives the same output for every input"}
 """Outcomes that are neither learning nor diverging, in words."""
 
 HEALTHY = "No fault was found"
@@ -120,11 +123,21 @@ def rows(tree: xr.DataTree) -> list[Row]:
     ]
 
 
-def answer(tree: xr.DataTree) -> str:
-    """The answer of `check`, or the findings of `diagnose`, as plain text: at most 79 columns, about 24 lines."""
+def answer(tree: xr.DataTree, *, width: int = WIDTH) -> str:
+    """The answer of `check`, or the findings of `diagnose`, as plain text of about 24 lines.
+
+    Args:
+        tree: what `normscope.check` or `normscope.diagnose` gives.
+        width: the most columns that a line has, 59 or more; lines of code stay as long as they are.
+    """
     if "variant" not in tree.dims:
-        return findings_text(tree)
-    parts = ([*_about(tree), *_wrap(headline(tree))], _limits(tree), _table(tree), _end(tree))
+        return findings_text(tree, width=width)
+    parts = (
+        [*_wrap(_about(tree), width), *_wrap(headline(tree), width)],
+        _limits(tree, width),
+        _table(tree, width),
+        _end(tree, width),
+    )
     return "\n\n".join(text for part in parts if (text := "\n".join(part)))
 
 
@@ -350,28 +363,28 @@ def notes(tree: xr.DataTree) -> list[str]:
     return [str(note) for note in attribute(tree.to_dataset(), "notes")] if "notes" in tree.attrs else []
 
 
-def _about(tree: xr.DataTree) -> list[str]:
+def _about(tree: xr.DataTree) -> str:
     attrs = tree.attrs
     data = f" on {attrs['data']}" if attrs.get("data") else ""
     seeds = "1 seed" if int(attrs["seeds"]) == 1 else f"{attrs['seeds']} seeds"
     parameters = f"{int(attrs['parameters']):,} parameters"
-    return _wrap(f"{attrs['model']}{data}: {parameters}, {attrs['optimizer']}, {attrs['steps']} steps, {seeds}")
+    return f"{attrs['model']}{data}: {parameters}, {attrs['optimizer']}, {attrs['steps']} steps, {seeds}"
 
 
-def _limits(tree: xr.DataTree) -> Iterator[str]:
+def _limits(tree: xr.DataTree, width: int) -> Iterator[str]:
     if not (found := limits(tree)):
         return
     (title, text), *others = found
     head = limits_title(tree)
-    yield from _wrap(f"{head}. {text}" if head == HEALTHY else f"{head}: {title}. {text}", indent="  ")
+    yield from _wrap(f"{head}. {text}" if head == HEALTHY else f"{head}: {title}. {text}", width, indent="  ")
     yield from (f"    {line}" for line in first_code(tree).splitlines())
     for other, _ in others[: MOST_FAULTS - 1]:
-        yield from _wrap(f"Also: {other}.", indent="  ")
+        yield from _wrap(f"Also: {other}.", width, indent="  ")
     if len(others) >= MOST_FAULTS:
         yield f"And {len(others) - MOST_FAULTS + 1} more: see the report."
     for line in skipped(tree):
         if line != left_out(tree):
-            yield from _wrap(line, indent="  ")
+            yield from _wrap(line, width, indent="  ")
 
 
 def limits_title(tree: xr.DataTree) -> str:
@@ -394,38 +407,40 @@ def table_title(tree: xr.DataTree) -> str:
     return "What each repair would buy" if len(rows(tree)) > 1 else "The rates it takes"
 
 
-def _table(tree: xr.DataTree) -> Iterator[str]:
+def _table(tree: xr.DataTree, width: int) -> Iterator[str]:
     head, every = table_title(tree), rows(tree)
     if len(every) == 1 and "own_rate" in tree.children and every[0].lr_recommended_found == "unfinished":
         return
     if every[0].status == NOT_TRIED:
         return
-    width = min(max(len(head), *(len(row.title) + 2 for row in every)), WIDTH - 40)
-    yield f"{head:{width}} {'train at':>8} {'loss':>8} {'stable to':>10} {'learns to':>10}"
+    first = min(max(len(head), *(len(row.title) + 2 for row in every)), width - NUMBERS)
+    *above, last = _wrap(head, first)
+    yield from above
+    yield f"{last:{first}} {'train at':>8} {'loss':>8} {'stable to':>10} {'learns to':>10}"
     for row in every:
-        name = f"  {textwrap.shorten(row.title, width - 2, placeholder='…'):{width - 2}}"
+        *above, last = _wrap(f"  {row.title}", first, indent="    ")
+        yield from above
         if row.status == MEASURED:
-            yield f"{name} {row.train_at:>8} {number(row.horizon_loss):>8} {row.stable:>10} {row.usable:>10}"
+            yield f"{last:{first}} {row.train_at:>8} {number(row.horizon_loss):>8} {row.stable:>10} {row.usable:>10}"
         else:
-            yield f"{name} {textwrap.shorten(f'{row.status}: {row.reason}', WIDTH - width - 1, placeholder='…')}"
+            yield from _wrap(f"{last:{first}} {row.status}: {row.reason}", width, indent=" " * (first + 1))
+    yield from _wrap(LEGEND, width)
 
-    yield LEGEND
 
-
-def _end(tree: xr.DataTree) -> Iterator[str]:
+def _end(tree: xr.DataTree, width: int) -> Iterator[str]:
     if len(rows(tree)) > 1:
-        yield from _wrap(conclusion(tree))
+        yield from _wrap(conclusion(tree), width)
     if len(rows(tree)) == 1 and "own_rate" in tree.children:
         pass
     elif any("≈" in row.stable + row.usable for row in rows(tree)):
-        yield "≈: not narrowed down within the steps or the time there was."
+        yield from _wrap("≈: not narrowed down within the steps or the time there was.", width)
     for note in notes(tree):
-        yield from _wrap(note)
+        yield from _wrap(note, width)
 
 
-def _wrap(text: str, indent: str = "") -> list[str]:
+def _wrap(text: str, width: int, indent: str = "") -> list[str]:
     # Not at hyphens: "1e-05" and paths stay whole.
-    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _boundary(value: float, found: str) -> str:

@@ -11,11 +11,23 @@ from normscope.errors import OutputError
 
 FILE_WIDTH = 160
 
+TEXT = 79
+"""Columns of text in a file."""
+
+NARROWEST, WIDEST = 60, 100
+"""Terminals for which text is broken: lines longer than that are hard to read."""
+
 
 def console() -> Console:
     """A console for the output stream."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=FILE_WIDTH)
+
+
+def text_width() -> int:
+    """Columns of text: one less than the terminal has."""
+    terminal = Console()
+    return min(max(terminal.width, NARROWEST), WIDEST) - 1 if terminal.is_terminal else TEXT
 
 
 def writable_streams() -> None:

@@ -30,15 +30,15 @@ def skipped(tree: xr.DataTree) -> list[str]:
     return [line for line in str(tree["findings"].attrs.get("skipped", "")).split("\n") if line]
 
 
-def findings_text(tree: xr.DataTree) -> str:
+def findings_text(tree: xr.DataTree, *, width: int = WIDTH) -> str:
     """The findings of a diagnosis as plain text: the first one whole, with its lines of code, the others in short."""
     found = as_findings(tree["findings"].to_dataset())
     faults = [finding for finding in found if finding.fault]
-    lines = list(_first(faults[0])) if faults else list(_nothing(tree, found))
+    lines = list(_first(faults[0], width)) if faults else list(_nothing(tree, found, width))
     for other in faults[1:]:
-        lines += _wrapped(f"Also: {other.title} ({other.category}).", "  ")
+        lines += _wrapped(f"Also: {other.title} ({other.category}).", width, "  ")
     for line in skipped(tree):
-        lines += _wrapped(line, "  ")
+        lines += _wrapped(line, width, "  ")
     return "\n".join(lines)
 
 
@@ -110,16 +110,16 @@ def has_fault(tree: xr.DataTree) -> bool:
     return any(finding.fault for finding in as_findings(tree["findings"].to_dataset()))
 
 
-def _first(finding: Finding) -> Iterator[str]:
-    yield from _wrapped(f"{finding.title[0].upper()}{finding.title[1:]} ({finding.category}).")
-    yield from _wrapped(finding.sentence, "  ", "  ")
+def _first(finding: Finding, width: int) -> Iterator[str]:
+    yield from _wrapped(f"{finding.title[0].upper()}{finding.title[1:]} ({finding.category}).", width)
+    yield from _wrapped(finding.sentence, width, "  ", "  ")
     if finding.advice:
-        yield from _wrapped(f"To do: {finding.advice}", "  ", "  ")
+        yield from _wrapped(f"To do: {finding.advice}", width, "  ", "  ")
     for line in finding.code.splitlines():
         yield f"    {line}"
 
 
-def _nothing(tree: xr.DataTree, found: list[Finding]) -> Iterator[str]:
+def _nothing(tree: xr.DataTree, found: list[Finding], width: int) -> Iterator[str]:
     """No fault: said as strongly as what was trained allows."""
     score, steps = score_of(tree), steps_of(tree)
     if math.isnan(score):
@@ -132,13 +132,13 @@ def _nothing(tree: xr.DataTree, found: list[Finding]) -> Iterator[str]:
         said = f"No fault was found. {steps} steps learn {percent(score)} of what there is to learn."
     else:
         said = "No fault was found."
-    yield from _wrapped(said)
+    yield from _wrapped(said, width)
     for finding in found:
-        yield from _wrapped(finding.sentence, "  ", "  ")
+        yield from _wrapped(finding.sentence, width, "  ", "  ")
 
 
-def _wrapped(text: str, indent: str = "", first: str = "") -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
+def _wrapped(text: str, width: int, indent: str = "", first: str = "") -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def finite(value: Any) -> Any:

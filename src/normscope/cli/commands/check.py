@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from normscope.cli.console import text_width
 from normscope.cli.options import BatchSize, Data, DataDir, Device, Loss, Optimizer, Target
 
 
@@ -145,7 +146,7 @@ def command(
     if json:
         print(check_json(tree))
     else:
-        print(answer(tree))
+        print(answer(tree, width=text_width()))
         print(f"\nAll figures and numbers: {page}")
     if not rates_were_tried(tree):
         raise typer.Exit(2)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from normscope.cli.console import text_width
 from normscope.cli.options import BatchSize, Data, DataDir, Device, Loss, Optimizer, Target
 
 FAIL_ON = ("never", "fault")
@@ -49,6 +50,6 @@ def command(
         steps=steps,
         seconds=seconds,
     )
-    print(findings_json(tree) if json else findings_text(tree))
+    print(findings_json(tree) if json else findings_text(tree, width=text_width()))
     if fail_on == "fault" and has_fault(tree):
         raise typer.Exit(1)
