@@ -219,7 +219,7 @@ def test_the_pictures_show_what_is_not_finite_and_the_alarms(tmp_path):
     lost = next(line for line in ax.lines if line.get_marker() == "^")
     np.testing.assert_array_equal(lost.get_xdata(), record["step"].values[~np.isfinite(record["loss"].values)])
     assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"] == [seen.alarms[0].step]
-    assert ax.get_ylabel() == "loss of the training [nat]"
+    assert ax.get_ylabel() == "loss of the training"
     ax = plot_layers_over_steps(record)
     assert [text.get_text() for text in ax.get_yticklabels()] == record["layer"].values.tolist()
     assert len(attribute(record, "alarms")) == 1

@@ -35,7 +35,7 @@ APART = 2.0
 FATES = {"stalled": "stalls", "dead": "gives the same output for every input"}
 """Outcomes that are neither learning nor diverging, in words."""
 
-HEALTHY = "No fault was found"
+HEALTHY, WRONG = "No fault was found", "What is wrong"
 
 LIMITS = ("", "exploding")
 """Findings that say what ends the rates; "" is that nothing is a fault. All others are wrong whatever the rate."""
@@ -393,7 +393,7 @@ def limits_title(tree: xr.DataTree) -> str:
     if limits(tree)[:1] and limits(tree)[0][0] == HEALTHY.lower():
         return HEALTHY
     first = next((f.name for f in found if f.fault), "")
-    return "What limits it" if first in LIMITS else "What is wrong"
+    return "What limits it" if first in LIMITS else WRONG
 
 
 def first_code(tree: xr.DataTree) -> str:

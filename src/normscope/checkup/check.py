@@ -302,7 +302,7 @@ NUMBERS = {
     "lr_usable": ("largest rate at which every seed learns", "1"),
     "best_low": ("lowest rate tied with the one to train at", "1"),
     "best_high": ("highest rate tied with the one to train at", "1"),
-    "horizon_loss": ("loss at the horizon at the rate to train at, mean over seeds", "nat"),
+    "horizon_loss": ("loss at the horizon at the rate to train at, mean over seeds", "1"),
 }
 FOUND = {
     "lr_recommended_found": "what is sure of the rate to train at",

@@ -12,7 +12,7 @@ from normscope.figures.output_gradients import plot_output_gradients
 from normscope.figures.relative_loss import plot_relative_loss
 from normscope.figures.size_along_step import plot_size_along_step
 from normscope.figures.stable_lr import plot_stable_lr
-from normscope.figures.style import COLORS, figure_of
+from normscope.figures.style import COLORS, figure_of, legend_once, whole_ticks
 from normscope.html.page import Picture, as_svg
 from normscope.statistics.numbers import number
 
@@ -29,6 +29,8 @@ def proof(tree: xr.DataTree) -> list[Picture]:
         evidence = tree["as_it_is/evidence"].to_dataset()
         if EXPLODING in tree["findings"].to_dataset()["finding"].values and _has_depth(evidence):
             pictures.append(_picture(evidence, plot_size_along_step, "why", _SIZES))
+        elif "mended" in tree["as_it_is"].children.get("training", xr.DataTree()).children:
+            pictures.append(_mended(tree["as_it_is/training"]))
         else:
             pictures.append(_picture(evidence, plot_relative_loss, "why", _FIRST_STEP))
     top = tree.to_dataset()
@@ -46,6 +48,25 @@ def proof(tree: xr.DataTree) -> list[Picture]:
         return pictures
     caption = "Descents at the rate to train at, one line a seed; dotted: the loss of the best constant output."
     return [*pictures, Picture(as_svg(figure, "descents"), caption)]
+
+
+def _mended(training: xr.DataTree) -> Picture:
+    """The program's own training, and the same with what is wrong mended."""
+    figure, axes = figure_of(1, 1, panel=PANEL)
+    ax = axes[0, 0]
+    for name, color in (("as_it_is", COLORS["none"]), ("mended", COLORS["final"])):
+        run = training[name].to_dataset()
+        loss = run["loss"].where(np.isfinite(run["loss"]))
+        ax.plot(run["step"], loss, color=color, lw=1.2, label=name.replace("_", " "))
+    ax.axhline(float(run["constant_loss"]), color="0.4", lw=1, ls=":", label="best constant output")
+    shown = np.concatenate([line.get_ydata() for line in ax.lines[:-1]])
+    shown = shown[np.isfinite(shown)]
+    if len(shown) and shown.min() > 0 and shown.max() > 10 * shown.min():
+        ax.set_yscale("log")
+    whole_ticks(ax.xaxis)
+    ax.set(xlabel="step", ylabel="training loss")
+    legend_once(ax)
+    return Picture(as_svg(figure, "why"), "A training of the program as it is, and with what is wrong mended.")
 
 
 def of_variant(tree: xr.DataTree, node: str) -> list[Picture]:

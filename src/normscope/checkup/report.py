@@ -1,24 +1,28 @@
 """The report of a check, from its tree alone."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import xarray as xr
 
 from normscope.checkup.answer import (
     AS_IT_IS,
+    HEALTHY,
     MEASURED,
     NOT_TRIED,
+    WRONG,
     Row,
     conclusion,
     headline,
+    limits,
     limits_title,
     notes,
     rows,
     table_title,
 )
 from normscope.checkup.pictures import of_variant, proof
-from normscope.diagnosis.finding import as_findings
+from normscope.diagnosis.finding import Finding, as_findings
 from normscope.diagnosis.words import skipped
 from normscope.errors import NormscopeError, ResultError, raised
 from normscope.figures.repairs import plot_repairs
@@ -55,13 +59,14 @@ def report(tree: xr.DataTree | str | Path, path: str | Path) -> Path:
 def page_of(tree: xr.DataTree) -> Page:
     """The page's content."""
     attrs = tree.attrs
-    facts = [(name, attrs.get(name, "")) for name in ("model", "data", "parameters", "optimizer", "steps", "seeds")]
+    facts = [("model", attrs["model"]), ("data", attrs.get("data", "")), ("parameters", f"{attrs['parameters']:,}")]
+    facts += [(name, attrs[name]) for name in ("optimizer", "steps", "seeds")]
     facts += [(name, attrs[name]) for name in ("device", "dtype")]
     return Page(
         title=f"What learning rate does {attrs['model']} take?",
         question="Measured by short descents: how large a rate, what stops it, and what would help.",
         facts=[(name, str(value)) for name, value in facts if str(value)],
-        lead=[" ".join([headline(tree), *([conclusion(tree)] if len(rows(tree)) > 1 else [])]), *notes(tree)],
+        lead=[" ".join(_lead(tree)), *notes(tree)],
         pictures=proof(tree),
         sections=[
             _findings(tree),
@@ -71,9 +76,22 @@ def page_of(tree: xr.DataTree) -> Page:
     )
 
 
+def _lead(tree: xr.DataTree) -> Iterator[str]:
+    """The answer: what is wrong before any rate, what merely limits the rates behind them."""
+    found, title = limits(tree), limits_title(tree)
+    limit = f"{title}." if title == HEALTHY else f"{title}: {found[0][0]}." if found else ""
+    if title == WRONG:
+        yield limit
+    yield headline(tree)
+    if title != WRONG and limit:
+        yield limit
+    if len(rows(tree)) > 1:
+        yield conclusion(tree)
+
+
 def _answer(tree: xr.DataTree) -> Section:
     every = rows(tree)
-    figure, axes = figure_of(1, 1, panel=(6.5, 1.5 + 0.32 * len(every)))
+    figure, axes = figure_of(1, 1, panel=(5.0, 1.1 + 0.45 * len(every)))
     alone = len(every) == 1 and "own_rate" in tree.children  # one rate is nothing to draw
     if not alone:
         plot_repairs(tree.to_dataset(), ax=axes[0, 0])
@@ -103,11 +121,15 @@ def _findings(tree: xr.DataTree) -> Section:
         anchor="findings",
         title=limits_title(tree),
         paragraphs=[
-            *(Paragraph(f.title, f"{f.sentence} {f.advice}".strip()) for f in faults or found),
+            *(Paragraph(f.title, _said(f), f.code) for f in faults or found),
             *(Paragraph("not measured", line) for line in skipped(tree)),
         ],
         setup=[*((f"what decided: {f.name}", _decided(f.numbers)) for f in found), *scalars],
     )
+
+
+def _said(finding: Finding) -> str:
+    return f"{finding.sentence} To do: {finding.advice}" if finding.advice else finding.sentence
 
 
 def _decided(numbers: dict[str, float]) -> str:

@@ -330,7 +330,7 @@ def as_finding(one: Needed, search_: Search, facts: Facts) -> Finding:
             f" With {one.repair.done}{together}, {steps} steps learn {percent(score)} of what there is to learn, in "
             f"place of {percent(max(facts.score, 0.0))}."
         )
-    advice = one.repair.done[0].upper() + one.repair.done[1:] + "."
+    advice = f"Train with {one.repair.done}."
     if others:
         advice += f" That alone does not suffice: also {', '.join(n.repair.done for n in others)}."
     code = "\n".join([one.repair.code, *(f"# and also\n{n.repair.code}" for n in others)])

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from normscope.descent.outcome import Outcome
 from normscope.figures.stable_lr import OUTCOME_COLORS
-from normscope.figures.style import axes_or_new, axis_label, legend_once, of_result
+from normscope.figures.style import axes_or_new, axis_label, legend_once, of_result, whole_ticks
 
 HIGHEST = 10.0
 """Losses are drawn up to so many times the loss of the best constant output, or the start where that is larger."""
@@ -55,6 +55,7 @@ def plot_descents(
     finite = lines[np.isfinite(lines)]
     if len(finite) and finite.min() > 0 and finite.max() > 10 * finite.min():
         ax.set_yscale("log")
+    whole_ticks(ax.xaxis)
     ax.set(xlabel="step", ylabel=axis_label(dataset["loss"]))
-    legend_once(ax, fontsize="small")
+    legend_once(ax)
     return ax

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
 from normscope.figures.networks import refuse_several
-from normscope.figures.style import axes_or_new, axis_label, of_result
+from normscope.figures.style import axes_or_new, axis_label, of_result, whole_ticks
 
 NOT_FINITE = "0.35"
 """The colour of what is not finite, in neither half of the scale: grey."""
@@ -45,6 +45,8 @@ def plot_output_gradients(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axe
         rasterized=True,
     )
     ax.invert_yaxis()
+    for axis in (ax.xaxis, ax.yaxis):
+        whole_ticks(axis)
     ax.grid(False)
     bar = ax.figure.colorbar(mesh, ax=ax)
     if bar.solids is not None:

@@ -26,7 +26,7 @@ def plot_repairs(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         low, high, usable, stable = (float(one[name]) for name in ("best_low", "best_high", "lr_usable", "lr_stable"))
         right = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": "small"}
         if str(status) != "measured":
-            ax.text(0.02, row, str(status), color="0.5", **right)
+            ax.text(0.005, row + 0.08, str(status), color="0.4", **right)
             continue
         if np.isfinite(low) and np.isfinite(high):
             # A single rate has no width on the axis: it is drawn as wide as its cell of the lattice.
@@ -38,8 +38,10 @@ def plot_repairs(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
             ax.plot(stable, row, "x", color=STABLE, ms=7, mew=2, label="stable up to")
         loss = float(one["horizon_loss"])
         ax.text(1.02, row, f"loss {loss:.2g}" if np.isfinite(loss) else "diverged", **right)
-    ax.set_yticks(range(len(titles)), titles)
-    ax.set(xscale="log", xlabel="learning rate", ylim=(len(titles) - 0.5, -0.5))
+    for row, title in enumerate(titles):  # above its marks, so that the axis keeps the width on a narrow page
+        ax.text(0.005, row - 0.28, title, transform=ax.get_yaxis_transform(), va="center", fontsize="small")
+    ax.set_yticks([])
+    ax.set(xscale="log", xlabel="learning rate", ylim=(len(titles) - 0.6, -0.6))
     ax.grid(axis="y", visible=False)
     legend_once(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return ax

@@ -34,5 +34,5 @@ def plot_size_along_step(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes
             ax.plot(lost, np.ones(len(lost)), "^", color=color, ms=4, transform=top, clip_on=False)
     ax.set(yscale="log", ylabel=axis_label(sizes), title=f"one step at rate {float(dataset['walked_lr']):.2g}")
     name_layers(ax, depth, main["layer"].values)
-    legend_once(ax, fontsize="small")
+    legend_once(ax)
     return ax

@@ -67,5 +67,5 @@ def plot_stable_lr(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     finite = horizon.values[np.isfinite(horizon.values)]
     if len(finite) and (finite > 0).all() and finite.max() > 10 * finite.min():
         ax.set_yscale("log")
-    legend_once(ax, fontsize="x-small")
+    legend_once(ax)
     return ax

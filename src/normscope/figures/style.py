@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from normscope.errors import NormscopeError, ResultError, one_line
 
@@ -81,6 +82,11 @@ def log_ticks_at(ax: Axes, values: Any) -> None:
     ax.set_xticks([], minor=True)
 
 
+def whole_ticks(axis: Any) -> None:
+    """Ticks at whole numbers: steps, examples, classes."""
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
 def name_layers(ax: Axes, depths: Any, names: Any, *, most: int = 8) -> None:
     """Ticks that bear the layers' names, `most` of them at most, the first and the last among them."""
     chosen = np.unique(np.linspace(0, len(depths) - 1, min(most, len(depths))).round().astype(int))
@@ -100,7 +106,8 @@ def legend_once(ax: Axes, **options: Any) -> None:
     handles, labels = ax.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     if once:
-        ax.legend(once.values(), once.keys(), **options)
+        look = {"fontsize": "small", "frameon": True, "framealpha": 0.85, "edgecolor": "none", "borderpad": 0.3}
+        ax.legend(once.values(), once.keys(), **look | options)
 
 
 Plot = TypeVar("Plot", bound=Callable[..., Any])

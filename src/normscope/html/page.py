@@ -36,6 +36,8 @@ class Paragraph:
 
     heading: str
     text: str
+    code: str = ""
+    """Lines of Python below it."""
 
 
 @dataclass(frozen=True)

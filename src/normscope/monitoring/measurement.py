@@ -26,7 +26,7 @@ from normscope.monitoring.critical_multiple import critical_multiple
 from normscope.monitoring.next_update import NextUpdate, adam_lag
 
 SCALARS = {
-    "measured_loss": ("loss of the measured mini-batch in training mode", "nat"),
+    "measured_loss": ("loss of the measured mini-batch in training mode", "1"),
     "measured_gradient_norm": ("norm of the measured gradient, unclipped", "1"),
     "update_norm": ("norm of the optimizer's next update", "1"),
     "critical_multiple": ("how many times longer the next step could be before the loss rises", "1"),
@@ -34,7 +34,7 @@ SCALARS = {
     "critical_high": ("smallest multiple of the next step at which the loss had risen", "1"),
     "relative_loss_1": ("loss after the next step over the loss before", "1"),
     "relative_loss_4": ("loss after four times the next step over the loss before", "1"),
-    "slope": ("derivative of the loss along the next step", "nat"),
+    "slope": ("derivative of the loss along the next step", "1"),
     "output_logit": ("largest output in size", "1"),
     "attention_logit": ("largest logit in front of a softmax", "1"),
     "batch_norm_gap": ("loss with running statistics over the loss with the batch's own", "1"),
@@ -228,6 +228,7 @@ def not_finite_share(output: Tensor) -> Tensor:
 def versions_kept(model: nn.Module) -> Iterator[None]:
     """Parameters that come back with the same bits also keep the version that autograd saved: so a backward pass still
     to come, of the training's own loss, does not take them for changed."""
-    tensors = tuple(dict.fromkeys([*model.parameters(), *model.buffers()]))
-    with torch.autograd._unsafe_preserve_version_counter(tensors):  # pyright: ignore
+    with ExitStack() as kept:  # one by one: torch 2.6 takes no several
+        for tensor in dict.fromkeys([*model.parameters(), *model.buffers()]):
+            kept.enter_context(torch.autograd._unsafe_preserve_version_counter(tensor))  # pyright: ignore
         yield

@@ -12,7 +12,7 @@ from normscope.monitoring.signals import FreeStep
 from normscope.results import Coordinate, Variable, labelled
 
 FREE = {
-    "loss": ("loss of the training", "nat"),
+    "loss": ("loss of the training", "1"),
     "gradient_norm": ("norm of the gradient as the optimizer is given it", "1"),
     "lr": ("learning rate", "1"),
 }

@@ -1,6 +1,8 @@
 """The page of a flight record, and what of it a terminal shows."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +10,7 @@ from normscope.figures.layers_over_steps import plot_layers_over_steps
 from normscope.figures.size_along_step import plot_size_along_step
 from normscope.figures.style import figure_of
 from normscope.figures.training_curves import plot_training_curves
-from normscope.html.page import Page, Paragraph, Section, as_svg, render
+from normscope.html.page import Page, Paragraph, Picture, Section, as_svg, render
 from normscope.monitoring.flight import Flight, read_flight
 from normscope.results import write_text
 from normscope.statistics.numbers import number, percent
@@ -39,50 +41,45 @@ def page_of(flight: Flight) -> Page:
     lead = [alarm.sentence for alarm in flight.alarms] or ["No alarm so far."]
     if flight.damaged:
         lead.append(f"Passed over, since their checksum does not hold: {', '.join(flight.damaged)}.")
-    sections = [_curves(flight)]
+    seen = [name for name in CURVES if name in record and record[name].size and np.isfinite(record[name]).any()]
+    sections = [] if flight.postmortem is None else [_postmortem(flight)]
+    if seen[1:]:
+        caption = "Dashed: alarms. Dotted: where the next step itself would raise the loss of its mini-batch."
+        pictures = _curves(flight, seen[1:])
+        sections.append(Section(anchor="curves", title="Over the steps", pictures=pictures, caption=caption))
     if record.sizes["measurement"]:
         sections.append(_layers(flight))
-    if flight.postmortem is not None:
-        sections.append(_postmortem(flight))
     return Page(
         title=f"The training of {flight.facts.get('model', 'a model')}",
         question="How far from the edge is it, what went wrong, and where?",
         facts=[(name, value) for name, value in facts.items() if value],
         lead=lead,
+        pictures=_curves(flight, seen[:1]),
         sections=sections,
     )
 
 
-def _curves(flight: Flight) -> Section:
-    record = flight.record
-    names = [name for name in CURVES if name in record and record[name].size and np.isfinite(record[name]).any()]
-    figure, axes = figure_of(-(-max(1, len(names)) // 2), 2)
-    for ax, name in zip(axes.flat, names, strict=False):
-        plot_training_curves(record, signal=name, ax=ax)
-    for ax in axes.flat[len(names) :]:
-        ax.set_axis_off()
-    return Section(
-        anchor="curves",
-        title="Over the steps",
-        pictures=[as_svg(figure, "curves")],
-        caption="Dashed: alarms. The dotted line: where the next step itself would raise the loss of its mini-batch.",
-    )
+def _curves(flight: Flight, names: Sequence[str]) -> list[Picture]:
+    return [_picture(flight, plot_training_curves, name, 3.0) for name in names]
 
 
 def _layers(flight: Flight) -> Section:
-    names = [name for name in HEAT_MAPS if name in flight.record]
-    height = 1.2 + 0.14 * min(24, flight.record.sizes["layer"])
-    figure, axes = figure_of(-(-len(names) // 2), 2, panel=(5.0, max(2.4, height)))
-    for ax, name in zip(axes.flat, names, strict=False):
-        plot_layers_over_steps(flight.record, signal=name, ax=ax)
-    for ax in axes.flat[len(names) :]:
-        ax.set_axis_off()
+    height = max(2.6, 1.2 + 0.14 * min(24, flight.record.sizes["layer"]))
     return Section(
         anchor="layers",
         title="Layer by layer",
-        pictures=[as_svg(figure, "layers")],
+        pictures=[
+            _picture(flight, plot_layers_over_steps, name, height) for name in HEAT_MAPS if name in flight.record
+        ],
         caption="Red: not finite. Grey: not called.",
     )
+
+
+def _picture(flight: Flight, plot: Callable[..., Any], signal: str, height: float) -> Picture:
+    figure, axes = figure_of(1, 1, panel=(5.0, height))
+    plot(flight.record, signal=signal, ax=axes[0, 0])
+    label = flight.record[signal].attrs["long_name"]
+    return Picture(as_svg(figure, signal), label[0].upper() + label[1:] + ".")
 
 
 def _postmortem(flight: Flight) -> Section:
@@ -90,7 +87,7 @@ def _postmortem(flight: Flight) -> Section:
     assert found is not None
     pictures = []
     if "size_along_step" in found:
-        figure, axes = figure_of(1, 1, panel=(7.0, 3.4))
+        figure, axes = figure_of(1, 1, panel=(5.0, 3.4))
         plot_size_along_step(found, ax=axes[0, 0])
         pictures = [as_svg(figure, "along-step")]
     rate = float(found.attrs["rate"])

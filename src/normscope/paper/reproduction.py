@@ -16,7 +16,7 @@ from normscope.paper.exhibit import EXHIBIT, Exhibit, exhibits, on_paper_setting
 from normscope.paper.manifest import MANIFEST_NAME, notes_of, refuse_other_files
 from normscope.results import attribute, load, write_text
 from normscope.statistics.score import WEIGHTS, counted, multiplicity_line, score_line
-from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
+from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, VERDICTS, Verdict
 
 REPORT_NAME = "report.html"
 
@@ -81,7 +81,7 @@ def measured_on(found: Sequence[tuple[Exhibit, xr.Dataset]]) -> xr.Dataset:
     return next((dataset for exhibit, dataset in found if not exhibit.trains), found[0][1])
 
 
-MOST_TELLING = ("figure1_reduced", "figure3", "figure1")
+MOST_TELLING = ("figure1_reduced", "figure3", "figure1", "figure5")
 """The exhibits whose picture says most by itself, the best first: it stands at the top of the page, and there alone."""
 
 
@@ -100,8 +100,9 @@ def _page(
     data = config["data"]
     shape = " × ".join(map(str, data["image_shape"]))
     lead = [
+        _result(verdicts),
         "Figures, tables and claims of Bjorck, Gomes, Selman and Weinberger (NeurIPS 2018), measured on real data "
-        "with a verdict each."
+        "with a verdict each.",
     ]
     if not on_paper_setting(dataset):
         lead.append(
@@ -130,6 +131,18 @@ def _page(
     )
 
 
+def _result(claims: Sequence[Verdict]) -> str:
+    """The answer of the page: how many of the paper's claims came out."""
+    papers = [claim for claim in claims if claim.kind in WEIGHTS and not claim.in_sample]
+    counts = {word: sum(claim.verdict == word for claim in papers) for word in VERDICTS}
+    if not papers:
+        return "No claim of the paper is judged here."
+    return (
+        f"Of {len(papers)} claims of the paper {counts[REPRODUCED]} are reproduced, {counts[NOT_REPRODUCED]} are not, "
+        f"and for {counts[NOT_ENOUGH]} the evidence does not suffice."
+    )
+
+
 NO_CLAIMS = "None: what the paper claims of deep networks is not asked of shallow ones."
 
 
@@ -144,16 +157,11 @@ def _summary(
     def named(word: str) -> str:
         return "; ".join(f"{c.where}: {c.statement}" for _, c in papers if c.verdict == word) or "none"
 
-    open_ = [c for _, c in papers if c.verdict == NOT_ENOUGH]
     of_papers = {s.title: [c.verdict for t, c in papers if t is s] for s, _ in papers}
     easy = [title for title, of in of_papers.items() if set(of) == {REPRODUCED}]
     hard = [
         f"{title} ({of.count(REPRODUCED)} of {len(of)})" for title, of in of_papers.items() if set(of) != {REPRODUCED}
     ]
-    count = sum(c.verdict == REPRODUCED for _, c in papers)
-    results = (
-        f"Of {len(papers)} claims of the paper {count} are reproduced and {len(open_)} lack evidence. Not reproduced: "
-    )
     return [
         Paragraph("Scope", f"{len(found)} exhibits, {len(claims)} claims, {len(papers)} of them the paper's own"),
         Paragraph(
@@ -162,7 +170,7 @@ def _summary(
             "several seeds, paired; a verdict needs the whole interval over seeds. Our controls and later work's "
             "claims are counted apart",
         ),
-        Paragraph("Results", results + named(NOT_REPRODUCED) if papers else NO_CLAIMS.rstrip(".")),
+        Paragraph("Results", f"Not reproduced: {named(NOT_REPRODUCED)}" if papers else NO_CLAIMS.rstrip(".")),
         Paragraph("What was easy", ", ".join(easy) or "nothing came out in all of its claims"),
         Paragraph("What was difficult", ", ".join(hard) or "nothing"),
         Paragraph(

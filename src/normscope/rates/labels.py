@@ -12,7 +12,7 @@ from normscope.rates.longer import LongerTraining
 from normscope.rates.recommended import Recommended
 from normscope.rates.search import Boundary, Found, Search, stays_finite, usable_monotone
 from normscope.rates.starting_point import Starts
-from normscope.results.schema import Variable, arranged, coord, variable
+from normscope.results.schema import OF_LOSS, Variable, arranged, coord, variable
 
 NOT_TRIED = "not tried"
 """The `outcome` of a rate and seed that the search passed over."""
@@ -44,7 +44,7 @@ OF_LONGER = (
     variable("lr_for_training_low", "", "low end of its 90 % interval", optional=True),
     variable("lr_for_training_high", "", "high end of its 90 % interval", optional=True),
     variable("lr_at_length", "length", "rate of the lowest loss", optional=True),
-    variable("loss_at_length", "length", "loss at that rate", units="nat", optional=True),
+    variable("loss_at_length", "length", "loss at that rate", units=OF_LOSS, optional=True),
 )
 """With `train_steps`."""
 
@@ -63,15 +63,15 @@ VARIABLES = (
     variable("steps_taken", "lr seed", "mini-batches until the end or the divergence"),
     variable("order", "lr seed", "place among the tries", "place among the tries, −1: not tried"),
     variable("steps_skipped", "lr seed", "steps whose gradient overflowed in float16"),
-    variable("horizon_loss", "lr seed", "loss at the horizon", "mean of the last tenth, or NaN", units="nat"),
+    variable("horizon_loss", "lr seed", "loss at the horizon", "mean of the last tenth, or NaN", units=OF_LOSS),
     variable(
-        "loss", "lr seed step", "loss of the mini-batch before the step", "NaN from `steps_taken` on", units="nat"
+        "loss", "lr seed step", "training loss", "of the mini-batch before the step; NaN from `steps_taken` on", units=OF_LOSS
     ),
     variable("best_at_horizon", "lr", "not told apart from the lowest loss"),
     variable("lr_recommended", "", "rate to train at"),
     variable("lr_recommended_low", "", "lowest rate tied with the one to train at"),
     variable("lr_recommended_high", "", "highest rate tied with the one to train at"),
-    variable("lr_recommended_loss", "", "loss at the horizon at the rate to train at", units="nat"),
+    variable("lr_recommended_loss", "", "loss at the horizon at the rate to train at", units=OF_LOSS),
     variable(
         "lr_recommended_found",
         "",
@@ -83,7 +83,7 @@ VARIABLES = (
         "lr_usable", "largest rate at which every seed learns", "no seed learns above a rate at which it does not"
     ),
     variable("relative_loss", "first_lr", "relative loss after one step", "after one step of the optimizer, seed 0"),
-    variable("constant_loss", "seed", "loss of the best constant output", units="nat"),
+    variable("constant_loss", "seed", "loss of the best constant output", units=OF_LOSS),
     variable("train_steps", "", "training steps of all tries"),
     variable("probe_passes", "", "forward passes beside the tries"),
     *OF_LONGER,
@@ -134,7 +134,7 @@ def as_dataset(
         "train_steps": search.train_steps,
         "probe_passes": starts.forward_passes + len(curve.lrs) + 1,
     }
-    return arranged(VARIABLES, values)
+    return arranged(VARIABLES, values, loss_units=starts.loss_units)
 
 
 def with_longer(longer: LongerTraining) -> xr.Dataset:

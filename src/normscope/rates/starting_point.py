@@ -13,7 +13,14 @@ from normscope.descent.recipe import Recipe
 from normscope.errors import InvalidModel
 from normscope.model.batch import Batch, on_device
 from normscope.model.build import ModelOrBuild, instance_of
-from normscope.model.loss import LossFn, constant_loss, labels_tell_constant_loss, loss_value, readable_errors
+from normscope.model.loss import (
+    LossFn,
+    constant_loss,
+    labels_tell_constant_loss,
+    loss_units,
+    loss_value,
+    readable_errors,
+)
 from normscope.model.mini_batches import Batches, mini_batches
 from normscope.model.state import untouched
 from normscope.rates.trial import Descent, Trial
@@ -71,6 +78,11 @@ class Starts:
             fine_tuning=self._fine_tuning,
             accumulate=self._accumulate,
         )
+
+    @property
+    def loss_units(self) -> str:
+        """The unit of the loss."""
+        return loss_units(self.first_batches(0, 1)[0], self._loss_fn)
 
     @property
     def fine_tuning(self) -> bool:
