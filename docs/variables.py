@@ -1,7 +1,7 @@
-"""Write what each instrument's Dataset holds into its page, from its `VARIABLES`: `python docs/variables.py`.
+"""Write what each instrument's Dataset holds into docs/variables.md, from its `VARIABLES`: `python docs/variables.py`.
 
-A page has two markers, `<!-- variables: NAME -->` and `<!-- end -->`; the table goes between. NAME is that of a probe,
-or of a module below `normscope`.
+Between two markers, `<!-- variables: NAME -->` and `<!-- end -->`, goes a table. NAME is that of a probe, or of a module
+below `normscope`.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from normscope.results.schema import table
 
-DOCS = Path(__file__).parent
+PAGE = Path(__file__).with_suffix(".md")
 MARKERS = re.compile(r"(<!-- variables: ([\w.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -26,5 +26,4 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for page in (*sorted(DOCS.glob("*.md")), *sorted((DOCS / "instruments").glob("*.md"))):
-        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -65,7 +65,11 @@ VARIABLES = (
     variable("steps_skipped", "lr seed", "steps whose gradient overflowed in float16"),
     variable("horizon_loss", "lr seed", "loss at the horizon", "mean of the last tenth, or NaN", units=OF_LOSS),
     variable(
-        "loss", "lr seed step", "training loss", "of the mini-batch before the step; NaN from `steps_taken` on", units=OF_LOSS
+        "loss",
+        "lr seed step",
+        "training loss",
+        "of the mini-batch before the step; NaN from `steps_taken` on",
+        units=OF_LOSS,
     ),
     variable("best_at_horizon", "lr", "not told apart from the lowest loss"),
     variable("lr_recommended", "", "rate to train at"),
@@ -137,7 +141,7 @@ def as_dataset(
     return arranged(VARIABLES, values, loss_units=starts.loss_units)
 
 
-def with_longer(longer: LongerTraining) -> xr.Dataset:
+def with_longer(longer: LongerTraining, starts: Starts) -> xr.Dataset:
     """The rate for a longer training, and what was measured on the way."""
     values = {
         "length": [one.steps for one in longer.lengths],
@@ -147,7 +151,7 @@ def with_longer(longer: LongerTraining) -> xr.Dataset:
         "lr_at_length": [one.lr for one in longer.lengths],
         "loss_at_length": [one.loss for one in longer.lengths],
     }
-    return arranged(OF_LONGER, values)
+    return arranged(OF_LONGER, values, loss_units=starts.loss_units)
 
 
 def _of_boundary(name: str, boundary: Boundary, search: Search) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def stable_lr(
         attributes = described(search, starts, recipe)
         if train_steps is not None:
             longer = longer_training(search, recommended.lr, train_steps, cooldown=cooldown)
-            dataset = dataset.merge(with_longer(longer))
+            dataset = dataset.merge(with_longer(longer, starts))
             attributes |= {
                 "train_steps": train_steps,
                 "cooldown": cooldown,
