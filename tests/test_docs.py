@@ -1,12 +1,17 @@
-"""README and docs: every block of Python runs, every command parses, every link leads somewhere.
+"""README and docs: every block of Python and of TOML runs, every command parses, every link leads somewhere.
 
 The blocks of a page run from top to bottom as one session, in an empty folder that holds the examples. A block below
-`<!-- slow -->` takes its page to `pytest -m slow`.
+`<!-- slow -->` takes its page to `pytest -m slow`, one below `<!-- needs: LIBRARY -->` runs where that is installed.
+In `pytest -m slow` all commands but those with a placeholder run, as they are written.
 """
 
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib as mpl
@@ -22,7 +27,14 @@ PAGES = [
     *sorted(file for file in (ROOT / "docs").rglob("*.md") if not {"_build", "gallery"} & set(file.parts)),
     *sorted((ROOT / "src").rglob("README.md")),
 ]
-PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PYTHON = re.compile(r"^(?:<!-- needs: (\w+) -->\n)?```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```(\w*)\n.*?^```", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
+TOML = re.compile(r"^```toml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PLACEHOLDERS = re.compile(
+    r"\b(TARGET|DATA|SPEC|DIR|FOLDER|HOST:\d+|NAME|SECONDS|last_checkpoint|cifar10)\b|--version|--help"
+)
+"""Of a command that is nobody's as it stands."""
 COMMAND = re.compile(r"^(?: {4}|\t)?(?:\$ )?(normscope [^\n]*(?:\\\n[^\n]*)*)", re.MULTILINE)
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 WORDS = 500
@@ -59,9 +71,45 @@ def test_every_block_of_python_runs(page, tmp_path, monkeypatch, one_thread):
     session: dict = {"__name__": "__main__"}
     with mpl.rc_context({"backend": "Agg"}):
         for found in PYTHON.finditer(text_of(page)):
-            line = text_of(page)[: found.start()].count("\n") + 2
-            code = compile("\n" * (line - 1) + found[1], str(page), "exec")
+            if found[1] and find_spec(found[1]) is None:
+                continue
+            line = text_of(page)[: found.start(2)].count("\n")
+            code = compile("\n" * line + found[2], str(page), "exec")
             exec(code, session)
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page)) for page in PAGES])
+def test_no_code_stands_outside_of_the_blocks_that_run(page):
+    """Fences are of Python, of TOML or for Sphinx; what is merely indented is a command, an output or an equation."""
+    assert {found[1] for found in FENCED.finditer(text_of(page))} <= {"python", "toml", ""}
+    for found in INDENTED.finditer(FENCED.sub("", text_of(page))):
+        block = textwrap.dedent(found[0])
+        assert not re.search(r"^(from \w+ )?import \w|^with |^\w+ = \w+\.\w+\(", block, re.MULTILINE), block
+
+
+@pytest.mark.parametrize("page", [pytest.param(p, id=name_of(p)) for p in PAGES if TOML.search(text_of(p))])
+def test_every_block_of_toml_is_a_sweep(page, tmp_path):
+    from normscope.sweeps.spec import configs_of
+
+    for found in TOML.finditer(text_of(page)):
+        (tmp_path / "spec.toml").write_text(found[1], encoding="utf-8")
+        assert configs_of(tmp_path / "spec.toml")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [one for one in COMMANDS if not PLACEHOLDERS.search(one.values[0])])
+def test_every_command_runs(command, tmp_path):
+    """As it is written, with the `mine.py` of the page to start with, and the training of the page on watching."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    start, watch = (PYTHON.search(text_of(ROOT / "docs" / f"{name}.md")) for name in ("start", "watch"))
+    (tmp_path / "mine.py").write_text(start[2], encoding="utf-8")
+    if "runs/a" in command:
+        subprocess.run([sys.executable, "-c", watch[2]], cwd=tmp_path, check=True, timeout=600)
+    words = shlex.split(command.replace("\\\n", " "))[1:]
+    run = [sys.executable, "-c", "from normscope.cli import main; main()", *words]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)

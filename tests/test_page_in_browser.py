@@ -91,7 +91,9 @@ def test_the_script_finds_what_is_wrong(tmp_path):
     """So that it can fail: pale text, a wide block, one block on another, a link to nowhere, an error."""
     bad = """<p style="color: #999">pale</p>
     <div style="width: 3000px">wide</div><p>one</p><p style="margin-top: -50px">on it</p>
-    <a href="#gone">gone</a><svg><g id="axes_1"></g><g id="text_1"><path style="fill: #999"/></g></svg><script>console.error("oh"); nowhere()</script>"""
+    <a href="#gone">gone</a>
+    <svg><g id="axes_1"></g><g id="text_1"><path style="fill: #999"/></g></svg>
+    <script>console.error("oh"); nowhere()</script>"""
     (tmp_path / "bad.html").write_text(f"<html><head>{PROBE}</head><body>{bad}</body></html>")
     found = " ".join(faults(browser("--window-size=900,800", "--dump-dom", (tmp_path / "bad.html").as_uri()), 900))
     for word in (

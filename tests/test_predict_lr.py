@@ -137,10 +137,10 @@ def test_quick_on_the_command_line(run_normscope, tmp_path, monkeypatch) -> None
     lines = out.splitlines()
     assert code == 0 and not err
     assert lines[1].startswith("Train at about 0.0") and lines[2].startswith("Training is stable up to about ")
-    assert "Your rate 0.01 diverges with a probability of " in lines[3] and "Foretold" in lines[-1]
+    assert "Your rate 0.01 diverges with a probability of " in lines[3] and "Predicted" in lines[4]
     assert not (tmp_path / "check").exists()
     code, out, err = run_normscope("check", "mine.py:net", "--quick", "--warmup", "5")
-    assert code == 2 and "--quick foretells 100 plain steps and takes no --warmup" in err
+    assert code == 2 and "--quick predicts 100 plain steps and takes no --warmup" in err
     code, out, _ = run_normscope("check", "mine.py:net", "--quick", "--optimizer", "adagrad")
     assert code == 0 and "cannot be told from initialization: Adagrad was not measured" in out
 

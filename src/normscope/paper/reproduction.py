@@ -100,7 +100,7 @@ def _page(
     data = config["data"]
     shape = " × ".join(map(str, data["image_shape"]))
     lead = [
-        _result(verdicts),
+        _how_many_came_out(verdicts),
         "Figures, tables and claims of Bjorck, Gomes, Selman and Weinberger (NeurIPS 2018), measured on real data "
         "with a verdict each.",
     ]
@@ -131,7 +131,7 @@ def _page(
     )
 
 
-def _result(claims: Sequence[Verdict]) -> str:
+def _how_many_came_out(claims: Sequence[Verdict]) -> str:
     """The answer of the page: how many of the paper's claims came out."""
     papers = [claim for claim in claims if claim.kind in WEIGHTS and not claim.in_sample]
     counts = {word: sum(claim.verdict == word for claim in papers) for word in VERDICTS}

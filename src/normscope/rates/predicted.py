@@ -1,7 +1,7 @@
 """Rates from initialization alone: an interval for the stable rate and the one to train at, from ten passes.
 
 The rates of small networks, and what one step tells of them (`one_step`), were measured once and are a table in the
-package. A ridge regression on it foretells a rate; how far it was off on networks that it was not fitted on, one left
+package. A ridge regression on it predicts a rate; how far it was off on networks that it was not fitted on, one left
 out at a time, gives the interval (conformal, each architecture counts the same) and the probability that a rate
 diverges. Updates that grow with the gradient have a regression of their own.
 """
@@ -60,7 +60,7 @@ class Fit:
     high: np.ndarray
     """(feature,): the range that was fitted."""
     residuals: np.ndarray
-    """(row,): log10 of the measured rate less the foretold one, its architecture left out."""
+    """(row,): log10 of the measured rate less the predicted one, its architecture left out."""
     shares: np.ndarray
     """(row,): each architecture's share, divided among its rows."""
     architectures: int
@@ -140,7 +140,7 @@ def packaged_fits() -> dict[tuple[str, bool], Fit]:
 
 
 def unknown_because(seen: OneStep, optimizer: str) -> str:
-    """Why nothing can be foretold; empty where it can."""
+    """Why nothing can be predicted; empty where it can."""
     if optimizer not in MEASURED:
         return f"{optimizer} was not measured, only {', '.join(MEASURED)}"
     if not math.isfinite(seen.edge):
@@ -158,9 +158,9 @@ def predict_lr(
     lr: float | None = None,
     loss_fn: LossFn | None = None,
 ) -> xr.Dataset:
-    """The stable rate and the one to train at, foretold from ten passes on one mini-batch, before any training.
+    """The stable rate and the one to train at, predicted from ten passes on one mini-batch, before any training.
 
-    What is foretold is what `stable_lr` would find in 100 steps without warmup, schedule or clipping. The model comes
+    What is predicted is what `stable_lr` would find in 100 steps without warmup, schedule or clipping. The model comes
     back bit for bit as it was.
 
     Args:
@@ -172,7 +172,7 @@ def predict_lr(
         it for 9 of 10 of the architectures fitted, each left out, and for about 2 of 3 of other kinds; `edge` and
         `top`, the rates at which one step no longer lowers the loss, and at which it diverges; `diverges`, the
         probability that a seed diverges at `lr` within 100 steps (NaN without one); `known`, whether anything can be
-        told, and else `reason`: then what is foretold is NaN. `passes`, forward and backward: at most 10.
+        told, and else `reason`: then what is predicted is NaN. `passes`, forward and backward: at most 10.
 
     Raises:
         InvalidConfig, InvalidModel, InvalidBatch, DataError, DeviceError: one line each.
@@ -201,7 +201,7 @@ def foretold(seen: OneStep, optimizer: str, lr: float | None = None) -> xr.Datas
             made = packaged_fits()[target, seen.growth.with_gradient]
             low, high = (10.0**x for x in made.interval(seen.features))
             middle = 10.0 ** made(seen.features)
-        values[target] = ((), middle, f"{name}, foretold", "1")
+        values[target] = ((), middle, f"{name}, predicted", "1")
         values[f"{target}_low"] = ((), low, f"{name}, lower end of the interval", "1")
         values[f"{target}_high"] = ((), high, f"{name}, upper end of the interval", "1")
     diverges = math.nan

@@ -19,7 +19,7 @@ def command(
         typer.Option(help="The rate that you train with, to be judged; then no other is searched, and no repair made."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Foretell the rates from ten passes, in place of trying any.")
+        bool, typer.Option("--quick", help="Predict the rates from ten passes, in place of trying any.")
     ] = False,
     lr_range: Annotated[
         str | None, typer.Option(help="The range searched, as in 1e-5:0.1; 1e-7:1e3 if not given.")
@@ -105,12 +105,15 @@ def command(
             "--repair": bool(names),
         }
         if unfit := [name for name, there in given.items() if there]:
-            raise InvalidConfig(f"--quick foretells 100 plain steps and takes no {unfit[0]}: leave out one of them")
+            raise InvalidConfig(f"--quick predicts 100 plain steps and takes no {unfit[0]}: leave out one of them")
         name, made = target.rpartition(":")[2], optimizer_of(optimizer)
         own = own_lr(made) if lr is None else lr
         print(
             quick_answer(
-                predict_lr(model, batches, optimizer=made, lr=own, loss_fn=loss_of(loss)), model=name, data=data
+                predict_lr(model, batches, optimizer=made, lr=own, loss_fn=loss_of(loss)),
+                model=name,
+                data=data,
+                width=text_width(),
             )
         )
         return
