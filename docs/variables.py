@@ -1,7 +1,7 @@
-"""Write what each instrument's Dataset holds into docs/variables.md, from its `VARIABLES`: `python docs/variables.py`.
+"""Write what each Dataset holds into docs/variables.md, from the `VARIABLES` of the code: `python docs/variables.py`.
 
-Between two markers, `<!-- variables: NAME -->` and `<!-- end -->`, goes a table. NAME is that of a probe, or of a module
-below `normscope`.
+Between two markers, `<!-- variables: NAME -->` and `<!-- end -->`, goes a table. NAME is that of a probe, or of a
+module below `normscope`.
 """
 
 import importlib
