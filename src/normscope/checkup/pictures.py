@@ -29,8 +29,8 @@ def proof(tree: xr.DataTree) -> list[Picture]:
         evidence = tree["as_it_is/evidence"].to_dataset()
         if EXPLODING in tree["findings"].to_dataset()["finding"].values and _has_depth(evidence):
             pictures.append(_picture(evidence, plot_size_along_step, "why", _SIZES))
-        elif "mended" in tree["as_it_is"].children.get("training", xr.DataTree()).children:
-            pictures.append(_mended(tree["as_it_is/training"]))
+        elif (training := tree["as_it_is"].children.get("training")) is not None and "mended" in training.children:
+            pictures.append(_mended(training))
         else:
             pictures.append(_picture(evidence, plot_relative_loss, "why", _FIRST_STEP))
     top = tree.to_dataset()
