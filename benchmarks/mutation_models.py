@@ -84,7 +84,7 @@ def _above(share: float, guess: float) -> float:
 def digits(seed: int = 0, size: int = SIZE) -> tuple[list[Batch], list[Batch]]:
     """Handwritten digits, 8 x 8, standardized."""
     data = load_data("digits")
-    order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))[: BATCHES * SIZE]
+    order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))[: BATCHES * size]
     images, labels = data.train_images[order], data.train_labels[order].long()
     train = list(zip(images.split(size), labels.split(size), strict=True))
     return train, list(zip(data.test_images.split(120), data.test_labels.long().split(120), strict=True))
@@ -94,7 +94,7 @@ def digits(seed: int = 0, size: int = SIZE) -> tuple[list[Batch], list[Batch]]:
 def series(seed: int = 0, size: int = SIZE) -> tuple[list[Batch], list[Batch]]:
     """24 values of a noisy sum of two sines, and the next."""
     generator = torch.Generator().manual_seed(seed)
-    examples = BATCHES * SIZE + 320
+    examples = BATCHES * size + 320
     phases = 6.28 * torch.rand(examples, 1, 2, generator=generator)
     speeds = 0.2 + 0.6 * torch.rand(examples, 1, 2, generator=generator)
     values = torch.sin(torch.arange(25)[None, :, None] * speeds + phases).sum(-1)
@@ -104,18 +104,18 @@ def series(seed: int = 0, size: int = SIZE) -> tuple[list[Batch], list[Batch]]:
 
 
 @cache
-def characters(seed: int = 0, size: int = SIZE) -> tuple[list[Batch], list[Batch]]:
+def characters(seed: int = 0, size: int = SIZE // 2) -> tuple[list[Batch], list[Batch]]:
     """Pieces of 32 characters, and the same one further; the last tenth of the text is held out."""
     generator, all_text = torch.Generator().manual_seed(seed), text()
     end = len(all_text) * 9 // 10
-    begins = torch.randint(end - 33, (BATCHES * SIZE,), generator=generator).tolist()
+    begins = torch.randint(end - 33, (BATCHES * size,), generator=generator).tolist()
     begins += torch.randint(end, len(all_text) - 33, (320,), generator=generator).tolist()
     pieces = torch.stack([all_text[i : i + 33] for i in begins])
     return _parted(pieces[:, :-1], pieces[:, 1:], size)
 
 
 def _parted(x: Tensor, y: Tensor, size: int) -> tuple[list[Batch], list[Batch]]:
-    n = BATCHES * SIZE
+    n = BATCHES * size
     train = list(zip(x[:n].split(size), y[:n].split(size), strict=True))
     return train, list(zip(x[n:].split(160), y[n:].split(160), strict=True))
 
@@ -154,9 +154,9 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Twelve residual blocks, scaled down so that they need no norm."""
+    """Eight residual blocks, scaled down so that they need no norm."""
 
-    def __init__(self, width: int, blocks: int = 12) -> None:
+    def __init__(self, width: int, blocks: int = 8) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, width, 3, padding=1, stride=2)
         self.blocks = nn.Sequential(*(ResidualBlock(width, blocks**-0.5) for _ in range(blocks)))
@@ -252,10 +252,10 @@ def cross_entropy(output: Tensor, targets: Tensor) -> Tensor:
 MODELS: dict[str, tuple[Callable[[int], nn.Module], int, Any, Any, float, int, Any, Any]] = {
     "mlp": (mlp, 64, digits, momentum, 0.05, 200, cross_entropy, accuracy),
     "cnn": (cnn, 12, digits, momentum, 0.05, 120, cross_entropy, accuracy),
-    "resnet": (ResNet, 8, digits, torch.optim.Adam, 3e-3, 160, cross_entropy, accuracy),
-    "lstm": (LSTM, 24, series, torch.optim.Adam, 1e-2, 200, F.mse_loss, explained),
+    "resnet": (ResNet, 8, digits, torch.optim.Adam, 5e-3, 120, cross_entropy, accuracy),
+    "lstm": (LSTM, 24, series, torch.optim.Adam, 1e-2, 160, F.mse_loss, explained),
     "gpt": (GPT, 32, characters, adamw, 5e-3, 240, cross_entropy, last_characters),
-    "vit": (ViT, 32, digits, adamw, 3e-3, 240, cross_entropy, accuracy),
+    "vit": (ViT, 32, digits, adamw, 5e-3, 200, cross_entropy, accuracy),
 }
 """Model, width, data, optimizer, rate, steps, loss and metric."""
 
