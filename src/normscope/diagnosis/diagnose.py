@@ -194,6 +194,8 @@ def diagnosed(
         found.skipped.append(f"The first step was not looked at: {error}")
     facts = facts_of(replace(program, batches=usable), seed=seed, instance=instance)
     facts = replace(facts, first=first, own=own)
+    if found.evidence is not None:
+        facts = replace(facts, evidence=found.evidence["evidence"].to_dataset())
     found.findings = told_early(facts)
     found.facts = facts = trained(facts, found.evidence, lr, seed, until)
     found.search = search(facts, seed=seed, until=until)
@@ -271,15 +273,19 @@ def conclude(
     needed = [as_finding(one, found.search, facts) for one in found.search.needed]
     told = {finding.name for finding in needed}
     early = [finding for finding in found.findings if finding.name not in told]
+    of = {fault.name: fault for fault in faults()}
     # That no gradient arrives is what a fault does: behind those whose repair is known.
     faulty = sorted([*early, *needed], key=lambda finding: finding.name == SYMPTOM)
     if found.evidence is None:
         return faulty
     evidence = found.evidence["evidence"].to_dataset()
     learning = facts.own and facts.score >= NOT_LEARNING
-    if not learning:
-        shown = [finding for finding in symptoms(evidence) if finding.name not in told]
-        faulty += [finding for one in shown if (finding := proved(one, found, seed, until)) is not None]
+    shown = [finding for finding in symptoms(evidence) if finding.name not in told]
+    shown = [one for one in shown if not learning or (of[one.name].grave and facts.score < LEARNED)]
+    faulty += [finding for one in shown if (finding := proved(one, found, seed, until)) is not None]
+    # What nothing but the numbers of a training would mend comes behind what is broken.
+    graves = [finding for finding in faulty if of[finding.name].grave]
+    faulty.sort(key=lambda finding: of[finding.name].tuning and bool(graves))
     if not faulty and not learning and found.search.best < PARTLY and len(batches) > 1:
         evidence = with_descents(evidence, model, batches[:NUM_BATCHES], recipe=recipe, seed=seed, lr=lr, until=until)
         if not int(evidence["trial_steps"]):

@@ -25,6 +25,10 @@ too, ..."""
 SOLVED = 0.6
 """... and is blamed only where it leads to this much."""
 
+TIMES_MORE, NOTHING = 3.0, 0.05
+"""... or to this many times what is learned without, in tasks of which little can be learned; at least to `GAIN` above
+this."""
+
 GAIN = 0.15
 """A repair is needed where the program loses this much without it."""
 
@@ -238,4 +242,4 @@ def is_needed(one: Needed, score: float) -> bool:
     """Whether to say so: the mended program loses by its absence, and has learned enough for tuning to be blamed."""
     if not score - max(one.without, 0.0) >= GAIN:  # also where it was not measured
         return False
-    return score >= SOLVED if one.step.fault.tuning else True
+    return not one.step.fault.tuning or score >= min(SOLVED, max(TIMES_MORE * one.without, NOTHING + GAIN))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
 from normscope.descent.optimizers import foreign_parameters, make_optimizer
@@ -22,6 +23,9 @@ from normscope.model.state import untouched
 
 LEVEL_BATCHES = 20
 """Mini-batches that the loss of the best constant is taken over."""
+
+ALIKE = 1e-5
+"""Units are equal where their weights differ by less than this share of the largest."""
 
 VARIED = 1e-6
 """A feature whose standard deviation is below this share of its size is constant."""
@@ -52,10 +56,20 @@ class Facts:
     weight_gains: tuple[tuple[str, float], ...] = ()
     """For every layer the root mean square of its weight times the square root of what goes into a unit: about 1 where
     sizes are kept."""
+    equal_units: tuple[str, ...] = ()
+    """Layers with several units, whose weights are all the same and not zero."""
     optimizer: str = ""
     """The class's name."""
     momentum: float = 0.0
     weight_decay: float = 0.0
+    uphill: bool = False
+    """Whether the optimizer maximizes."""
+    eps: float = 0.0
+    """What an adaptive optimizer adds to the root of its second moment."""
+    left_out: tuple[str, ...] = ()
+    """Trainable parameters that the optimizer does not hold, ..."""
+    left_out_share: float = 0.0
+    """... and their share of all trainable numbers."""
     foreign: int = 0
     """Of the optimizer's parameters, those that are not the model's; 0 where it was given and models are built anew,
     which it cannot hold."""
@@ -63,6 +77,8 @@ class Facts:
     num_examples: int = 0
     run: Run | None = None
     first: FirstPass | None = None
+    evidence: xr.Dataset | None = None
+    """Of the first step; None where it could not be measured."""
     own: bool = True
     """Whether the rate and the number of steps are the user's own; else they were found."""
 
@@ -121,6 +137,7 @@ def facts_of(program: Program, *, seed: int = 0, instance: bool = False) -> Fact
     return replace(
         found,
         weight_gains=tuple(weight_gains(model)),
+        equal_units=tuple(equal_units(model)),
         batch_size=max(sizes, default=0),
         num_examples=sum(sizes),
         program=with_levels(program, found.reach),
@@ -177,6 +194,20 @@ def weight_gains(model: nn.Module) -> list[tuple[str, float]]:
     return gains
 
 
+def equal_units(model: nn.Module) -> list[str]:
+    """See `Facts.equal_units`."""
+    found = []
+    for path, module in watched_modules(model).items():
+        for p in own_parameters(module):
+            if p.ndim >= 2 and len(p) > 1 and p.is_floating_point() and p.numel() > len(p):
+                rows = p.detach().double().flatten(1)
+                size = float(rows.abs().max())
+                if size > 0 and float((rows - rows[0]).abs().max()) <= ALIKE * size:
+                    found.append(path)
+                break
+    return found
+
+
 def optimizer_facts(program: Program, model: nn.Module) -> dict[str, Any]:
     """What the optimizer is, as its own groups say it."""
     try:
@@ -184,6 +215,10 @@ def optimizer_facts(program: Program, model: nn.Module) -> dict[str, Any]:
             made = make_optimizer(program.optimizer, model, program.lr)
     except NormscopeError:
         return {}
+    held = {id(p) for each in made.param_groups for p in each["params"]}
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    left_out = tuple(name for name, p in trainable.items() if id(p) not in held)
+    total = sum(p.numel() for p in trainable.values())
     group = made.param_groups[0]
     betas = group.get("betas")
     momentum = group.get("momentum", betas[0] if betas else 0.0)
@@ -191,4 +226,8 @@ def optimizer_facts(program: Program, model: nn.Module) -> dict[str, Any]:
         "optimizer": type(made).__name__,
         "momentum": float(momentum or 0.0),
         "weight_decay": float(group.get("weight_decay", 0.0) or 0.0),
+        "uphill": bool(group.get("maximize", False)),
+        "eps": float(group.get("eps", 0.0) or 0.0),
+        "left_out": left_out,
+        "left_out_share": sum(trainable[name].numel() for name in left_out) / max(total, 1),
     }

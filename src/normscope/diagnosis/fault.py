@@ -76,6 +76,8 @@ class Fault:
     """What to do and the lines that do it, of a fault without a repair that can be run."""
     early: bool = False
     """Whether it is seen before anything is measured, in the first pass over the batches."""
+    grave: bool = False
+    """Whether a symptom is said of every program that does not learn nearly all, and before what tuning would gain."""
     harmless: bool = False
     """Whether a symptom is no harm by itself: then it is said only of a program that does not learn nearly all."""
     tuning: bool = False

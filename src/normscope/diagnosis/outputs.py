@@ -206,13 +206,10 @@ def loss_of_outputs(model: nn.Module, batch: Batch, loss_fn: LossFn | None, outp
     return loss if len(calls) == 1 else math.nan
 
 
-def _one_hot(y: Tensor, like: Tensor) -> Tensor:
-    return F.one_hot(y.long(), like.shape[-1]).to(like.dtype)
-
-
 def _of_labels(y: Tensor, z: Tensor) -> Tensor:
-    """Targets in the shape of the outputs."""
-    return _one_hot(y, z) if y.shape != z.shape and y.shape == z.shape[:-1] and z.ndim == 2 else y.to(z.dtype)
+    """Targets in the shape of the outputs, whose last dimension is the classes' where the targets lack it."""
+    lacks = y.shape != z.shape and y.shape == z.shape[:-1] and not y.is_floating_point()
+    return F.one_hot(y.long(), z.shape[-1]).to(z.dtype) if lacks else y.to(z.dtype)
 
 
 FAMILIES: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
@@ -228,9 +225,10 @@ FAMILIES: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
 
 
 def loss_family(model: nn.Module, batch: Batch, loss_fn: LossFn | None, like: Tensor) -> str:
-    """Which of `FAMILIES` the loss is on this batch, up to a factor; "" where it is none."""
+    """Which of `FAMILIES` the loss is on this batch, up to a factor; with `MINUS` in front where that is negative; ""
+    where it is none."""
     y = targets_of(batch)
-    if y is None or like.ndim > 2 or y.numel() * (like.shape[-1] if y.shape != like.shape else 1) != like.numel():
+    if y is None or y.numel() * (like.shape[-1] if y.shape != like.shape else 1) != like.numel():
         return ""
     for name, (takes, known) in FAMILIES.items():
         ratios = []
@@ -242,11 +240,19 @@ def loss_family(model: nn.Module, batch: Batch, loss_fn: LossFn | None, like: Te
             except Exception:  # targets that this loss does not take
                 break
             ratios.append(loss_of_outputs(model, batch, loss_fn, z) / reference if reference else math.nan)
-        known_ratio = len(ratios) == 3 and all(math.isfinite(r) and r > 0 for r in ratios)
-        if known_ratio and max(ratios) / min(ratios) < 1 + 1e-3 and (like.shape[-1] > 1 or name not in SEVERAL):
-            return name
+        sizes = [abs(r) for r in ratios]
+        known_ratio = len(ratios) == 3 and all(map(math.isfinite, ratios)) and min(sizes) > 0
+        one_sign = abs(sum(ratios)) == sum(sizes)
+        if known_ratio and one_sign and max(sizes) < 1.001 * min(sizes) and (like.shape[-1] > 1 or name not in SEVERAL):
+            return name if ratios[0] > 0 else MINUS + name
     return ""
 
+
+MOST_NUMBERS = 20_000_000
+"""Of outputs that are looked at together."""
+
+MINUS = "minus "
+"""In front of the name of a loss whose sign is turned round."""
 
 SEVERAL = ("cross_entropy", "log_of_probabilities", "nll")
 """Losses of several classes."""
@@ -271,7 +277,8 @@ def constants(targets: Sequence[Tensor], like: Tensor) -> list[Tensor]:
     rows = torch.cat([_of_labels(t, like[: len(t)]) for t in targets]).to(like.dtype)
     if rows[0].numel() != like[0].numel():
         return []
-    rows = rows.reshape(len(rows), *like.shape[1:])
+    of_places = like.ndim > 2 and not targets[0].is_floating_point()  # one constant for all places of a sequence
+    rows = rows.reshape(-1, like.shape[-1]) if of_places else rows.reshape(len(rows), *like.shape[1:])
     mean = rows.mean(0)
     values = [mean, rows.median(0).values]
     if bool(((mean >= 0) & (mean <= 1)).all()):
@@ -290,6 +297,8 @@ class Reach:
     """Of the best outputs that are free."""
     in_range: float
     """Of the best outputs within the values that the output's activation can take."""
+    exchanged: float = math.nan
+    """Of the best outputs that are free, each example given those of another."""
 
     @property
     def missed(self) -> float:
@@ -312,6 +321,8 @@ def reach(
     model: nn.Module, batches: Sequence[Batch], loss_fn: LossFn | None, like: Sequence[Tensor], activation: str
 ) -> Reach | None:
     """What losses the outputs can have; None where the loss does not take outputs in the model's place."""
+    some = max(1, MOST_NUMBERS // max(like[0].numel(), 1))
+    batches, like = batches[:some], like[:some]
     targets = [targets_of(batch) for batch in batches]
     if any(t is None or len(t) != len(z) for t, z in zip(targets, like, strict=True)):
         return None
@@ -332,5 +343,8 @@ def reach(
         return None
     constant = best([[c.expand_as(z).clone() for c in fixed] for z in like])
     lowest = best(free)
+    exchanged = best([[c.roll(1, 0) for c in cs] for cs in free])
     confined = [[into_range(c, activation) for c in cs] for cs in free]
-    return Reach(constant, min(lowest, constant), best(confined)) if math.isfinite(constant + lowest) else None
+    return (
+        Reach(constant, min(lowest, constant), best(confined), exchanged) if math.isfinite(constant + lowest) else None
+    )

@@ -26,6 +26,9 @@ from normscope.model.state import untouched
 Patch = Callable[[nn.Module], None]
 """Changes a model in place, by hooks, weights or modules; `untouched` takes hooks and weights back."""
 
+FLAT = 1e-6
+"""Where the best outputs lower the loss by no more than this share of it, there is nothing to learn."""
+
 CHECKED_EVERY = 64
 """Steps between two looks at the clock."""
 
@@ -78,15 +81,16 @@ class Run:
     @property
     def score(self) -> float:
         """The share of what there is to learn that was learned: 0 at the loss of the best constant output or where the
-        run began, whichever is lower, 1 at the lowest loss there is. Below 0 where it ends above that, at least -1."""
+        run began, whichever is lower, 1 at the lowest loss there is. Below 0 where it ends above that; kept between -1
+        and 1."""
         if self.diverged or not len(self.losses):
             return -1.0
         start = float(np.mean(self.losses[: max(1, len(self.losses) // 50)]))
         level = start if math.isnan(self.constant_loss) else self.constant_loss
         room = level - self.lowest_loss
-        if not room > 0:
+        if not room > FLAT * max(abs(level), abs(self.lowest_loss)):
             return 0.0
-        return float(max((level - self.end_loss) / room, -1.0))
+        return float(min(max((level - self.end_loss) / room, -1.0), 1.0))
 
 
 def in_order(batches: Sequence[Batch], seed: int) -> Iterator[Batch]:

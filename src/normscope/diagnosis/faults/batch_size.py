@@ -38,4 +38,4 @@ def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
         yield Repair(made, f"DataLoader(data, batch_size={size}, shuffle=True)", f"batches of {size}", "batches")
 
 
-FAULT = Fault("batch_size", "batch_size", 65, suspected=_suspected, repairs=_repairs, tuning=True)
+FAULT = Fault("batch_size", "batch_size", 54, suspected=_suspected, repairs=_repairs, tuning=True)

@@ -43,4 +43,4 @@ def dead(silent: xr.DataArray, chosen: np.ndarray) -> Finding | None:
     )
 
 
-FAULT = Fault("dead", "initialization", 104, rule=dead_layer, harmless=True)
+FAULT = Fault("dead", "initialization", 104, rule=dead_layer, harmless=True, grave=True)

@@ -1,9 +1,15 @@
 """Most parameters cannot move."""
 
-import xarray as xr
+from collections.abc import Iterator
+from dataclasses import replace
 
-from normscope.diagnosis.fault import Fault
+import xarray as xr
+from torch import nn
+
+from normscope.diagnosis.facts import Facts
+from normscope.diagnosis.fault import Fault, Repair, Suspicion
 from normscope.diagnosis.finding import Finding
+from normscope.diagnosis.program import Program
 from normscope.statistics.numbers import percent
 
 FROZEN_SHARE = 0.5
@@ -29,4 +35,21 @@ def frozen(evidence: xr.Dataset) -> Finding | None:
     )
 
 
-FAULT = Fault("frozen", "architecture", 101, rule=frozen)
+def _suspected(facts: Facts) -> Suspicion | None:
+    found = None if facts.evidence is None else frozen(facts.evidence)
+    if found is None or found.numbers["trainable_share"] >= FROZEN_SHARE:
+        return None
+    return Suspicion(found.title, found.sentence, found.numbers)
+
+
+def unfrozen(model: nn.Module) -> None:
+    """Every parameter may move."""
+    model.requires_grad_(True)
+
+
+def _repairs(program: Program, _facts: Facts) -> Iterator[Repair]:
+    made = replace(program, patches=(*program.patches, unfrozen))
+    yield Repair(made, "model.requires_grad_(True)", "all parameters free to move")
+
+
+FAULT = Fault("frozen", "architecture", 44, rule=frozen, suspected=_suspected, repairs=_repairs, grave=True)

@@ -43,4 +43,4 @@ def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
     yield Repair(replace(program, patches=patches), code, f"ReLU behind {', '.join(layers)}", layers[0])
 
 
-FAULT = Fault("hidden_activation", "activation", 70, suspected=_suspected, repairs=_repairs, tuning=True)
+FAULT = Fault("hidden_activation", "activation", 49, suspected=_suspected, repairs=_repairs, tuning=True)

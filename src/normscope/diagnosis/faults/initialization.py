@@ -23,6 +23,14 @@ CODE = (
 def _suspected(facts: Facts) -> Suspicion | None:
     if not facts.own:  # a layer that stands out is measured by the step that it allows
         return None
+    if facts.equal_units:
+        layer = facts.equal_units[0]
+        return Suspicion(
+            "all units of a layer start equal",
+            f"The units of {layer} have the same weights: they get the same gradient, and stay one unit.",
+            {"equal_layers": float(len(facts.equal_units))},
+            place=layer,
+        )
     outside = [(layer, gain) for layer, gain in facts.weight_gains if not SMALL <= gain <= LARGE]
     if not outside:
         return None

@@ -1,5 +1,6 @@
 """A squared or absolute error where the targets are classes: its gradient vanishes where a sigmoid or softmax is surely
-wrong. And a negative log-likelihood that is given probabilities in place of their logarithms."""
+wrong. A negative log-likelihood that is given probabilities in place of their logarithms. And any other loss of labels
+under which the model does not learn what it learns under cross-entropy."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,9 @@ from normscope.diagnosis.patches import output_through
 from normscope.diagnosis.program import Program
 from normscope.model.batch import Batch, targets_of
 
+UNKNOWN = ("", "mse", "mae", "nll")
+"""Families that are not made for labels: those of numbers, of log-probabilities without a softmax, and none known."""
+
 WORDS = {"mse": "the squared error", "mae": "the absolute error"}
 
 
@@ -26,6 +30,14 @@ def _suspected(facts: Facts) -> Suspicion | None:
             {},
             certain=True,
         )
+    if facts.kind == "labels" and facts.num_outputs > 1 and facts.family in UNKNOWN and facts.last != "log_softmax":
+        of = WORDS.get(facts.family, "none of the usual ones")
+        return Suspicion(
+            "the loss does not fit labels",
+            f"The targets are labels of {facts.num_outputs} classes, and the loss is {of}, not cross-entropy.",
+            {"classes": float(facts.num_outputs)},
+            place="the loss",
+        )
     if facts.family not in WORDS or facts.kind not in ("one_hot", "multi_hot", "binary"):
         return None
     return Suspicion(
@@ -37,21 +49,26 @@ def _suspected(facts: Facts) -> Suspicion | None:
 
 
 def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
-    if facts.chain is None:
+    if not all(type(batch) in (tuple, list) and len(batch) == 2 for batch in program.batches):
         return
-    patches = (*program.patches, output_through(facts.chain.layers[-1], lambda z: z))
+    last = facts.chain.layers[-1] if facts.chain else "the model"
+    patches = program.patches
+    if facts.chain is not None and facts.last != "identity":
+        patches = (*patches, output_through(last, lambda z: z))
     if facts.kind in ("one_hot", "labels") and facts.num_outputs > 1:
         loss, code = of_classes, "loss = nn.functional.cross_entropy(logits, targets)"
     else:
         loss, code = of_bits, "loss = nn.functional.binary_cross_entropy_with_logits(logits, targets.float())"
-    said = f"# logits: what {facts.chain.layers[-1]} gives, with no activation behind it\n{code}"
+    said = f"# logits: what {last} gives, with no activation behind it\n{code}"
     yield Repair(judged_anew(replace(program, loss_fn=loss, patches=patches)), said, "cross-entropy of the logits")
 
 
 def of_classes(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy of a pair's logits."""
-    targets = _targets(batch)
-    return F.cross_entropy(model(batch[0]), targets if targets.is_floating_point() else targets.long())
+    """Cross-entropy of a pair's logits, whose last dimension is the classes'."""
+    logits, targets = model(batch[0]), _targets(batch)
+    if targets.is_floating_point():
+        return F.cross_entropy(logits, targets)
+    return F.cross_entropy(logits.flatten(0, -2), targets.long().flatten())
 
 
 def of_bits(model: nn.Module, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""An optimizer that does not get there: plain SGD where directions differ in scale, or a momentum that overshoots."""
+"""An optimizer that does not get there: plain SGD where directions differ in scale."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,8 +13,6 @@ from normscope.statistics.numbers import number
 
 ADAPTIVE = ("Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adamax")
 ADAM_LRS = (1e-3, 1e-2)
-MUCH_MOMENTUM = 0.97
-"""From here on a step is the sum of more than thirty."""
 
 
 def _adam(params: Any, lr: float) -> torch.optim.Optimizer:
@@ -22,16 +20,7 @@ def _adam(params: Any, lr: float) -> torch.optim.Optimizer:
 
 
 def _suspected(facts: Facts) -> Suspicion | None:
-    if not facts.own or facts.run is None or not facts.optimizer:
-        return None
-    if facts.momentum >= MUCH_MOMENTUM:
-        return Suspicion(
-            "the momentum is too large",
-            f"{facts.optimizer} has momentum {facts.momentum:g}: a step is the sum of "
-            f"{number(1 / max(1 - facts.momentum, 1e-9))}.",
-            {"momentum": facts.momentum},
-        )
-    if facts.optimizer in ADAPTIVE:
+    if not facts.own or facts.run is None or not facts.optimizer or facts.optimizer in ADAPTIVE:
         return None
     return Suspicion(
         f"{facts.optimizer} does not get there",
