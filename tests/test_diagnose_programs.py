@@ -247,7 +247,7 @@ def test_layers_and_what_lies_between_them() -> None:
     )
     seen = chain(body, classes()[0])
     assert seen is not None
-    assert seen.layers == ("0", "1", "4") and seen.between == ("identity", "relu", "tanh") and seen.dropout == 0.4
+    assert seen.layers == ("0", "1", "4") and seen.between == ("identity", "relu", "tanh")
 
 
 @pytest.mark.parametrize(

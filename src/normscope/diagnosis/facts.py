@@ -20,6 +20,7 @@ from normscope.model.batch import Batch, num_examples, targets_of
 from normscope.model.layers import own_parameters, owns_weight, watched_modules
 from normscope.model.loss import default_loss
 from normscope.model.state import untouched
+from normscope.per_example.dropout import WithoutDropout
 
 LEVEL_BATCHES = 20
 """Mini-batches that the loss of the best constant is taken over."""
@@ -42,6 +43,8 @@ class Facts:
     kind: str = ""
     """The targets, see `outputs.target_kind`."""
     reach: Reach | None = None
+    dropout: float = 0.0
+    """The largest probability of any dropout."""
     num_outputs: int = 0
     input_size: float = math.nan
     """The largest root mean square of an input feature."""
@@ -106,9 +109,10 @@ def facts_of(program: Program, *, seed: int = 0, instance: bool = False) -> Fact
     """
     model = program.build(seed)
     batches = program.batches[:LEVEL_BATCHES]
-    like = outputs_of(model, batches, program, seed)
+    with WithoutDropout() as dropped:
+        like = outputs_of(model, batches, program, seed)
     seen = chain(model, batches[0], program.loss_fn, seed=seed) if like else None
-    found = Facts(program, seen)
+    found = Facts(program, seen, dropout=dropped.largest)
     targets = [t for batch in program.batches if (t := targets_of(batch)) is not None]
     if like:
         width = like[0].shape[-1] if like[0].ndim > 1 else 1

@@ -75,8 +75,6 @@ class Chain:
     """Paths of the watched calls."""
     between: tuple[str, ...]
     """The activation behind each layer, by the names of `ACTIVATIONS`; "" where it is none of them."""
-    dropout: float = 0.0
-    """The largest probability of any dropout."""
 
     @property
     def last(self) -> str:
@@ -123,7 +121,6 @@ def calls_of(model: nn.Module) -> Iterator[list[tuple[str, Tensor | None, Tensor
 def chain(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None, *, seed: int = 0) -> Chain | None:
     """What stands between the layers, looked at with standardized inputs, weights drawn anew and no dropout, so that no
     value is saturated or of one sign; None where the loss does not call the model or its layers have no order."""
-    drops = [float(m.p) for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
     with untouched(model), torch.no_grad():
         model.eval()
         torch.manual_seed(seed)
@@ -146,7 +143,7 @@ def chain(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None, *, seed
         return None
     following = [x for _, x, _ in seen[1:]] + [outputs[0].detach()]
     between = [identify(y, x) if x is not None else "" for (_, _, y), x in zip(seen, following, strict=True)]
-    return Chain(tuple(path for path, *_ in seen), tuple(between), max(drops, default=0.0))
+    return Chain(tuple(path for path, *_ in seen), tuple(between))
 
 
 # --- Targets ---

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normscope.diagnosis.program import Patch
 from normscope.model.layers import own_parameters, watched_modules
+from normscope.per_example.dropout import WithoutDropout
 
 Function = Callable[[Tensor], Tensor]
 
@@ -60,10 +62,17 @@ def activation_in_place(layers: tuple[str, ...], following: tuple[str, ...], fun
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Every dropout module passes its input on."""
+    """Dropout passes its input on, that of modules and that of functions in the model's forward pass."""
+    forward = model.forward
+
+    def quiet(*args: Any, **named: Any) -> Any:
+        with WithoutDropout():
+            return forward(*args, **named)
+
+    model.forward = quiet  # type: ignore[method-assign]
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.register_forward_hook(lambda _m, inputs, _o: inputs[0])
+            module.p = 0.0
 
 
 def sizes_kept(model: nn.Module) -> None:

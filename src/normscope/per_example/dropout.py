@@ -9,23 +9,29 @@ from normscope.runtime.torch_state import FunctionMode
 
 
 class WithoutDropout(FunctionMode):
-    """While entered, dropout does nothing; `met` says whether there was any to do."""
+    """While entered, dropout does nothing; `largest` is the highest probability there was."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.met = False
+        self.largest = 0.0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in DROPOUTS:
             given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
-            self.met |= bool(given.get("training", given.get("train", True)) and given.get("p", 0.5) > 0)
+            if given.get("training", given.get("train", True)):
+                self.largest = max(self.largest, float(given.get("p", 0.5)))
             return given["input"]
         if func is F.scaled_dot_product_attention:
             given = dict(zip(ATTENTION_ARGUMENTS, args, strict=False)) | kwargs
-            self.met |= given.get("dropout_p", 0.0) > 0
+            self.largest = max(self.largest, float(given.get("dropout_p", 0.0)))
             return func(**(given | {"dropout_p": 0.0}))
         return func(*args, **kwargs)
+
+    @property
+    def met(self) -> bool:
+        """Whether there was any dropout to do."""
+        return self.largest > 0
 
 
 DROPOUTS = (

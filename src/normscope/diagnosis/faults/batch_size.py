@@ -9,8 +9,9 @@ from normscope.diagnosis.fault import Fault, Repair, Suspicion
 from normscope.diagnosis.program import Program
 from normscope.model.batch import num_examples, take
 
-PARTS = 8
-"""Into which the one batch is cut, where it is large enough; its steps are as many times more, as an epoch's are."""
+PARTS, USUAL = 8, 32
+"""Into which the one batch is cut, where it is large enough, or into more, of this many examples; its steps are as many
+times more, as an epoch's are."""
 
 MOST_STEPS = 5000
 
@@ -30,7 +31,7 @@ def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
     examples = num_examples(batch)
     if examples is None or examples < 4:
         return
-    size = max(examples // PARTS, 2)
+    size = max(min(examples // PARTS, USUAL), 2)
     parts: list[Any] = [take(batch, range(at, min(at + size, examples))) for at in range(0, examples, size)]
     if len(parts) > 1:
         steps = min(program.steps * len(parts), MOST_STEPS)

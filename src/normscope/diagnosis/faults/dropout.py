@@ -13,19 +13,19 @@ MUCH = 0.3
 
 
 def _suspected(facts: Facts) -> Suspicion | None:
-    if facts.chain is None or facts.chain.dropout < MUCH:
+    if facts.dropout < MUCH:
         return None
     return Suspicion(
         "dropout keeps it from learning",
-        f"Dropout zeroes {percent(facts.chain.dropout)} of the units.",
-        {"dropout": facts.chain.dropout},
+        f"Dropout zeroes {percent(facts.dropout)} of the units.",
+        {"dropout": facts.dropout},
     )
 
 
 def _repairs(program: Program, _facts: Facts) -> Iterator[Repair]:
     patches = (*program.patches, without_dropout)
-    code = "for module in model.modules():\n    if isinstance(module, nn.Dropout):\n        module.p = 0.0"
+    code = "for module in model.modules():\n    if isinstance(module, nn.Dropout):\n        module.p = 0.0  # F.dropout too"
     yield Repair(replace(program, patches=patches), code, "no dropout")
 
 
-FAULT = Fault("dropout", "regularization", 49, suspected=_suspected, repairs=_repairs, tuning=True)
+FAULT = Fault("dropout", "regularization", 48, suspected=_suspected, repairs=_repairs, tuning=True)

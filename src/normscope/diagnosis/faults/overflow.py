@@ -32,4 +32,4 @@ def overflow(evidence: xr.Dataset) -> Finding | None:
     )
 
 
-FAULT = Fault("overflow", "numerics", 99, rule=overflow)
+FAULT = Fault("overflow", "numerics", 99, rule=overflow, grave=True)
