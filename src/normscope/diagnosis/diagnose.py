@@ -22,6 +22,7 @@ from normscope.diagnosis.evidence import measure_evidence, trial_rates, with_des
 from normscope.diagnosis.experiments import GAIN, LEARNED, PARTLY, Needed, Search, best_of_rates, search
 from normscope.diagnosis.facts import Facts, facts_of
 from normscope.diagnosis.fault import Fault, faults
+from normscope.diagnosis.faults.labels import by_heart
 from normscope.diagnosis.finding import Finding, findings_dataset
 from normscope.diagnosis.first_pass import FirstPass, first_pass
 from normscope.diagnosis.notebook import DiagnosisTree
@@ -56,6 +57,9 @@ DESCENTS_SHARE = 0.5
 
 MOST_PLACES = 5
 """Of batches that are named by their places."""
+
+LONGER = "epochs"
+"""The repair after which it is asked whether what is learned holds on other batches."""
 
 SYMPTOM = "zero_gradient"
 """What is told after its causes."""
@@ -271,6 +275,10 @@ def conclude(
     facts = found.facts
     assert facts is not None
     needed = [as_finding(one, found.search, facts) for one in found.search.needed]
+    longer = any(one.step.fault.name == LONGER for one in found.search.needed)
+    if longer and found.search.program is not None and all(one.step.fault.tuning for one in found.search.needed):
+        heart = by_heart(found.search.program, found.search.score, seed=seed, until=until)
+        needed = needed if heart is None else [heart]
     told = {finding.name for finding in needed}
     early = [finding for finding in found.findings if finding.name not in told]
     of = {fault.name: fault for fault in faults()}

@@ -76,12 +76,12 @@ def learnability(
             break
         if until is not None and time.process_time() > until:
             return NOT_TRIED
-        one = _after(model, seen[:1], seen[:1], lr, recipe, seed)[0]
+        one = after_descent(model, seen[:1], seen[:1], lr, recipe, seed)[0]
         if np.isfinite(one) and not one >= best_one:
             best_one, lr_one = one, lr
         if not unseen:
             continue
-        contrasts = _after(model, seen, unseen, lr, recipe, seed)[1]
+        contrasts = after_descent(model, seen, unseen, lr, recipe, seed)[1]
         finite = contrasts[np.isfinite(contrasts)]
         if len(finite) and not finite.mean() <= best_contrast:
             best_contrast, lr_contrast = float(finite.mean()), lr
@@ -91,11 +91,13 @@ def learnability(
         if until is not None and time.process_time() > until:
             return NOT_TRIED
         steps *= PATIENCE
-        best_one = np.fmin(best_one, _after(model, seen[:1], seen[:1], lr_one, replace(recipe, steps=steps), seed)[0])
+        best_one = np.fmin(
+            best_one, after_descent(model, seen[:1], seen[:1], lr_one, replace(recipe, steps=steps), seed)[0]
+        )
     return Learnability(float(best_one), best_contrast, error, lr_one if lr_contrast is None else lr_contrast, steps)
 
 
-def _after(
+def after_descent(
     model: nn.Module, seen: Sequence[Batch], judged: Sequence[Batch], lr: float, recipe: Recipe, seed: int
 ) -> tuple[float, np.ndarray]:
     """Relative loss on the judged batches after the descent (NaN from a start that is not above 0), and the contrast on

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from normscope.diagnosis.facts import Facts, judged_anew
 from normscope.diagnosis.fault import Fault, Repair, Suspicion
 from normscope.diagnosis.faults.loss_of_classes import of_classes
+from normscope.diagnosis.faults.overflow import overflow
 from normscope.diagnosis.outputs import MINUS
 from normscope.diagnosis.program import Program
 from normscope.model.batch import Batch, targets_of
@@ -32,6 +33,8 @@ def _suspected(facts: Facts) -> Suspicion | None:
             certain=True,
             place="the loss",
         )
+    if facts.evidence is not None and overflow(facts.evidence) is not None:
+        return None  # numbers out of range come first
     could = facts.reach
     if could is None or facts.family or facts.batch_size < 2 or facts.kind not in ("labels", "number"):
         return None

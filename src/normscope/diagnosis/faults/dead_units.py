@@ -1,5 +1,7 @@
 """Many units of a layer never learn, but not all."""
 
+from dataclasses import replace
+
 import numpy as np
 import xarray as xr
 
@@ -23,7 +25,8 @@ def dead_units(evidence: xr.Dataset) -> Finding | None:
     if (silent.values >= DEAD_LAYER).any():
         return None
     few = evidence["units"].sel(layer=silent["layer"]).values < FEW if "units" in evidence else False
-    return dead(silent, (silent.values >= DEAD_UNITS) & ~np.asarray(few))
+    found = dead(silent, (silent.values >= DEAD_UNITS) & ~np.asarray(few))
+    return None if found is None else replace(found, name="dead_units")
 
 
-FAULT = Fault("dead", "initialization", 110, rule=dead_units, harmless=True)
+FAULT = Fault("dead_units", "initialization", 110, rule=dead_units, harmless=True)

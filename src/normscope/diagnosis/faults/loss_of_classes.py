@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from normscope.diagnosis.facts import Facts, judged_anew
 from normscope.diagnosis.fault import Fault, Repair, Suspicion
+from normscope.diagnosis.faults.overflow import overflow
 from normscope.diagnosis.patches import output_through
 from normscope.diagnosis.program import Program
 from normscope.model.batch import Batch, targets_of
@@ -30,6 +31,8 @@ def _suspected(facts: Facts) -> Suspicion | None:
             {},
             certain=True,
         )
+    if facts.evidence is not None and overflow(facts.evidence) is not None:
+        return None  # numbers out of range come first
     if facts.kind == "labels" and facts.num_outputs > 1 and facts.family in UNKNOWN and facts.last != "log_softmax":
         of = WORDS.get(facts.family, "none of the usual ones")
         return Suspicion(
