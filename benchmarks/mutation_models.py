@@ -254,8 +254,8 @@ MODELS: dict[str, tuple[Callable[[int], nn.Module], int, Any, Any, float, int, A
     "cnn": (cnn, 12, digits, momentum, 0.05, 120, cross_entropy, accuracy),
     "resnet": (ResNet, 8, digits, torch.optim.Adam, 5e-3, 120, cross_entropy, accuracy),
     "lstm": (LSTM, 24, series, torch.optim.Adam, 1e-2, 160, F.mse_loss, explained),
-    "gpt": (GPT, 32, characters, adamw, 5e-3, 240, cross_entropy, last_characters),
-    "vit": (ViT, 32, digits, adamw, 5e-3, 200, cross_entropy, accuracy),
+    "gpt": (GPT, 32, characters, adamw, 1e-2, 120, cross_entropy, last_characters),
+    "vit": (ViT, 32, digits, adamw, 5e-3, 160, cross_entropy, accuracy),
 }
 """Model, width, data, optimizer, rate, steps, loss and metric."""
 

@@ -190,8 +190,8 @@ def test_units_that_wake_up_are_not_dead() -> None:
 
 def test_many_dead_units_come_after_the_cause() -> None:
     evidence = silent(start=some(0.7, 4))
-    assert names(evidence) == ["dead", "curvature"]
-    assert names(evidence.assign(steepness=9.0)) == ["exploding", "dead"]
+    assert names(evidence) == ["dead_units", "curvature"]
+    assert names(evidence.assign(steepness=9.0)) == ["exploding", "dead_units"]
 
 
 def test_labels_are_not_judged_of_a_model_that_has_something_else() -> None:

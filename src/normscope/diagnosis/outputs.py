@@ -29,8 +29,8 @@ ACTIVATIONS: dict[str, Function] = {
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
-    "softmax": lambda z: torch.softmax(z, -1 if z.ndim < 3 else 1),
-    "log_softmax": lambda z: torch.log_softmax(z, -1 if z.ndim < 3 else 1),
+    "softmax": lambda z: torch.softmax(z, -1),
+    "log_softmax": lambda z: torch.log_softmax(z, -1),
     "elu": F.elu,
     "leaky_relu": F.leaky_relu,
     "leaky_relu 0.2": lambda z: F.leaky_relu(z, 0.2),
@@ -92,10 +92,16 @@ def identify(z: Tensor, y: Tensor) -> str:
     if z.ndim == 2 and z.shape[1] == 1 and bool((y == 1).all()) and len(z) > 1 and float(z.std()) > 0:
         return "softmax"
     for name, function in ACTIVATIONS.items():
-        if torch.allclose(function(z), y, rtol=1e-4, atol=1e-5):
+        # Classes may stand last, as of tokens, or behind the examples, as of pixels.
+        turned = "softmax" in name and z.ndim > 2 and _near(function(z.movedim(1, -1)), y.movedim(1, -1))
+        if turned or _near(function(z), y):
             ambiguous = name in ("identity", "relu") and not bool((z < 0).any())
             return "" if ambiguous else name
     return ""
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @contextmanager
