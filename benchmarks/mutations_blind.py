@@ -561,8 +561,9 @@ def negative_bias(spec):
     def edit(net):
         need(any(isinstance(m, nn.ReLU) for m in net.modules()), "no ReLU")
         for m in net.modules():
-            if isinstance(m, (nn.Linear, nn.Conv2d, *NORMS)) and getattr(m, "bias", None) is not None:
-                nn.init.constant_(m.bias, -4.6)
+            bias = getattr(m, "bias", None) if isinstance(m, (nn.Linear, nn.Conv2d, *NORMS)) else None
+            if bias is not None:
+                nn.init.constant_(bias, -4.6)
 
     return rebuilt(spec, edit)
 
