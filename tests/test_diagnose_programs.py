@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from zoo import no_trace
 
 import normscope as ns
+from normscope.descent.optimizers import optimizer_factory
 from normscope.diagnosis.fault import CATEGORIES, faults
+from normscope.diagnosis.faults.labels import by_heart
+from normscope.diagnosis.faults.sorted_batches import share_within
 from normscope.diagnosis.finding import Finding, as_findings, findings_dataset
 from normscope.diagnosis.first_pass import first_pass
 from normscope.diagnosis.outputs import chain, identify, loss_family, reach, target_kind
@@ -85,12 +88,21 @@ class Case:
     build: Callable[[int], nn.Module]
     batches: list[Any]
     loss_fn: Any = None
-    optimizer: str = "adam"
+    optimizer: Any = "adam"
     lr: float | None = 0.01
     steps: int = 240
 
     def __str__(self) -> str:
         return self.name
+
+
+def whole(batches: list[Pair]) -> Pair:
+    x, y = zip(*batches, strict=True)
+    return torch.cat(x), torch.cat(y)
+
+
+def mse_of_means(model: nn.Module, batch: Pair) -> Tensor:
+    return (model(batch[0]).mean() - batch[1].mean()).square()
 
 
 def with_last_of_one() -> list[Pair]:
@@ -113,6 +125,37 @@ def never_initialized(seed: int) -> nn.Module:
     with torch.no_grad():
         model[2].weight[1, 4] = 1e30
     return model
+
+
+def of_body(change: Callable[[Any], Any]) -> Callable[[int], nn.Module]:
+    """A net of three classes, changed."""
+
+    def build(seed: int) -> nn.Module:
+        model = net(outputs=3)(seed)
+        with torch.no_grad():
+            change(model)
+        return model
+
+    return build
+
+
+def equal(model: Any) -> None:
+    for p in model.parameters():
+        p.fill_(0.1)
+
+
+def shuffled() -> list[Pair]:
+    x, y = inputs(), torch.randint(3, (256,), generator=torch.Generator().manual_seed(9))
+    return split(x, y, 8)
+
+
+class Dropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.body(x), 0.95)
 
 
 def far_out(seed: int) -> nn.Module:
@@ -138,6 +181,30 @@ FAULTY = [
     Case("a last batch of one", "batch_size", normed, with_last_of_one()),
     Case("NaN in one example", "numerics", net(outputs=3), with_nan()),
     Case("memory for a weight", "initialization", never_initialized, classes()),
+    Case("the wrong sign", "loss", net(), numbers(), lambda m, b: -mse(m, b)),
+    Case("the loss of the mean output", "loss", net(), numbers(), lambda m, b: mse_of_means(m, b)),
+    Case(
+        "the number of a class", "loss", net(outputs=3), classes(), lambda m, b: (m(b[0])[:, 0] - b[1]).square().mean()
+    ),
+    Case("a sum over the batch", "loss", net(), numbers(), lambda m, b: len(b[0]) * mse(m, b), "momentum", 0.05),
+    Case("momentum 0.999", "optimizer", net(), numbers(), mse, "sgd,momentum=0.999", 0.05),
+    Case("eps of 1", "optimizer", net(outputs=3), classes(), None, "adam,eps=10"),
+    Case("uphill", "optimizer", net(), numbers(), mse, "adam,maximize=True"),
+    Case(
+        "a part of the parameters", "optimizer", net(), numbers(), mse, lambda p, lr: torch.optim.Adam(list(p)[-1:], lr)
+    ),
+    Case("batches of one", "batch_size", net(), split(*whole(numbers()), 1), mse, "momentum", 0.03),
+    Case("units that start equal", "initialization", of_body(equal), classes(), None, "sgd", 0.1),
+    Case(
+        "frozen but for the last",
+        "architecture",
+        of_body(lambda m: m[0].requires_grad_(False)),
+        classes(),
+        None,
+        "sgd",
+        0.05,
+    ),
+    Case("dropout by a function", "regularization", lambda seed: Dropping(), classes()),
     Case("weights a thousand times too large", "initialization", far_out, classes(), None, "sgd", 0.1),
 ]
 
@@ -198,6 +265,24 @@ def test_an_example_that_gives_nan_is_found_by_its_place() -> None:
 
 def root_of_zero(model: nn.Module, batch: Pair) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1]) + (0 * model(batch[0])).square().sum(1).sqrt().mean()
+
+
+def test_what_is_learned_by_heart_is_told_from_what_holds() -> None:
+    of = {
+        name: Program(net(outputs=3), batches, optimizer_factory("adam"), 0.02, 150)
+        for name, batches in (("random", shuffled()), ("true", split(*whole(classes()), 8)))
+    }
+    found = by_heart(of["random"], 0.9)
+    assert found is not None and found.category == "labels" and "8 batches" in found.sentence
+    assert by_heart(of["true"], 0.9) is None
+
+
+def test_data_in_order_of_the_target_vary_little_within_a_batch() -> None:
+    for kind, batches in (("labels", classes()), ("number", numbers())):
+        x, y = whole(batches)
+        order = y.flatten().argsort(stable=True)
+        assert share_within([t for _, t in batches], kind) > 0.8
+        assert share_within([t for _, t in split(x[order], y[order])], kind) < 0.3
 
 
 def test_a_gradient_that_is_not_finite_is_traced_to_its_operation() -> None:

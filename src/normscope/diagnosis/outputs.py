@@ -301,7 +301,9 @@ class Reach:
     in_range: float
     """Of the best outputs within the values that the output's activation can take."""
     exchanged: float = math.nan
-    """Of the best outputs that are free, each example given those of another."""
+    """Of the best outputs that are free, each example given those of another, ..."""
+    elsewhere: float = math.nan
+    """... and each batch those of another: higher, where the loss looks at the targets at all."""
 
     @property
     def missed(self) -> float:
@@ -347,7 +349,8 @@ def reach(
     constant = best([[c.expand_as(z).clone() for c in fixed] for z in like])
     lowest = best(free)
     exchanged = best([[c.roll(1, 0) for c in cs] for cs in free])
+    alike = len(free) > 1 and all(t.shape == known[0].shape for t in known)
+    elsewhere = best(free[1:] + free[:1]) if alike else math.nan
     confined = [[into_range(c, activation) for c in cs] for cs in free]
-    return (
-        Reach(constant, min(lowest, constant), best(confined), exchanged) if math.isfinite(constant + lowest) else None
-    )
+    found = Reach(constant, min(lowest, constant), best(confined), exchanged, elsewhere)
+    return found if math.isfinite(constant + lowest) else None

@@ -38,13 +38,15 @@ def _suspected(facts: Facts) -> Suspicion | None:
     could = facts.reach
     if could is None or facts.family or facts.batch_size < 2 or facts.kind not in ("labels", "number"):
         return None
-    if could.exchanged > could.lowest + SAME * max(abs(could.exchanged), abs(could.lowest), 1e-12):
+    size = SAME * max(map(abs, (could.exchanged, could.lowest, could.constant, could.elsewhere)))
+    if not (could.exchanged <= could.lowest + size and could.elsewhere > could.lowest + 2 * size):
         return None
     return Suspicion(
         "the loss does not see which output is whose",
         f"The best outputs give a loss of {number(could.lowest)}, and {number(could.exchanged)} where each example is "
         "given those of another.",
         {"lowest_loss": could.lowest, "exchanged_loss": could.exchanged},
+        certain=True,
         place="the loss",
     )
 

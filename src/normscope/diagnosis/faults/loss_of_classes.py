@@ -39,6 +39,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
             "the loss does not fit labels",
             f"The targets are labels of {facts.num_outputs} classes, and the loss is {of}, not cross-entropy.",
             {"classes": float(facts.num_outputs)},
+            certain=facts.family == "nll" and facts.last == "identity",  # without a lower end
             place="the loss",
         )
     if facts.family not in WORDS or facts.kind not in ("one_hot", "multi_hot", "binary"):
