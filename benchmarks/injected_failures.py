@@ -3,7 +3,9 @@
 A hundred small trainings, each broken at one step in one way: an example that is not finite or a million times too
 large, one layer's weights not finite or a million times too large, weights of a network in float16 that overflow it, a
 rate a thousand to a million times too high. Right means: the cause, and the layer or the example where there is one,
-within two steps. A failure that the training survives (its loss neither diverges nor jumps) is counted apart.
+within two steps. A failure that the training survives (its loss neither diverges nor jumps) is counted apart. So is one
+that was to overflow float16 and, seen at the step itself, leaves every activation, loss and gradient finite: there two
+layers were written over, and to say so is right.
 
     python -m benchmarks.injected_failures [rows.json]
 """
@@ -13,6 +15,7 @@ import random
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,6 +29,7 @@ from normscope.monitoring.watch import watch
 
 NETS = ("mlp", "cnn", "resnet_bn", "mlp_deep", "resnet", "vit", "lstm", "gpt")
 KINDS = ("not finite example", "huge example", "not finite layer", "huge layer", "overflow", "rate")
+FINITE = "overflow that is none"
 RATES = {"momentum": 0.02, "adam": 1e-3, "adamw": 1e-3}
 EVERY = 10
 
@@ -73,6 +77,8 @@ def failure(data: Any, number: int) -> dict[str, Any]:
             optimizer.zero_grad()
             loss = loss_fn(model, (x, y))
             loss.backward()
+            if step == at and precise and _all_finite([loss, *(p.grad for p in model.parameters())]):
+                kind = FINITE
             if place == "before":
                 seen.step(loss, (x, y))
             optimizer.step()
@@ -80,15 +86,19 @@ def failure(data: Any, number: int) -> dict[str, Any]:
                 seen.step(loss, (x, y))
     found = seen.postmortem
     cause = {"n": "bad batch", "h": "bad batch"}.get(kind[0], kind) if "example" in kind else kind
-    cause = "broken layer" if "layer" in kind else cause
+    cause = "broken layer" if "layer" in kind or kind == FINITE else cause
     seen_at = seen.alarms[0].step if seen.alarms else -1
     right = found is not None and found.cause == cause and at <= seen_at <= at + 2
     if found is not None and cause == "bad batch":
         right = right and found.example == example
-    if found is not None and cause == "broken layer":
+    if found is not None and "layer" in kind:
         right = right and found.layer == layer
     said = "survived" if found is None else f"{found.cause} {found.layer} {found.example}"
     return {"kind": kind, "net": net, "optimizer": name, "place": place, "right": right, "said": said}
+
+
+def _all_finite(tensors: Iterable[Tensor | None]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor is not None)
 
 
 def main() -> None:
@@ -96,7 +106,7 @@ def main() -> None:
     data = source()
     print((__doc__ or "").split("\n")[0], headline(), sep="\n")
     found = [failure(data, number) for number in range(100)]
-    for kind in KINDS:
+    for kind in (*KINDS, FINITE):
         of_kind = [row for row in found if row["kind"] == kind]
         survived = sum(row["said"] == "survived" for row in of_kind)
         wrong = Counter(row["said"] for row in of_kind if not row["right"] and row["said"] != "survived")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 from torch.utils.hooks import RemovableHandle
 from zoo import ZOO, by_name, disturb, no_trace
 
@@ -131,11 +132,10 @@ def refused(name: str, kind: str, where: str | None) -> bool:
         return False
     if where == "final":  # pooled features have no positions to average over; the language model's tokens do
         return kind == "instance" and name != "embedding_tied"
-    if name == "recurrent":  # its one linear layer is the output
-        return True
     if name == "shared" and kind == "batch":  # one module, two calls
         return True
     has_positions = ("cnn_inplace", "functional_relu", "grouped_dilated", "batch_norm", "attention", "embedding_tied")
+    has_positions += ("recurrent",)
     return kind == "instance" and name not in has_positions
 
 
@@ -407,6 +407,112 @@ def test_norms_of_somebodys_own_are_known_by_name_and_vectors() -> None:
     model, x = nn.Sequential(LlamaRMSNorm(), nn.Linear(6, 2)), torch.randn(3, 5, 6)
     assert torch.equal(ns.with_norm(model, "none")(x), model[1](x))
     assert torch.equal(ns.with_norm(model, "layer", batch=x)(x), model[1](F.layer_norm(x, (6,))))
+
+
+class BatchNormAct(nn.BatchNorm2d):
+    """As timm has it: a norm that drops and activates as well."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Dropout(0.5), nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+@pytest.mark.parametrize("batch", [None, torch.randn(4, 3, 6, 6)])
+def test_what_a_norm_does_besides_stays_behind_the_new_one(batch: Tensor | None) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct(4), nn.Flatten(), nn.Linear(64, 2)).eval()
+    x = torch.randn(4, 3, 6, 6)
+    group, none = ns.with_norm(model, "group", batch=batch), ns.with_norm(model, "none", batch=batch)
+    assert list(existing_norms(group)) == ["1.norm"]
+    assert torch.equal(group[1](model[0](x)), F.silu(nn.GroupNorm(1, 4)(model[0](x))))
+    assert torch.equal(none[1](model[0](x)), F.silu(model[0](x)))
+    assert torch.equal(ns.with_norm(group, "batch", batch=batch).eval()(x), model(x)), "there and back"
+    assert list(existing_norms(ns.with_norm(model, "batch", "everywhere"))) == ["0.output_norm"]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "compute",
+    [
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+    ],
+)
+def test_a_norm_behind_a_layer_whose_weight_is_computed(compute) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).train()
+    compute(model[0])
+    x = torch.randn(5, 4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for batch in (None, x):
+        changed = ns.with_norm(model, "batch", "everywhere", batch=batch)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        expected = copy.deepcopy(changed)
+        expected[0]._forward_hooks.clear()
+        torch.testing.assert_close(changed[0](x), nn.BatchNorm1d(6)(expected[0](x)))
+        changed(x).sum().backward()
+        assert changed[2].weight.grad is not None
+
+
+@pytest.mark.parametrize("family", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("two_ways", [False, True])
+def test_a_norm_behind_a_recurrent_net(family: type[nn.RNNBase], two_ways: bool) -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = family(3, 4, batch_first=True, bidirectional=two_ways)
+            self.head = nn.Linear(8 if two_ways else 4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not packed:
+                return self.head(self.body(x)[0][:, -1])
+            sequence = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 4, 4]), batch_first=True)
+            return self.head(nn.utils.rnn.pad_packed_sequence(self.body(sequence)[0], batch_first=True)[0][:, 0])
+
+    packed, x, model = False, torch.randn(3, 5, 3), Reads()
+    changed = ns.with_norm(model, "layer", "everywhere", batch=x)
+    assert list(existing_norms(changed)) == ["body.output_norm"]
+    out, state = changed.body(x)
+    plain, plain_state = model.body(x)
+    assert torch.equal(out, F.layer_norm(plain, plain.shape[-1:]))
+    torch.testing.assert_close(state, plain_state, rtol=0, atol=0)
+    packed = True
+    assert changed(x).isfinite().all()
+
+
+class GraphConv(nn.Module):
+    """As packages for graphs have it: a linear map of its own, then a sum over neighbors."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        return edges @ (x @ self.weight)
+
+
+def test_a_norm_behind_graph_convolutions() -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = GraphConv(3, 5), GraphConv(5, 2)
+
+        def forward(self, batch) -> Tensor:
+            return self.conv2(self.conv1(*batch).relu(), batch[1])
+
+    def loss_fn(model: nn.Module, batch) -> Tensor:
+        return model(batch).square().mean()
+
+    model, batch = Graph(), (torch.randn(6, 3), (torch.rand(6, 6) > 0.5).float())
+    with pytest.raises(ns.NormscopeError, match=r"'conv1' \(GraphConv\) does not say .*; give a batch"):
+        ns.with_norm(model, "batch")
+    changed = ns.with_norm(model, "batch", batch=batch, loss_fn=loss_fn)
+    assert list(existing_norms(changed)) == ["conv1.output_norm"]
+    assert torch.equal(changed.conv1(*batch), nn.BatchNorm1d(5)(model.conv1(*batch)))
 
 
 def test_a_norm_registered_twice_changes_in_both_places() -> None:

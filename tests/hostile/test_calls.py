@@ -342,3 +342,49 @@ def test_figures_of_other_results(attack):
                 said = said_in_one_line(lambda figure=figure, name=name: getattr(ns, figure)(datasets[name]))
                 assert not (said and plt.get_fignums()), "an empty figure is left behind"
             plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: ns.check(net(), [batch()], steps="10"), "steps is '10': give a whole number"),
+        (lambda: ns.check(net(), [batch()], seeds=[0, 1]), "seeds is [0, 1]: give a whole number"),
+        (lambda: ns.check(net(), [batch()], lr="0.1"), "lr is '0.1': give a number"),
+        (lambda: ns.sharpness(net(), batch(), max_products=2.0), "max_products is 2.0: give a whole number"),
+        (lambda: ns.check(net(), nn.CrossEntropyLoss()), "batches is a CrossEntropyLoss: give a list of batches"),
+        (lambda: ns.check(net(), [batch()], loss_fn=nn.CrossEntropyLoss()), "loss_fn takes the model and the batch"),
+        (lambda: ns.relative_loss(net(), batch(), loss_fn=F.cross_entropy), "cross_entropy outputs and targets"),
+    ],
+)
+def test_arguments_of_another_kind(call, said):
+    with pytest.raises(NormscopeError) as caught:
+        call()
+    assert said in str(caught.value)
+
+
+def test_a_quantized_model_has_no_gradients():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.ao.quantization.quantize_dynamic(net(), {nn.Linear})
+    with pytest.raises(NormscopeError, match="module '1' is quantized, and has no gradients"):
+        ns.gradient_noise(model, batch(), partitions=2)
+
+
+def test_a_compiled_model_is_measured_as_it_was_written():
+    plain = ns.gradient_norms(net(), batch())
+    compiled: Any = torch.compile(net(), backend="eager")
+    compiled(batch()[0])
+    found = ns.gradient_norms(compiled, batch())
+    assert found["weight_gradient_norm"].values.tolist() == plain["weight_gradient_norm"].values.tolist()
+
+
+def test_lists_of_targets_are_taken_apart_with_the_batch():
+    x, y = batch()
+    targets = [{"label": label} for label in y]
+
+    def loss_fn(model, batch):
+        return F.cross_entropy(model(batch[0]), torch.stack([target["label"] for target in batch[1]]))
+
+    found = ns.gradient_noise(net(), (x, targets), partitions=2, loss_fn=loss_fn)
+    expected = ns.gradient_noise(net(), (x, y), partitions=2)
+    assert float(found["gradient_squared_norm"].sum()) == pytest.approx(float(expected["gradient_squared_norm"].sum()))

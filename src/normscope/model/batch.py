@@ -91,16 +91,19 @@ def count_examples(batch: Batch, *, at_least: int) -> int:
 
 
 def take(batch: Batch, indices: Sequence[int] | Tensor) -> Batch:
-    """The batch of these examples only: every tensor as long as the batch is cut, all else stays as it is."""
+    """The batch of these examples only: every tensor as long as the batch is cut, and every list of that many mappings,
+    such as the boxes of a detector's images; all else stays as it is."""
     chosen = torch.as_tensor(indices)
-    if _is_list_of_examples(batch):
-        return [batch[i] for i in chosen.tolist()]
     size = num_examples(batch)
 
-    def cut(tensor: Tensor) -> Tensor:
-        return _rows(tensor, chosen.to(tensor.device)) if tensor.ndim and len(tensor) == size else tensor
+    def cut(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return _rows(part, chosen.to(part.device)) if part.ndim and len(part) == size else part
+        if _is_list_of_examples(part) and len(part) == size:
+            return [part[i] for i in chosen.tolist()]
+        return _like(part, [cut(one) for one in parts_of(part)]) if isinstance(part, Mapping | tuple | list) else part
 
-    return map_tensors(batch, cut)
+    return cut(batch)
 
 
 def joined(batches: Sequence[Batch]) -> Batch | None:

@@ -5,7 +5,8 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from types import UnionType
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from normscope.errors import (
     raised,
 )
 from normscope.model.batch import Batch, map_tensors
+from normscope.model.build import uncompiled
+from normscope.model.loss import refuse_bare_loss
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,7 +34,8 @@ R = TypeVar("R")
 def instrument(function: Callable[P, R]) -> Callable[P, R]:
     """An instrument whose first argument is a model or its build, and the second one, if it is called so, a batch.
 
-    Also under `no_grad` and in inference mode it computes the gradients that it needs. What is raised inside is said in
+    Also under `no_grad` and in inference mode it computes the gradients that it needs, and compiled parts run as they
+    were written, so that hooks see them. What is raised inside is said in
     one line, with the original as its cause: as the model's, which is somebody's own code, or as a bug of ours.
     """
     signature = inspect.signature(function)
@@ -49,7 +53,10 @@ def instrument(function: Callable[P, R]) -> Callable[P, R]:
                     raise InvalidModel(f"{function.__name__} takes an nn.Module: give what the function builds")
                 if second == "batch":
                     given.arguments["batch"] = _readable_batch(given.arguments["batch"])
-                with dense_gradients(model), same_random():
+                refuse_bare_loss(given.arguments.get("loss_fn"))
+                for name, value in given.arguments.items():
+                    _refuse_no_number(name, value, signature.parameters[name].annotation)
+                with dense_gradients(model), same_random(), uncompiled():
                     return function(*given.args, **given.kwargs)
         except (NormscopeError, KeyboardInterrupt, GeneratorExit):
             raise
@@ -61,6 +68,16 @@ def instrument(function: Callable[P, R]) -> Callable[P, R]:
             raise InvalidModel(f"{function.__name__} does not work on this model: {raised(error)}") from error
 
     return measured
+
+
+def _refuse_no_number(name: str, value: Any, annotation: Any) -> None:
+    """Raise InvalidConfig for an argument that is annotated as a number and is none: text, a list, 10.0 for a count."""
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    if value is None or not {int, float, type(None)}.issuperset(kinds):
+        return
+    what, method = ("number", "__float__") if float in kinds else ("whole number", "__index__")
+    if not hasattr(value, method):
+        raise InvalidConfig(f"{name} is {value!r:.40}: give a {what}")
 
 
 @contextmanager
@@ -107,6 +124,8 @@ def refuse_unreadable(model: Any, *, swapped: bool = False, measured: bool = Tru
         where = f"module {path!r}" if path else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise InvalidModel(f"{where} is TorchScript, whose layers cannot be watched: give what it was made from")
+        if type(module).__module__.startswith("torch.ao.nn.quantized") and measured:
+            raise InvalidModel(f"{where} is quantized, and has no gradients: give the model as it was before that")
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta and measured:
                 raise InvalidModel(f"{where} is on meta: {name} has no numbers; move it with .to_empty() and fill it")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normscope.errors import DeviceError, InvalidBatch, InvalidModel, NormscopeError, one_line, raised
+from normscope.errors import DeviceError, InvalidBatch, InvalidConfig, InvalidModel, NormscopeError, one_line, raised
 from normscope.model.batch import Batch, labelled_pair, num_examples, targets_permuted
 from normscope.model.best_constant import best_constant_loss
 from normscope.model.output import call, entry
@@ -69,6 +69,7 @@ def checked_loss(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) 
             that is not one number.
         DeviceError: no memory left.
     """
+    refuse_bare_loss(loss_fn)
     if not any(p.requires_grad for p in model.parameters()):
         raise InvalidModel(f"{type(model).__name__} has no trainable parameter: there is no gradient to step along")
     examples = num_examples(batch)
@@ -96,6 +97,17 @@ def one_number(loss: Any) -> Tensor:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise InvalidBatch(f"the loss is not one number but {shape}: reduce it, for example with .mean()")
     return loss.reshape(())
+
+
+def refuse_bare_loss(loss_fn: Any) -> None:
+    """Raise InvalidConfig for a loss of outputs and targets in the place of one of model and batch."""
+    is_module = isinstance(loss_fn, nn.modules.loss._Loss)
+    if is_module or (callable(loss_fn) and getattr(loss_fn, "__module__", None) == F.__name__):
+        name = type(loss_fn).__name__ if is_module else getattr(loss_fn, "__name__", "it")
+        raise InvalidConfig(
+            f"loss_fn takes the model and the batch, {name} outputs and targets: give "
+            "lambda model, batch: loss(model(batch[0]), batch[1])"
+        )
 
 
 def loss_value(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normscope.errors import DataError, InvalidBatch, NormscopeError, at, one_line
 from normscope.model.batch import Batch, num_bytes
@@ -31,7 +31,7 @@ def mini_batches(source: Batches, steps: int, seed: int = 0) -> tuple[BatchesOfS
         InvalidBatch: where there is no batch at all, or `source` gives none by its type.
         DataError: where the source itself raises.
     """
-    if callable(source) and not isinstance(source, Iterable):
+    if callable(source) and not isinstance(source, Iterable | nn.Module):
         return lambda seed: _from_function(source, seed or 0), None
     if isinstance(source, Tensor | Mapping | str | tuple) or not isinstance(source, Iterable):
         raise InvalidBatch(

@@ -171,28 +171,28 @@ def _cause(
 
 
 def _broken_layer(model: nn.Module, before: Before) -> tuple[str, str] | None:
-    """The one module whose own weights are not finite or far larger than before, while no other's are."""
+    """The one module whose own weights are not finite or far larger than before, while no other's are. A bias alone,
+    which starts near 0, may well grow that much by its gradient: so all that a module owns is compared."""
     odd: list[tuple[str, str]] = []
     total = 0
     for path, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
+        own = {f"{path}.{name}" if path else name: p for name, p in module.named_parameters(recurse=False) if p.numel()}
         if not own:
             continue
         total += 1
-        for name, parameter in own.items():
-            full = f"{path}.{name}" if path else name
-            now = float(parameter.detach().double().abs().amax()) if parameter.numel() else 0.0
-            if not torch.isfinite(parameter).all():
-                odd.append((path, f"the weights of {path or 'the model'} are not finite"))
-                break
-            if full in before.weights:
-                old = float(torch.as_tensor(before.weights[full]).double().abs().amax())
-                if old > 1e-6 and now > FAR * old:
-                    odd.append(
-                        (path, f"the weights of {path} are {number(now / old)} times as large as at step {before.step}")
-                    )
-                    break
+        if not _finite(own.values()):
+            odd.append((path, f"the weights of {path or 'the model'} are not finite"))
+        elif own.keys() <= before.weights.keys():
+            now = max(_largest(parameter) for parameter in own.values())
+            old = max(_largest(before.weights[name]) for name in own)
+            if old > 1e-6 and now > FAR * old:
+                times = number(now / old)
+                odd.append((path, f"the weights of {path} are {times} times as large as at step {before.step}"))
     return odd[0] if len(odd) == 1 and total > 1 else None
+
+
+def _largest(tensor: Any) -> float:
+    return float(torch.as_tensor(tensor).detach().double().abs().amax())
 
 
 def _first_not_finite(

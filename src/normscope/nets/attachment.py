@@ -11,7 +11,8 @@ as in a network that was written with norms.
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 OUTPUT_NORM = "output_norm"
@@ -64,13 +65,19 @@ def _keep_handle(layer: nn.Module, name: str, handle: RemovableHandle) -> None:
     setattr(layer, f"{name}_hook", handle)
 
 
-def _normalize_output(layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-    return getattr(layer, OUTPUT_NORM)(output)
+def _normalize_output(layer: nn.Module, _inputs: object, output: Any) -> Any:
+    return _with_first_output(getattr(layer, OUTPUT_NORM), output)
 
 
 def _scale_output(layer: nn.Module, _inputs: object, output: Any) -> Any:
-    scalar = getattr(layer, OUTPUT_SCALAR)
-    return (scalar(output[0]), *output[1:]) if isinstance(output, tuple) else scalar(output)
+    return _with_first_output(getattr(layer, OUTPUT_SCALAR), output)
+
+
+def _with_first_output(module: nn.Module, output: Any) -> Any:
+    """A recurrent net gives its outputs, perhaps packed, in front of its state."""
+    if isinstance(output, PackedSequence):
+        return output._replace(data=module(output.data))
+    return (_with_first_output(module, output[0]), *output[1:]) if isinstance(output, tuple) else module(output)
 
 
 def _normalize_input(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from normscope.errors import InvalidConfig, InvalidModel, NormscopeError, unknown
 from normscope.model.batch import Batch
@@ -43,10 +44,10 @@ def with_norm(
             batch_ghost; or of the weights (`normscope.nets.weight_norms`): weight_mean, weight_std.
         where:
             - "swap": in the place of each norm that the model has.
-            - "everywhere": behind each Conv and Linear layer but the output layer. The model's own norms go.
+            - "everywhere": behind each Conv, Linear and recurrent layer but the output layer. The model's own norms go.
             - "final": only in front of the output layer. The model's own norms go.
             - shell patterns of module paths (`"layer1.*"`, or a list): one that matches norms swaps those, one that
-              matches none puts norms behind the Conv and Linear layers it matches. Norms elsewhere stay.
+              matches none puts norms behind the layers it matches. Norms elsewhere stay.
             - None: "swap" where the model has norms, else "everywhere". Norms of the weights take no norm's place: they
               go "everywhere".
         batch: a batch to learn from, in one forward pass, what the order of registration does not say: which layer is
@@ -60,15 +61,16 @@ def with_norm(
     Weights keep their bits and names. So do biases, also where the norm behind makes them redundant; and a layer
     without a bias gets none when the norm behind it, and its bias, go. A norm behind `conv1` is
     `conv1.output_norm`, one in front of `fc` is `fc.input_norm`; a swapped one has the old one's path; one that goes
-    leaves `nn.Identity`. All come fresh (weight 1, bias 0, no statistics yet), with the device, dtype and mode of the
-    layer or norm that they are put at. Nothing is drawn. Norms of the weights are the exception: `conv1.weight` is then
-    computed from parameters under `conv1.parametrizations.weight`, as torch does; with a batch, weight norm's g is set
-    so that each channel has standard deviation 1 on it.
+    leaves `nn.Identity`. A norm that activates as well, as timm's BatchNormAct2d, gives its place `bn1` to a module
+    that does this behind `bn1.norm`. All come fresh (weight 1, bias 0, no statistics yet), with the device, dtype and
+    mode of the layer or norm that they are put at. Nothing is drawn. Norms of the weights are the exception:
+    `conv1.weight` is then computed from parameters under `conv1.parametrizations.weight`, as torch does; with a batch,
+    weight norm's g is set so that each channel has standard deviation 1 on it.
 
     Raises:
         InvalidConfig: an unknown kind, a place where there is nothing or nothing may be, a norm over a single value.
         InvalidModel: what cannot be changed safely: models compiled, scripted, quantized, fused or wrapped; tied
-            weights; one batch norm for several calls; weights computed from others.
+            weights; one batch norm for several calls.
         InvalidBatch: a batch that the model does not take.
 
     Example:
@@ -124,12 +126,12 @@ def _put_everywhere(operation: Operation) -> None:
             operation.put_behind(path, layer)
     if not operation.placed:
         but = f" but the output layer {output_path!r}" if output is not None else ""
-        raise InvalidModel(f"this model has no Conv or Linear layer{but}: there is nothing to put a norm behind")
+        raise InvalidModel(f"this model has no layer{but}: there is nothing to put a norm behind")
 
 
 def _put_final(operation: Operation) -> None:
     path, layer = output_layer(operation.model, operation.calls)
-    if layer is None or not is_layer(layer):
+    if not isinstance(layer, nn.Linear | _ConvNd):
         what = f"its last layer {path!r} is {type(layer).__name__}" if layer is not None else "it has none"
         raise InvalidModel(
             f"'final' puts a norm in front of a Conv or Linear output layer, and {what}: name layers instead"
@@ -179,7 +181,7 @@ def _nothing_at(model: nn.Module, pattern: str, layers: dict[str, nn.Module]) ->
     if other is None:
         return f"no layer or norm matches {pattern!r}; this model has {some}"
     what = f"{other[0]!r}, of type {type(other[1]).__name__}"
-    return f"{pattern!r} matches {what}: norms stand behind Conv and Linear layers, here {some}"
+    return f"{pattern!r} matches {what}: norms stand behind convolutions, linear maps and recurrent nets, here {some}"
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:

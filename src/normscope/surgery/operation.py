@@ -12,6 +12,7 @@ from normscope.surgery.calls import Calls
 from normscope.surgery.channel_norms import norm_at
 from normscope.surgery.places import Place, place_of
 from normscope.surgery.refusals import why_mixed, why_unsafe
+from normscope.surgery.work_behind import NormThen, work_behind
 
 
 @dataclass
@@ -49,27 +50,31 @@ class Operation:
         """Put a fresh norm in the place of an old one, wherever that is registered; "none" takes it out."""
         if self.kind == "none":
             return self.take_out(path, old)
-        _refuse_fused(path, old)
         shape = self._shape(old)
         place = place_of(old, shape)
+        behind = work_behind(path, old, _example_shape(place, shape))
         if place is None:
             more = "" if shape is not None else "; give a batch, and the shape of its output may tell"
             raise InvalidModel(
                 f"norm {path!r} ({type(old).__name__}) does not say which dimension holds its channels{more}"
             )
-        self._replace(old, self._fresh(path, old, place, shape))
+        fresh = self._fresh(path, old, place, shape)
+        self._replace(old, NormThen(fresh, behind) if behind else fresh)
 
     def take_out(self, path: str, old: nn.Module) -> None:
         """Leave `nn.Identity` in the place of a norm, or nothing where it had been attached."""
-        _refuse_fused(path, old)
-        self._replace(old, None)
+        shape = self._shape(old)
+        behind = work_behind(path, old, _example_shape(place_of(old, shape), shape))
+        self._replace(old, NormThen(nn.Identity(), behind) if behind else None)
 
     def put_behind(self, path: str, layer: nn.Module) -> None:
         """Put a norm behind a layer, in the place of one that was put there before."""
-        weight = layer._parameters.get("weight")
-        others = [owner for owner in self._owners.get(id(weight), []) if owner is not layer]
+        inside = set(layer.modules())
+        weights = [weight for weight in layer.parameters() if weight.ndim > 1]
+        others = [owner for weight in weights for owner in self._owners[id(weight)] if owner not in inside]
         self._refuse_unsafe(path, layer, self._paths[others[0]][0] if others else None)
-        norm = self._fresh(path, layer, _outputs_of(layer), self._shape(layer))
+        shape = self._shape(layer)
+        norm = self._fresh(path, layer, _outputs_of(path, layer, shape), shape)
         if is_attached(layer, OUTPUT_NORM):
             detach(layer, OUTPUT_NORM)
         attach_behind(layer, norm)
@@ -120,19 +125,39 @@ class Operation:
         return self.calls.shapes[module][0] if self.calls is not None and module in self.calls.shapes else None
 
 
-def _refuse_fused(path: str, norm: nn.Module) -> None:
-    inside = [name for name, child in norm.named_children() if not isinstance(child, nn.Identity)]
-    if inside:
-        raise InvalidModel(f"norm {path!r} ({type(norm).__name__}) is fused: it holds {', '.join(inside)} as well")
+def _example_shape(place: Place | None, shape: torch.Size | None) -> torch.Size | None:
+    """A shape of what a norm takes: `shape` where that is known."""
+    if shape is not None or place is None:
+        return shape
+    if place.channel_dim == 1:
+        return torch.Size([2, place.num_channels, *[3] * (place.spatial_dims or 0)])
+    return torch.Size([2, 3, place.num_channels])
 
 
-def _outputs_of(layer: nn.Module) -> Place:
+def _outputs_of(path: str, layer: nn.Module, shape: torch.Size | None) -> Place:
+    """The channels of what comes out of a layer; those of somebody's own layer by what comes out, of `shape`."""
     if isinstance(layer, _ConvNd):
-        return Place(layer.out_channels, 1, layer.weight.ndim - 2)
-    return Place(layer.get_parameter("weight").shape[0], -1, None)
+        return Place(layer.out_channels, 1, len(layer.kernel_size))
+    if isinstance(layer, nn.Linear):
+        return Place(layer.out_features, -1, None)
+    if isinstance(layer, nn.RNNBase):
+        return Place((layer.proj_size or layer.hidden_size) * (2 if layer.bidirectional else 1), -1, None)
+    declared = next((n for name in _NUM_OUTPUTS if isinstance(n := getattr(layer, name, None), int)), None)
+    dims = [] if shape is None else [dim for dim in {1, len(shape) - 1} if len(shape) == 2 or shape[dim] == declared]
+    if shape is None or len(shape) < 2 or len(dims) != 1:
+        more = "; give a batch, and the shape of its output may tell" if shape is None else f" in {tuple(shape)}"
+        raise InvalidModel(
+            f"layer {path!r} ({type(layer).__name__}) does not say which dimension holds its channels{more}"
+        )
+    return Place(shape[dims[0]], 1 if dims[0] == 1 else -1, None)
+
+
+_NUM_OUTPUTS = ("out_channels", "out_features", "_out_feats", "nf")
+"""What layers of other packages call the number of their outputs."""
 
 
 def _inputs_of(layer: nn.Module) -> Place:
     if isinstance(layer, _ConvNd):
-        return Place(layer.in_channels, 1, layer.weight.ndim - 2)
-    return Place(layer.get_parameter("weight").shape[1], -1, None)
+        return Place(layer.in_channels, 1, len(layer.kernel_size))
+    assert isinstance(layer, nn.Linear)
+    return Place(layer.in_features, -1, None)

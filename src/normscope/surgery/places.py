@@ -10,6 +10,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normscope.nets.batch_norm_parts import PartialBatchNorm
 from normscope.nets.norms import ChannelRMSNorm, DynamicTanh
+from normscope.surgery.work_behind import numbers_for, without_work
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, ChannelRMSNorm, DynamicTanh, PartialBatchNorm)
 
@@ -80,7 +81,23 @@ def _channel_dim(norm: nn.Module) -> int | None:
         return declared
     if type(norm).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward):
         return -1
-    return 1 if type(norm).forward in _CHANNELS_FIRST else None
+    return 1 if type(norm).forward in _CHANNELS_FIRST or _computes_what_its_family_does(norm) else None
+
+
+def _computes_what_its_family_does(norm: nn.Module) -> bool:
+    """Whether a norm with a forward of its own, past what else it holds, is one of torch's with channels first."""
+    family = next((cls for cls in type(norm).__mro__ if getattr(cls, "forward", None) in _CHANNELS_FIRST), None)
+    if family is None:
+        return False
+    spatial = next((dims for cls, dims in _SPATIAL_DIMS.items() if isinstance(norm, cls)), 1)
+    x = numbers_for(norm, torch.Size([2, _num_channels(norm), *[3] * spatial]))
+    if x is None:
+        return False
+    try:
+        with torch.no_grad():
+            return torch.equal(without_work(norm)(x), family.forward(without_work(norm), x))
+    except Exception:  # of somebody's own, on numbers of ours
+        return False
 
 
 def _num_channels(norm: nn.Module) -> int:

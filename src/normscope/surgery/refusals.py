@@ -5,8 +5,12 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from normscope.errors import InvalidModel, one_line
 from normscope.nets.attachment import INPUT_NORM, OUTPUT_NORM, is_attached
@@ -32,8 +36,11 @@ def changeable_copy(model: nn.Module) -> nn.Module:
         reason = _frozen_form(module)
         if reason is not None:
             raise InvalidModel(f"{f'module {path!r}' if path else 'the model'} {reason}")
+    # Torch's hooks compute them anew in each forward pass; until then the copy has numbers without a graph.
+    recomputed = [(m, name) for m in model.modules() for name in _recomputed(m)]
+    tensors = [getattr(m, name) for m, name in recomputed]
     try:
-        return deepcopy(model)
+        return deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in tensors})
     except Exception as error:  # whatever a module of somebody's own raises in __deepcopy__ or __reduce__
         raise InvalidModel(f"{type(model).__name__} cannot be copied: {one_line(error)}") from error
 
@@ -52,20 +59,42 @@ def _frozen_form(module: nn.Module) -> str | None:
         return f"({name}) is fused: its layers and norms are one operation, so change the model before fusing it"
     if home.startswith(_QUANTIZED):
         return f"({name}) is quantized: its numbers are calibrated for what it is, so change the model before"
-    stored = next((k for k, v in vars(module).items() if isinstance(v, Tensor) and v.grad_fn is not None), None)
+    computed = [k for k, v in vars(module).items() if isinstance(v, Tensor) and v.grad_fn is not None]
+    stored = next((name for name in computed if name not in _recomputed(module)), None)
     if stored is not None:
         return (
             f"holds a tensor {stored!r} that is computed from others, which cannot be copied: "
-            "a weight under pruning or weight norm, or an activation that was kept; remove that first"
+            "an activation that was kept, say; remove that first"
         )
     if any(nn.parameter.is_lazy(p) for p in [*module.parameters(recurse=False), *module.buffers(recurse=False)]):
         return f"({name}) has no shape yet: call the model once on a batch first"
     return None
 
 
+def _recomputed(module: nn.Module) -> set[str]:
+    """The tensors of a module that torch's older weight norm, spectral norm or pruning computes before each call."""
+    hooks = [hook for hook in module._forward_pre_hooks.values() if _is_torchs(hook)]
+    names = {str(getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)) for hook in hooks}
+    return {name for name in names if isinstance(vars(module).get(name), Tensor)}
+
+
+def _is_torchs(hook: object) -> bool:
+    return isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod)
+
+
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is of a kind that a norm may stand behind: convolutions, also transposed, and linear maps."""
-    return isinstance(module, nn.Linear | _ConvNd)
+    """Whether a module is of a kind that a norm may stand behind: convolutions, also transposed, linear maps, recurrent
+    nets, and convolutions of somebody's own.
+
+    Their own, of graphs for example, are known by a class called ...Conv (or ...Conv1D) with weights of two dimensions
+    or more and none of torch's layers or norms inside.
+    """
+    if isinstance(module, nn.Linear | _ConvNd | nn.RNNBase):
+        return True
+    if not re.search(r"Conv(\dd)?$", type(module).__name__, re.IGNORECASE):
+        return False
+    torchs = any(isinstance(part, nn.Linear | _ConvNd | nn.RNNBase | _NormBase) for part in module.modules())
+    return not torchs and any(parameter.ndim > 1 for parameter in module.parameters())
 
 
 def why_left_out(model: nn.Module, path: str, layer: nn.Module, calls: Calls | None) -> str | None:
@@ -83,18 +112,24 @@ def why_left_out(model: nn.Module, path: str, layer: nn.Module, calls: Calls | N
     return None
 
 
+def has_weight_of_its_own(layer: nn.Module) -> bool:
+    """Whether a layer's weight is a parameter, and not computed from others by weight norm or the like."""
+    return isinstance(layer._parameters.get("weight"), nn.Parameter)
+
+
 def why_unsafe(layer: nn.Module, tied_to: str | None) -> str | None:
     """Why no norm may be put at a layer, if so; `tied_to` is the path of another owner of its weight, where that is a
     reason."""
     ours = [getattr(layer, name) for name in (OUTPUT_NORM, INPUT_NORM) if is_attached(layer, name)]
-    if is_parametrized(layer) or not isinstance(layer._parameters.get("weight"), nn.Parameter):
-        return "has a weight that is computed from others (weight norm, spectral norm, pruning): remove that first"
-    inside = [name for name, child in layer.named_children() if child not in ours]
-    if inside:
-        return f"is fused: it holds {', '.join(inside)} and not just a weight"
-    weight = layer.get_parameter("weight")
-    if type(weight) is not nn.Parameter or not weight.is_floating_point():
-        return f"has a weight of type {type(weight).__name__}, {weight.dtype}: quantized or spread over devices"
+    if isinstance(layer, nn.Linear | _ConvNd):
+        own = [name for name, child in layer.named_children() if child not in ours and name != "parametrizations"]
+        if own:
+            return f"is fused: it holds {', '.join(own)} and not just a weight"
+        if not has_weight_of_its_own(layer) and not is_parametrized(layer) and not _recomputed(layer):
+            return "has a weight that somebody computes from others: remove that first"
+    for weight in [parameter for parameter in layer.parameters(recurse=False) if parameter.ndim > 1]:
+        if type(weight) is not nn.Parameter or not weight.is_floating_point():
+            return f"has a weight of type {type(weight).__name__}, {weight.dtype}: quantized or spread over devices"
     if any(hasattr(layer, name) and not is_attached(layer, name) for name in (OUTPUT_NORM, INPUT_NORM)):
         return f"already has an attribute called {OUTPUT_NORM} or {INPUT_NORM}"
     if tied_to is not None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.errors import InvalidConfig
+from normscope.errors import InvalidConfig, InvalidModel
 from normscope.model.batch import Batch
 from normscope.model.loss import LossFn, readable_errors, without_graph
 from normscope.model.state import untouched
@@ -13,6 +13,7 @@ from normscope.nets.attachment import OUTPUT_NORM, detach, is_attached
 from normscope.nets.weight_norms import WEIGHT_NORMS, parametrize_weight
 from normscope.surgery.calls import forward
 from normscope.surgery.operation import Operation
+from normscope.surgery.refusals import has_weight_of_its_own
 
 
 def norm_to_place(kind: str) -> str:
@@ -41,6 +42,11 @@ def norm_weights(operation: Operation, kind: str, batch: Batch, loss_fn: LossFn 
     for layer in layers:
         if not is_attached(layer, OUTPUT_NORM):
             raise InvalidConfig(f"norm {kind!r} is of layers' weights, and a norm is named: name layers")
+        if not has_weight_of_its_own(layer):
+            raise InvalidModel(
+                f"layer {operation.path(layer)!r} ({type(layer).__name__}) has no weight of its own, or one that is "
+                f"computed from others: norm {kind!r} cannot be put on it"
+            )
         try:
             parametrize_weight(layer, kind)
         except InvalidConfig as error:
