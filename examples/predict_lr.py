@@ -20,4 +20,4 @@ for name, words, color in [("lr_recommended", "train at", "#2e8b57"), ("lr_stabl
     print(f"{words} {middle:.2g}, somewhere between {low:.2g} and {high:.2g}")
     ax.axvspan(low, high, color=color, alpha=0.2, lw=0, label=f"{words} about {middle:.2g}")
 print(f"at 1.0 it diverges with probability {float(told['diverges']):.2f}")
-ax.legend(loc="upper left")
+ax.legend(loc="lower right")
