@@ -1,5 +1,6 @@
 """What the command line does on terminals: nothing but the answer, no colours, sixty columns."""
 
+import re
 import sys
 
 import pytest
@@ -43,7 +44,8 @@ def test_no_color_is_what_rich_asks(run_normscope, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert "\x1b[3" in run_normscope("exhibits")[1] or "\x1b[1" in run_normscope("exhibits")[1]
     monkeypatch.setenv("NO_COLOR", "")  # so that what the command sets is put back
-    assert "\x1b[3" not in run_normscope("exhibits", "--no-color")[1]
+    for words in ("exhibits", "--help", "check --help"):
+        assert not re.search(r"\x1b\[(\d;)*3\d", run_normscope(*words.split(), "--no-color")[1]), words
 
 
 @pytest.mark.parametrize("width", [60, 79, 120])
@@ -56,3 +58,25 @@ def test_claims_fit_the_terminal(capsys, monkeypatch, width):
     assert max(map(len, out.splitlines())) <= width
     for word in [*long.split(), "initialization", "reproduced", "0.54"]:
         assert word in out, word
+
+
+@pytest.mark.parametrize("width", [60, 100, 139])
+def test_claims_before_any_measurement_break_no_word(capsys, monkeypatch, width):
+    from normscope.cli.commands import claims as listing
+
+    monkeypatch.setattr(listing, "console", lambda: Console(file=sys.stdout, width=width, force_terminal=False))
+    listing.command(["figure5"])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= width and "…" not in out
+    assert "deep network" in " ".join(out.split()) or "networks of more than 30 layers" in " ".join(out.split())
+
+
+def test_layers_are_named_in_full_on_a_narrow_terminal(capsys, monkeypatch, tmp_path):
+    from normscope.cli.commands import layers
+
+    monkeypatch.setattr(layers, "console", lambda: Console(file=sys.stdout, width=60, force_terminal=False))
+    name = "encoder_of_the_first_of_two_sentences_and_of_its_translation"
+    (tmp_path / "mine.py").write_text(f"from torch import nn\nnet = nn.ModuleDict({{'{name}': nn.Linear(4, 3)}})\n")
+    layers.command(f"{tmp_path / 'mine.py'}:net")
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines()[:-1])) <= 60 and "…" not in out

@@ -30,7 +30,8 @@ app = typer.Typer(
 )
 
 
-GLOBAL = ("--quiet", "--no-color")
+NO_COLOR = "--no-color"
+GLOBAL = ("--quiet", NO_COLOR)
 """Options of every command, wherever in the line they stand."""
 
 
@@ -44,10 +45,8 @@ def _show_version(wanted: bool) -> None:
 def _options(
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
     quiet: bool = typer.Option(False, "--quiet", help="Show no progress: the answer and errors alone."),
-    no_color: bool = typer.Option(False, "--no-color", help="No colours; the variable NO_COLOR does the same."),
+    no_color: bool = typer.Option(False, NO_COLOR, help="No colours; the variable NO_COLOR does the same."),
 ) -> None:
-    if no_color:
-        os.environ["NO_COLOR"] = "1"  # what rich asks
     be_quiet(quiet)
 
 
@@ -68,6 +67,8 @@ def main() -> None:
     writable_streams()
     warnings.showwarning = _show_warning
     keep_large_blocks()
+    if NO_COLOR in sys.argv:
+        os.environ["NO_COLOR"] = "1"  # what rich asks, also where it prints help, before any option is looked at
     words = sorted(sys.argv[1:], key=lambda word: word not in GLOBAL)  # the order of the others stays
     try:
         code = command_line()(words, standalone_mode=False, prog_name=app.info.name)

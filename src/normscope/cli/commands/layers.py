@@ -35,7 +35,9 @@ def command(
     else:
         source = batches_of(data, batch_size, data_dir=data_dir, num_outputs=lambda inputs: num_outputs(model, inputs))
         rows = calls(model, source, loss_fn=loss_of(loss))
-    table = Table("", "layer", "type", "weight", *([] if data is None else ["output"]), box=None)
+    table = Table(box=None)
+    for head in ("", "layer", "type", "weight", *([] if data is None else ["output"])):
+        table.add_column(head, overflow="fold")  # names are told in full on narrow terminals too
 
     def shape(call: tuple[int, ...]) -> str:
         return " × ".join(map(str, call))
