@@ -182,6 +182,12 @@ def run(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_check_loads_no_pictures_until_something_is_shown() -> None:
+    """Nor scipy.stats, which takes half a second to import."""
+    unwanted = "{'matplotlib', 'jinja2', 'scipy.stats'}"
+    run(f"import sys\nimport normscope\nnormscope.check\nassert not {unwanted} & set(sys.modules)\n")
+
+
 @pytest.mark.parametrize(
     "name", [name for name in MODULES if name.startswith(("paper.exhibits.", "cli.commands."))], ids=str
 )

@@ -3,7 +3,6 @@
 import xarray as xr
 
 from normscope.checkup.answer import answer
-from normscope.checkup.pictures import proof
 from normscope.diagnosis.notebook import folded
 
 FIGURE = "display: inline-block; width: 30em"
@@ -18,6 +17,8 @@ class CheckTree(xr.DataTree):
         arrays = super()._repr_html_()
         if self.parent is not None or "findings" not in self.children:  # one of its nodes
             return arrays
+        from normscope.checkup.pictures import proof  # matplotlib is loaded only where something is shown
+
         pictures = "".join(
             f'<figure style="{FIGURE}">{one.svg}<figcaption>{one.caption}</figcaption></figure>' for one in proof(self)
         )
