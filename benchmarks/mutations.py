@@ -5,11 +5,11 @@ to hurt the held-out metric; `diagnose` then sees it as its user's program, with
 Counted are: detected (any finding is a fault), named (the first finding's category is the operator's), the macro-F1 of
 the first finding's category, and false alarms on sound variants of other seeds, widths and data.
 
-    python -m benchmarks.mutations FOLDER [MODEL,MODEL,...] [first|blind|healthy]
+    python -m benchmarks.mutations FOLDER [MODEL,MODEL,... [first|blind|healthy|table]]
 
 Rows are appended to files in the folder, and what is there is not run again: `hurt.jsonl` says which mutants count,
 `found.jsonl` what was said of them, `healthy.jsonl` what was said of sound ones. Remove the last two after a change of
-the rules.
+the rules. `table` runs nothing, and prints what is there as the table of docs/diagnose.md.
 """
 
 import importlib
@@ -653,6 +653,24 @@ def counts(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def known(folder: Path, half: str, name: str) -> list[dict[str, Any]]:
+    """The rows of one model that are there."""
+    found = Rows(folder / "found.jsonl").by_key
+    pairs = [(f"{operator} / {name}", category) for operator, category, _ in operators(half)]
+    return [{"truth": category, **found[key]} for key, category in pairs if key in found]
+
+
+def table(folder: Path, names: Sequence[str]) -> str:
+    """What is there, in Markdown: a line for each half and model."""
+    lines = ["| operators | model | mutants | detected | named first | macro-F1 |", "|---|---|---|---|---|---|"]
+    for half, name in product(("first", "blind"), names):
+        if rows := known(folder, half, name):
+            of = counts(rows)
+            shares = f"{of['detected']:.2f} | {of['named first']:.2f} | {of['macro-F1']:.2f}"
+            lines.append(f"| {half} | {name} | {of['mutants']} | {shares} |")
+    return "\n".join(lines)
+
+
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     numbers = counts(rows)
     print(f"{title:28}" + "  ".join(f"{name} {value:.3g}" for name, value in numbers.items()), flush=True)
@@ -669,6 +687,9 @@ def main() -> None:
     names = sys.argv[2].split(",") if len(sys.argv) > 2 else list(MODELS)
     half = sys.argv[3] if len(sys.argv) > 3 else "first"
     print(f"{(__doc__ or '').partition(chr(10))[0]}\n{headline()}\n")
+    if half == "table":
+        print(table(folder, names))
+        return
     if half == "healthy":
         rows = []
         for row in variants(folder, names):
