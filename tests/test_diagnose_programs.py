@@ -194,6 +194,7 @@ FAULTY = [
         "a part of the parameters", "optimizer", net(), numbers(), mse, lambda p, lr: torch.optim.Adam(list(p)[-1:], lr)
     ),
     Case("batches of one", "batch_size", net(), split(*whole(numbers()), 1), mse, "momentum", 0.03),
+    Case("inputs cast to 0", "preprocessing", net(outputs=3), classes(0.0)),
     Case("units that start equal", "initialization", of_body(equal), classes(), None, "sgd", 0.1),
     Case(
         "frozen but for the last",

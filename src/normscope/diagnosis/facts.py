@@ -54,6 +54,8 @@ class Facts:
     """The largest over the median size of the features that vary."""
     input_offset: float = math.nan
     """The median over features of |mean| / standard deviation."""
+    constant_inputs: bool = False
+    """Whether no feature of the floating-point inputs varies between examples."""
     target_mean: float = math.nan
     target_std: float = math.nan
     weight_gains: tuple[tuple[str, float], ...] = ()
@@ -128,6 +130,7 @@ def facts_of(program: Program, *, seed: int = 0, instance: bool = False) -> Fact
         mean, std = statistics
         size = (mean.square() + std.square()).sqrt()
         varied = std > VARIED * size
+        found = replace(found, constant_inputs=bool((std <= VARIED * size).all()))
         if bool(varied.any()):
             found = replace(
                 found,
