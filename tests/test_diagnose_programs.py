@@ -178,6 +178,9 @@ FAULTY = [
     Case("a rate that hardly moves", "learning_rate", net(), numbers(), mse, "sgd", 1e-6),
     Case("a tenth of an epoch", "epochs", net(outputs=3), classes(), None, "adam", 3e-3, 4),
     Case("(N, 1) against (N,)", "loss", net(), [(x, y[:, 0]) for x, y in numbers()], mse_by_hand),
+    Case(
+        "(N, 1) against (N, 1) squeezed", "loss", net(), numbers(), lambda m, b: (m(b[0]) - b[1][:, 0]).square().mean()
+    ),
     Case("a last batch of one", "batch_size", normed, with_last_of_one()),
     Case("NaN in one example", "numerics", net(outputs=3), with_nan()),
     Case("memory for a weight", "initialization", never_initialized, classes()),

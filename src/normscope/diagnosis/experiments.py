@@ -29,6 +29,9 @@ TIMES_MORE, NOTHING = 3.0, 0.05
 """... or to this many times what is learned without, in tasks of which little can be learned; at least to `GAIN` above
 this."""
 
+EASED = ("regularization",)
+"""Categories whose repair lowers the loss of training in any case."""
+
 GAIN = 0.15
 """A repair is needed where the program loses this much without it."""
 
@@ -242,4 +245,6 @@ def is_needed(one: Needed, score: float) -> bool:
     """Whether to say so: the mended program loses by its absence, and has learned enough for tuning to be blamed."""
     if not score - max(one.without, 0.0) >= GAIN:  # also where it was not measured
         return False
-    return not one.step.fault.tuning or score >= min(SOLVED, max(TIMES_MORE * one.without, NOTHING + GAIN))
+    fault = one.step.fault
+    enough = SOLVED if fault.category in EASED else min(SOLVED, max(TIMES_MORE * one.without, NOTHING + GAIN))
+    return not fault.tuning or score >= enough
