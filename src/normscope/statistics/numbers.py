@@ -24,4 +24,7 @@ def three_digits(value: float) -> str:
     """Three significant digits, plain where that is short."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e5 else f"{value:.1e}"
+    if 1e-3 <= abs(value) < 1e5:
+        return f"{float(f'{value:.3g}'):g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
