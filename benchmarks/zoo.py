@@ -5,12 +5,16 @@ gives an answer, *refused* where it says in one line what it cannot measure, a *
 calls itself one; and after each the model's state, modes, hooks and torch's random numbers are compared bit for bit.
 
     python -m benchmarks.zoo [rows.json [NAME ...]]
+
+Rows are written after each model, and models that are in the file already are not run again.
 """
 
 import importlib
+import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,45 +39,75 @@ PROBES: dict[str, Callable[[nn.Module, Any], Any]] = {
     "with_init": lambda model, batch: ns.with_init(model, "orthogonal", seed=0),
 }
 
-TEXT = {
-    "GPT2": ("GPT2Config", "GPT2LMHeadModel", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}),
-    "Bert": ("BertConfig", "BertForSequenceClassification", {"intermediate_size": 32, "num_labels": 3}),
-    "Llama": ("LlamaConfig", "LlamaForCausalLM", {"intermediate_size": 32}),
-    "Mixtral": ("MixtralConfig", "MixtralForCausalLM", {"intermediate_size": 32, "num_local_experts": 3}),
-    "T5": ("T5Config", "T5ForConditionalGeneration", {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2}),
-    "Mamba": ("MambaConfig", "MambaForCausalLM", {"state_size": 4}),
-    "Albert": ("AlbertConfig", "AlbertForSequenceClassification", {"intermediate_size": 32, "embedding_size": 8}),
-}
-"""Config, model and options beside those of all."""
-
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
-
-IMAGES = (
-    "resnet10t",
-    "mobilenetv3_small_050",
-    "convnext_atto",
-    "vit_tiny_patch16_224",
-    "efficientnet_lite0",
-    "nfnet_l0",
+TEXT = (
+    *("GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTNeoXForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"),
+    *("MixtralForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM", "PhiForCausalLM", "Phi3ForCausalLM"),
+    *("Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen2MoeForCausalLM", "OlmoForCausalLM", "Olmo2ForCausalLM"),
+    *("OPTForCausalLM", "BloomForCausalLM", "StableLmForCausalLM", "CohereForCausalLM", "CTRLLMHeadModel"),
+    *("RwkvForCausalLM", "MambaForCausalLM", "GraniteForCausalLM", "SmolLM3ForCausalLM"),
+    *("AlbertForSequenceClassification", "BertForSequenceClassification", "RobertaForSequenceClassification"),
+    *("ModernBertForSequenceClassification", "DistilBertForSequenceClassification", "ElectraForSequenceClassification"),
+    *("DebertaV2ForSequenceClassification", "ConvBertForSequenceClassification", "FNetForSequenceClassification"),
+    *("MobileBertForSequenceClassification", "MPNetForSequenceClassification", "RoFormerForSequenceClassification"),
+    *("NystromformerForSequenceClassification", "SqueezeBertForSequenceClassification", "XLMForSequenceClassification"),
+    *("YosoForSequenceClassification", "CanineForSequenceClassification", "IBertForSequenceClassification"),
+    *("T5ForConditionalGeneration", "UMT5ForConditionalGeneration", "BartForConditionalGeneration"),
+    *("MBartForConditionalGeneration", "PegasusForConditionalGeneration", "MarianMTModel"),
+    *("BlenderbotSmallForConditionalGeneration", "M2M100ForConditionalGeneration"),
 )
+"""transformers', at the sizes of `SIZES`."""
+
+SIZES = {
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "emb_dim"), 16),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_decoder_layers"), 2),
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "num_heads", "n_heads"), 2),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2),
+    **dict.fromkeys(
+        ("intermediate_size", "ffn_dim", "n_inner", "d_ff", "dff", "encoder_ffn_dim", "decoder_ffn_dim"), 32
+    ),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 32),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), 32),
+    **dict.fromkeys(("d_kv", "head_dim"), 8),
+    **dict.fromkeys(("embedding_size", "vocab_size"), 40),
+    **dict.fromkeys(("num_experts", "num_local_experts", "state_size"), 4),
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "decoder_start_token_id"), 0),
+    **{"eos_token_id": 1, "num_labels": 3, "type_vocab_size": 2},
+}
+"""Of a config, as far as it has them."""
+
+_IMAGES = """
+    test_vit test_vit2 test_resnet test_efficientnet test_efficientnet_gn test_efficientnet_ln
+    test_efficientnet_evos test_byobnet test_convnext test_convnext2 test_convnext3 test_nfnet resnet10t
+    resnetv2_18 legacy_seresnet18 skresnet18 resnest14d mobilenetv3_small_050 mobilenetv4_conv_small
+    tf_mobilenetv3_small_minimal_100 mobilevit_xxs mobilevitv2_050 convnext_atto inception_next_atto
+    mambaout_femto vit_tiny_patch16_224 deit_tiny_patch16_224 eva02_tiny_patch14_224 convit_tiny pit_ti_224
+    xcit_nano_12_p16_224 coat_lite_tiny pvt_v2_b0 tiny_vit_5m_224 swiftformer_xs efficientnet_lite0 nfnet_l0
+    nf_regnet_b0 regnetx_002 regnety_002 dla46_c edgenext_xx_small efficientformerv2_s0 efficientvim_m1
+    efficientvit_b0 efficientvit_m0 fasternet_t0 fastvit_t8 gcvit_xxtiny ghostnet_050 repghostnet_050
+    hardcorenas_a hgnetv2_b0 lcnet_035 levit_128s gmlp_ti16_224 repvit_m0_9 rexnet_100 shvit_s1 starnet_s1
+    ese_vovnet19b_slim_dw cs3darknet_s gcresnext26ts mnasnet_small mixnet_s spnasnet_100 fbnetc_100
+    semnasnet_075 tinynet_e densenet121
+"""
+
+IMAGES = tuple(_IMAGES.split())
 """timm's, at 64 x 64 where they take it."""
 
 
 def text_model(name: str) -> tuple[nn.Module, Any]:
-    package: Any = importlib.import_module("transformers")
-    config, model, options = TEXT[name]
-    options = {"vocab_size": 40, **(options if name in ("GPT2", "T5") else SMALL | options)}
-    options |= {"num_layers": 2, "decoder_start_token_id": 0} if name == "T5" else {}
-    net = getattr(package, model)(getattr(package, config)(**options))
+    family: Any = getattr(importlib.import_module("transformers"), name)
+    default = family.config_class()
+    net = family(family.config_class(**{k: v for k, v in SIZES.items() if hasattr(default, k)}))
     ids = torch.randint(3, 40, (4, 8))
-    labels = ids if "Classification" not in model else torch.arange(4) % 2
-    return net, {"input_ids": ids, "labels": labels}
+    return net, {"input_ids": ids, "labels": ids if "Classification" not in name else torch.arange(4) % 2}
 
 
 def image_model(name: str) -> tuple[nn.Module, Any]:
     timm: Any = importlib.import_module("timm")
-    options = {"img_size": 64} if name.startswith("vit") else {}
-    net = timm.create_model(name, pretrained=False, num_classes=3, **options)
+    try:
+        net = timm.create_model(name, pretrained=False, num_classes=3, img_size=64)
+    except TypeError:  # it takes any size
+        net = timm.create_model(name, pretrained=False, num_classes=3)
     return net, (torch.randn(4, 3, 64, 64), torch.arange(4) % 3)
 
 
@@ -99,8 +133,9 @@ def main() -> None:
     torch.set_num_threads(1)
     names = sys.argv[2:] or [*TEXT, *IMAGES]
     print((__doc__ or "").split("\n")[0], headline(), sep="\n")
-    rows: list[dict[str, Any]] = []
-    for name in names:
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path and path.exists() else []
+    for name in [name for name in names if all(row["model"] != name for row in rows)]:
         torch.manual_seed(0)
         try:
             model, batch = text_model(name) if name in TEXT else image_model(name)
@@ -121,16 +156,17 @@ def main() -> None:
                 outcome, said = "bug", f"{type(error).__name__}: {error}"
             seconds = time.perf_counter() - began
             trace = not is_same(before, state(model))
-            rows.append({"model": name, "probe": probe, "outcome": outcome, "trace": trace, "seconds": seconds})
+            row = {"model": name, "probe": probe, "outcome": outcome, "trace": trace, "seconds": seconds, "said": said}
+            rows.append(row)
             if said or trace:
                 print(f"{name} {probe}: {outcome}{', TRACE' if trace else ''}: {said[:300]}", flush=True)
         of_model = [row for row in rows if row["model"] == name]
         counts = {kind: sum(row["outcome"] == kind for row in of_model) for kind in ("right", "refused", "bug")}
         print(f"{name}: {counts}, {sum(row['seconds'] for row in of_model):.1f} s", flush=True)
+        if path is not None:
+            write_json(str(path), {**about(), "rows": rows})
     counts = {kind: sum(row["outcome"] == kind for row in rows) for kind in ("right", "refused", "bug")}
     print(f"{len(rows)} calls: {counts}; {sum(row['trace'] for row in rows)} left a trace")
-    if len(sys.argv) > 1:
-        write_json(sys.argv[1], {**about(), "rows": rows})
 
 
 if __name__ == "__main__":

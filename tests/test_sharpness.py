@@ -326,3 +326,20 @@ def test_of_one_parameter_the_curvature_is_found_whichever_way_the_gradient_poin
     batch = (torch.ones(4, 1), torch.zeros(4, 1))
     dataset = ns.sharpness(model, batch, loss_fn=lambda model, batch: (model(batch[0]) - batch[1]).square().mean())
     assert dataset["converged"].all() and float(dataset["eigenvalue"][0]) == pytest.approx(2, rel=1e-6)
+
+
+def test_a_hard_sigmoid_is_differentiated_twice():
+    """Torch's own kernel is not; the same function of ReLU6 is."""
+
+    class Spelled(nn.Module):
+        def forward(self, x):
+            return nn.functional.relu6(x + 3) / 6
+
+    def net(activation):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 6), activation, nn.Linear(6, 3))
+
+    torch.manual_seed(1)
+    batch = torch.randn(8, 5), torch.arange(8) % 3
+    found = [float(ns.sharpness(net(act), batch)["eigenvalue"][0]) for act in (nn.Hardsigmoid(inplace=True), Spelled())]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)

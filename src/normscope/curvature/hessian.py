@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -14,6 +15,7 @@ from normscope.model.batch import Batch
 from normscope.model.loss import LossFn, checked_loss, readable_errors
 from normscope.model.state import untouched
 from normscope.runtime.interrupts import restoring
+from normscope.runtime.torch_state import FunctionMode
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def hessian(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> It
         parameters = [p for p in model.parameters() if p.requires_grad]
         # Only this kernel of attention can be differentiated twice.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), full_precision():
-            loss = checked_loss(model, batch, loss_fn)
+            with _TwiceDifferentiable():
+                loss = checked_loss(model, batch, loss_fn)
             with readable_errors():
                 found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
             used = [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
@@ -75,6 +78,15 @@ def hessian(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> It
             gradient = layout.flat([g.detach() for _, g in used])
             precision = 10 * max(torch.finfo(p.dtype).eps for p in moved)
             yield Hessian(loss.detach().double(), gradient, product, precision)
+
+
+class _TwiceDifferentiable(FunctionMode):
+    """Spells out what torch's own kernel differentiates only once: the hard sigmoid of MobileNetV3."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.hardsigmoid:
+            return F.relu6((args[0] if args else kwargs["input"]) + 3) / 6
+        return func(*args, **(kwargs or {}))
 
 
 class Layout:
