@@ -271,7 +271,7 @@ def own_rate(tree: xr.DataTree) -> str:
             return f"Your rate {lr} is too small for {steps} steps."
         return (
             f"Your rate {lr} is too small for {steps} steps: at {number(own['better_lr'])} the loss ends at "
-            f"{number(own['better_loss'])} in place of {number(own['loss'])}."
+            f"{number(own['better_loss'])} in place of {number(own['loss'])}. Or give it more steps."
         )
     if judgement == "good":
         if math.isinf(fails):

@@ -18,7 +18,7 @@ from normscope.checkup.first_look import first_look
 from normscope.checkup.notebook import CheckTree
 from normscope.checkup.repairs import Repair, fitting_repairs, repairs
 from normscope.descent.optimizers import OptimizerFactory, own_lr
-from normscope.descent.recipe import SchedulerFactory
+from normscope.descent.recipe import SchedulerFactory, scheduled_rates
 from normscope.diagnosis.diagnose import TRIAL_STEPS, diagnosis
 from normscope.diagnosis.finding import findings_dataset
 from normscope.diagnosis.profile import profile
@@ -168,8 +168,9 @@ def check(
     def as_it_is(bar: Bar) -> dict[str, xr.Dataset]:
         nodes: dict[str, xr.Dataset] = {}
         short = replace(recipe, steps=min(steps, TRIAL_STEPS), warmup=0, scheduler=None)
+        schedule = scheduled_rates(recipe, starts.model(0))
         if first.hopeless:
-            return with_diagnosis(nodes, diagnosis(starts, short, first=first))
+            return with_diagnosis(nodes, diagnosis(starts, short, first=first, schedule=schedule))
         if lr is not None:
             with bar.part("your rate"):
                 own, tried = own_rate_datasets(
@@ -184,7 +185,7 @@ def check(
         good = best_lr(nodes["as_it_is/rates"])
         try:
             with bar.part("what limits it"), bounded(alarm()) as in_time:
-                nodes = with_diagnosis(nodes, diagnosis(starts, short, lr=good, first=first))
+                nodes = with_diagnosis(nodes, diagnosis(starts, short, lr=good, first=first, schedule=schedule))
         except KeyboardInterrupt:
             return {**nodes, "findings": findings_dataset([]).assign_attrs(cut="true", interrupted="true")}
         if not in_time.kept:

@@ -1,5 +1,6 @@
 """How a descent is made, whatever its rate and seed: optimizer, steps, loss, schedule, clipping and precision."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from normscope.descent.optimizers import OptimizerFactory
+from normscope.descent.optimizers import OptimizerFactory, make_optimizer
 from normscope.descent.precision import autocast
 from normscope.errors import InvalidConfig, raised
 from normscope.model.batch import Batch
 from normscope.model.loss import LossFn, default_loss
+from normscope.model.state import untouched
 
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
 """`scheduler(optimizer)` gives an `LRScheduler`, which is stepped once after every step of the optimizer."""
@@ -59,6 +61,21 @@ def preparation(optimizer: torch.optim.Optimizer, recipe: Recipe) -> Callable[[i
                 group["lr"] = lr * share
 
     return before_step
+
+
+def scheduled_rates(recipe: Recipe, model: nn.Module) -> tuple[float, ...]:
+    """The rate of every step over that of the first, by the recipe's scheduler; none where there is no scheduler."""
+    if recipe.scheduler is None:
+        return ()
+    with warnings.catch_warnings(), untouched(model):
+        warnings.simplefilter("ignore")  # that no step is taken
+        optimizer = make_optimizer(recipe.optimizer, model, 1.0)
+        made, rates = schedule(optimizer, recipe), []
+        for _ in range(recipe.steps):
+            rates.append(float(optimizer.param_groups[0]["lr"]))
+            if made is not None:
+                made.step()
+    return tuple(rate / rates[0] if rates[0] else rate for rate in rates)
 
 
 def loss_in_precision(recipe: Recipe, device: str) -> LossFn | None:

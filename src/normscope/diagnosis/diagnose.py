@@ -19,9 +19,9 @@ from torch import nn
 from normscope.descent.optimizers import OptimizerFactory, optimizer_factory
 from normscope.descent.recipe import Recipe, loss_in_precision
 from normscope.diagnosis.evidence import measure_evidence, trial_rates, with_descents
-from normscope.diagnosis.experiments import GAIN, LEARNED, PARTLY, Needed, Search, best_of_rates, search
+from normscope.diagnosis.experiments import LEARNED, PARTLY, Needed, Search, best_of_rates, search
 from normscope.diagnosis.facts import Facts, facts_of
-from normscope.diagnosis.fault import Fault, faults
+from normscope.diagnosis.fault import GAIN, Fault, faults
 from normscope.diagnosis.faults.labels import by_heart
 from normscope.diagnosis.finding import Finding, findings_dataset
 from normscope.diagnosis.first_pass import FirstPass, first_pass
@@ -137,12 +137,14 @@ def diagnosis(
     own: bool = False,
     seconds: float = SECONDS,
     first: FirstPass | None = None,
+    schedule: tuple[float, ...] = (),
 ) -> xr.DataTree:
     """`diagnose`, from where the tries of a search start.
 
     Args:
         lr: a rate known to be good, or with `own` the rate that its user trains at.
         first: what the first pass showed, where it was made; batches that cannot be trained on are then gone already.
+        schedule: see `Facts.schedule`.
     """
     limit = MOST_BATCHES if own else NUM_BATCHES
     number_of = starts.num_batches
@@ -152,7 +154,16 @@ def diagnosis(
     taken = [on_device(batch, device) for batch in some]
     return as_tree(
         diagnosed(
-            model, taken, recipe, seed=seed, lr=lr, own=own, seconds=seconds, first=first, instance=starts.from_instance
+            model,
+            taken,
+            recipe,
+            seed=seed,
+            lr=lr,
+            own=own,
+            seconds=seconds,
+            first=first,
+            instance=starts.from_instance,
+            schedule=schedule,
         )
     )
 
@@ -168,6 +179,7 @@ def diagnosed(
     seconds: float = SECONDS,
     first: FirstPass | None = None,
     instance: bool = False,
+    schedule: tuple[float, ...] = (),
 ) -> Diagnosis:
     """`diagnose` of a model on batches that are there.
 
@@ -186,7 +198,7 @@ def diagnosed(
         usable = list(batches) if first.usable else []
     trained_so = {name: getattr(recipe, name) for name in ("loss_fn", "warmup", "clip_norm", "precision", "state")}
     program = Program(lambda _seed: model, batches, recipe.optimizer, lr or 0.0, recipe.steps, **trained_so)
-    found = Diagnosis(told_early(Facts(program, first=first)), first)
+    found = Diagnosis(told_early(Facts(program, first=first, schedule=schedule)), first)
     if left_out := words_of_left_out(first):
         found.skipped.append(left_out)
     if not usable or (first.hopeless and first.garbage):
@@ -197,11 +209,11 @@ def diagnosed(
     except NormscopeError as error:
         found.skipped.append(f"The first step was not looked at: {error}")
     facts = facts_of(replace(program, batches=usable), seed=seed, instance=instance)
-    facts = replace(facts, first=first, own=own)
+    facts = replace(facts, first=first, own=own, schedule=schedule)
     if found.evidence is not None:
         facts = replace(facts, evidence=found.evidence["evidence"].to_dataset())
-    found.findings = told_early(facts)
     found.facts = facts = trained(facts, found.evidence, lr, seed, until)
+    found.findings = told_early(facts)
     found.search = search(facts, seed=seed, until=until)
     found.findings = conclude(found, model, usable, measured, seed, lr, end)
     if found.search.cut:
@@ -246,14 +258,14 @@ def told_early(facts: Facts) -> list[Finding]:
 def trained(facts: Facts, evidence: xr.DataTree | None, lr: float | None, seed: int, until: float) -> Facts:
     """The facts with the program's own run: at the rate given, or at the best of several."""
     if facts.own:
-        return replace(facts, run=tried(facts.program, seed=seed, until=until))
+        return replace(facts, run=tried(facts.program, seed=seed, until=until, both_modes=True))
     rates = [lr] if lr is not None else []
     if evidence is not None and lr is None:
         rates = trial_rates(evidence["evidence"].to_dataset(), lr)
     best: tuple[Program, Run] | None = None
     for rate in rates or [0.01]:
         program = replace(facts.program, lr=rate)
-        run = best_of_rates(program, own=True, seed=seed, until=until)
+        run = tried(program, seed=seed, until=until, hopeless=True, both_modes=True)
         if run is not None and (best is None or run.score > best[1].score):
             best = program, run
         if best is not None and best[1].score >= LEARNED:
@@ -288,19 +300,26 @@ def conclude(
         return faulty
     evidence = found.evidence["evidence"].to_dataset()
     learning = facts.own and facts.score >= NOT_LEARNING
-    shown = [finding for finding in symptoms(evidence) if finding.name not in told]
+    shown = [detailed(finding, facts) for finding in symptoms(evidence) if finding.name not in told]
     shown = [one for one in shown if not learning or (of[one.name].grave and facts.score < LEARNED)]
     faulty += [finding for one in shown if (finding := proved(one, found, seed, until)) is not None]
     # What nothing but the numbers of a training would mend comes behind what is broken.
     graves = [finding for finding in faulty if of[finding.name].grave]
     faulty.sort(key=lambda finding: of[finding.name].tuning and bool(graves))
-    if not faulty and not learning and found.search.best < PARTLY and len(batches) > 1:
+    # Nothing is accused of being unlearnable before every repair was tried.
+    if not faulty and not learning and not found.search.cut and found.search.best < PARTLY and len(batches) > 1:
         evidence = with_descents(evidence, model, batches[:NUM_BATCHES], recipe=recipe, seed=seed, lr=lr, until=until)
         if not int(evidence["trial_steps"]):
             found.skipped.append("There was no time to see whether what is learned holds on other batches.")
         found.evidence["evidence"] = xr.DataTree(evidence)
         faulty += symptoms(evidence, last=True)
     return faulty if any(f.name == "exploding" for f in faulty) else [*faulty, curvature(evidence)]
+
+
+def detailed(finding: Finding, facts: Facts) -> Finding:
+    """A symptom with what the program's facts say of its cause."""
+    fault = next(fault for fault in faults() if fault.name == finding.name and fault.rule is not None)
+    return fault.detail(finding, facts) if fault.detail else finding
 
 
 def proved(finding: Finding, found: Diagnosis, seed: int, until: float | None) -> Finding | None:

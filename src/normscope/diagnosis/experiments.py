@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from normscope.diagnosis.facts import Facts
-from normscope.diagnosis.fault import Fault, Repair, Suspicion, faults
+from normscope.diagnosis.fault import GAIN, Fault, Repair, Suspicion, faults
 from normscope.diagnosis.program import Program, Run, tried
 
 LEARNED = 0.8
@@ -31,9 +31,6 @@ this."""
 
 EASED = ("regularization",)
 """Categories whose repair lowers the loss of training in any case."""
-
-GAIN = 0.15
-"""A repair is needed where the program loses this much without it."""
 
 AS_GOOD = 0.1
 """Programs whose scores are this close have learned the same."""
@@ -221,7 +218,7 @@ def without_the_needless(trials: _Trials, steps: list[Step]) -> list[Step]:
         if step.suspicion.certain:
             continue
         fewer = [one for one in steps if one is not step]
-        if trials.score(fewer) >= trials.score(steps) - AS_GOOD:
+        if trials.score(fewer) >= trials.score(steps) - min(AS_GOOD, step.fault.gain):
             steps = fewer
     return steps
 
@@ -243,7 +240,7 @@ def _needed(trials: _Trials, steps: list[Step]) -> list[Needed]:
 
 def is_needed(one: Needed, score: float) -> bool:
     """Whether to say so: the mended program loses by its absence, and has learned enough for tuning to be blamed."""
-    if not score - max(one.without, 0.0) >= GAIN:  # also where it was not measured
+    if not score - max(one.without, 0.0) >= one.step.fault.gain:  # also where it was not measured
         return False
     fault = one.step.fault
     enough = SOLVED if fault.category in EASED else min(SOLVED, max(TIMES_MORE * one.without, NOTHING + GAIN))

@@ -10,11 +10,15 @@ import xarray as xr
 from torch import Tensor, nn
 
 from normscope.descent.optimizers import foreign_parameters, make_optimizer
+from normscope.diagnosis.attention import Transformer, transformer
 from normscope.diagnosis.batch_tests import feature_statistics
 from normscope.diagnosis.first_pass import FirstPass
 from normscope.diagnosis.fitted_outputs import fitted_reach
+from normscope.diagnosis.loss_terms import Split, Term, loss_terms, penalty_share
+from normscope.diagnosis.mixing import mixing
 from normscope.diagnosis.outputs import Chain, Reach, chain, loss_family, reach, target_kind
 from normscope.diagnosis.program import Program, Run
+from normscope.diagnosis.sequences import Order, order_of
 from normscope.errors import NormscopeError
 from normscope.model.batch import Batch, num_examples, targets_of
 from normscope.model.layers import own_parameters, owns_weight, watched_modules
@@ -58,6 +62,23 @@ class Facts:
     """Whether no feature of the floating-point inputs varies between examples."""
     target_mean: float = math.nan
     target_std: float = math.nan
+    target_low: float = math.nan
+    target_high: float = math.nan
+    transformer: Transformer | None = None
+    """None where there is no attention."""
+    order: Order | None = None
+    """How targets are related to inputs, of a model of sequences whose targets are its inputs."""
+    mixing: float = 0.0
+    """By how much of the outputs' spread an example's output changes with the others in its batch, without batch
+    statistics, ..."""
+    mixes_in: str = ""
+    """... and the first module in which they meet; "" for the model itself."""
+    terms: tuple[Term, ...] = ()
+    """What the loss is the sum of; none where it is no sum."""
+    schedule: tuple[float, ...] = ()
+    """The rate of every step over that of the first, where the user has a schedule."""
+    bare_sizes: tuple[tuple[str, float], ...] = ()
+    """Root mean square of the parameters that are no layer's weight: tables, tokens, scales, embeddings."""
     weight_gains: tuple[tuple[str, float], ...] = ()
     """For every layer the root mean square of its weight times the square root of what goes into a unit: about 1 where
     sizes are kept."""
@@ -111,6 +132,9 @@ def facts_of(program: Program, *, seed: int = 0, instance: bool = False) -> Fact
     """
     model = program.build(seed)
     batches = program.batches[:LEVEL_BATCHES]
+    terms = loss_terms(model, batches, program.loss_fn, seed=seed)
+    program = judged_by_data(program, terms)
+    mixed, mixes_in = mixing(model, batches, program.loss_fn, seed=seed)
     with WithoutDropout() as dropped:
         like = outputs_of(model, batches, program, seed)
     seen = chain(model, batches[0], program.loss_fn, seed=seed) if like else None
@@ -125,7 +149,9 @@ def facts_of(program: Program, *, seed: int = 0, instance: bool = False) -> Fact
         found = replace(found, num_outputs=width, kind=kind, family=family, reach=could)
     if found.kind == "number":
         values = torch.cat([t.double().flatten() for t in targets])
+        ends = float(values.min()), float(values.max())
         found = replace(found, target_mean=float(values.mean()), target_std=float(values.std(correction=0)))
+        found = replace(found, target_low=ends[0], target_high=ends[1])
     if (statistics := feature_statistics(program.batches)) is not None:
         mean, std = statistics
         size = (mean.square() + std.square()).sqrt()
@@ -143,6 +169,12 @@ def facts_of(program: Program, *, seed: int = 0, instance: bool = False) -> Fact
     sizes = [n for batch in program.batches if (n := num_examples(batch)) is not None]
     return replace(
         found,
+        transformer=transformer(model, batches[0], program.loss_fn, seed=seed),
+        order=order_of(model, batches, program.loss_fn, seed=seed),
+        mixing=mixed,
+        mixes_in=mixes_in,
+        terms=terms,
+        bare_sizes=tuple(bare_sizes(model)),
         weight_gains=tuple(weight_gains(model)),
         equal_units=tuple(equal_units(model)),
         batch_size=max(sizes, default=0),
@@ -151,6 +183,18 @@ def facts_of(program: Program, *, seed: int = 0, instance: bool = False) -> Fact
         foreign=0 if given_to_a_build else foreign_parameters(program.optimizer, model, program.lr),
         **optimizer_facts(program, model),
     )
+
+
+def judged_by_data(program: Program, terms: Sequence[Term]) -> Program:
+    """The program whose runs are judged without a penalty on the parameters, where its loss holds one."""
+    if not 0 < penalty_share(terms) < 1:
+        return program
+    kept = tuple(not term.penalty for term in terms)
+
+    def chosen(_name: str, place: int) -> bool:
+        return place >= len(kept) or kept[place]
+
+    return replace(program, loss_fn=Split(program.loss_fn, chosen))
 
 
 def with_levels(program: Program, could: Reach | None) -> Program:
@@ -212,6 +256,18 @@ def equal_units(model: nn.Module) -> list[str]:
                 if size > 0 and float((rows - rows[0]).abs().max()) <= ALIKE * size:
                     found.append(path)
                 break
+    return found
+
+
+def bare_sizes(model: nn.Module) -> list[tuple[str, float]]:
+    """See `Facts.bare_sizes`."""
+    found = []
+    for path, module in model.named_modules():
+        holds_layers = any(owns_weight(part) for part in module.modules() if part is not module)
+        if holds_layers or isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            for name, p in module.named_parameters(path, recurse=False):
+                if p.is_floating_point() and p.numel():
+                    found.append((name, float(p.detach().double().square().mean().sqrt())))
     return found
 
 

@@ -16,6 +16,9 @@ from normscope.diagnosis.facts import Facts
 from normscope.diagnosis.finding import Finding
 from normscope.diagnosis.program import Program
 
+GAIN = 0.15
+"""A repair is needed where the program loses this much without it."""
+
 CATEGORIES = (
     "activation",
     "loss",
@@ -67,6 +70,8 @@ class Fault:
     """Where it is told among others of equal weight: causes before effects."""
     rule: Callable[[xr.Dataset], Finding | None] | None = None
     """Of a symptom: reads the evidence of `measure_evidence`."""
+    detail: Callable[[Finding, Facts], Finding] | None = None
+    """Adds to a symptom what the program's facts say of its cause."""
     last: bool = False
     """Whether a symptom is judged only of what has nothing else wrong."""
     suspected: Callable[[Facts], Suspicion | None] | None = None
@@ -80,6 +85,8 @@ class Fault:
     """Whether a symptom is said of every program that does not learn nearly all, and before what tuning would gain."""
     harmless: bool = False
     """Whether a symptom is no harm by itself: then it is said only of a program that does not learn nearly all."""
+    gain: float = GAIN
+    """How much its repair must gain."""
     tuning: bool = False
     """Whether a sound program may gain from it too: then it is said only of a program that does not learn."""
 

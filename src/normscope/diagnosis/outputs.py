@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normscope.diagnosis.batch_tests import standardized
+from normscope.diagnosis.loss_terms import judged
 from normscope.model.batch import Batch, targets_of
 from normscope.model.layers import own_parameters, watched_modules
 from normscope.model.loss import LossFn, default_loss
@@ -204,6 +205,7 @@ def loss_of_outputs(model: nn.Module, batch: Batch, loss_fn: LossFn | None, outp
     try:
         with outputs_in_place(model, lambda: outputs) as calls, torch.enable_grad():
             loss = float((loss_fn or default_loss)(model, batch).detach())
+            loss = judged(loss_fn, loss)
     except Exception:  # somebody's own code, on outputs that are not its own
         return math.nan
     return loss if len(calls) == 1 else math.nan

@@ -6,7 +6,7 @@ A repair is a function from a program to a program, so that what is advised can 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from normscope.descent.optimizers import OptimizerFactory, make_optimizer
 from normscope.descent.outcome import has_diverged
 from normscope.descent.precision import autocast, grad_scaler
 from normscope.descent.recipe import Recipe, preparation
+from normscope.diagnosis.loss_terms import judged
 from normscope.errors import NormscopeError
 from normscope.model.batch import Batch
-from normscope.model.loss import LossFn, readable_errors
+from normscope.model.loss import LossFn, default_loss, readable_errors
 from normscope.model.state import untouched
 
 Patch = Callable[[nn.Module], None]
@@ -59,6 +60,25 @@ class Program:
 
 
 @dataclass(frozen=True)
+class Modes:
+    """The loss of the same batches after a run, by the mode."""
+
+    train_loss: float
+    eval_loss: float
+    recalibrated_loss: float
+    """In evaluation mode, with running statistics taken anew."""
+    module: str
+    """The module whose running statistics hold most of their first values, ..."""
+    kept: float
+    """... and how much: (1 − momentum) to the power of the steps."""
+
+    @property
+    def best(self) -> float:
+        """The lower loss in evaluation mode."""
+        return min(self.eval_loss, self.recalibrated_loss)
+
+
+@dataclass(frozen=True)
 class Run:
     """What one run came to."""
 
@@ -70,6 +90,8 @@ class Run:
     finished: bool = True
     """False where there was no time for all steps."""
     steps: int = field(default=0)
+    modes: Modes | None = None
+    """None where that was not asked for, or the model has no running statistics."""
 
     @property
     def end_loss(self) -> float:
@@ -85,12 +107,16 @@ class Run:
         and 1."""
         if self.diverged or not len(self.losses):
             return -1.0
+        return self.share(self.end_loss)
+
+    def share(self, loss: float) -> float:
+        """The score of a loss; -1 of one that is not finite."""
         start = float(np.mean(self.losses[: max(1, len(self.losses) // 50)]))
         level = start if math.isnan(self.constant_loss) else self.constant_loss
         room = level - self.lowest_loss
         if not room > FLAT * max(abs(level), abs(self.lowest_loss)):
             return 0.0
-        return float(min(max((level - self.end_loss) / room, -1.0), 1.0))
+        return float(min(max((level - loss) / room, -1.0), 1.0)) if math.isfinite(loss) else -1.0
 
 
 def in_order(batches: Sequence[Batch], seed: int) -> Iterator[Batch]:
@@ -101,17 +127,28 @@ def in_order(batches: Sequence[Batch], seed: int) -> Iterator[Batch]:
             yield batches[i]
 
 
+MODE_BATCHES = 8
+"""On which the two modes are compared."""
+
 SURE = 0.9
 """A run on trial ends once it has learned this much."""
 
 
-def run(program: Program, *, seed: int = 0, until: float | None = None, hopeless: bool = False) -> Run:
+def run(
+    program: Program,
+    *,
+    seed: int = 0,
+    until: float | None = None,
+    hopeless: bool = False,
+    both_modes: bool = False,
+) -> Run:
     """Train for the program's own number of steps; the model comes back untouched.
 
     Args:
         until: `time.process_time()` at which the run is cut; None for no limit.
         hopeless: give it up at a quarter of its steps where it lies far above the best constant output, at half of them
             where it lies above that at all; and end it early where it has learned nearly everything.
+        both_modes: look at evaluation mode too, where the run comes to its end.
     """
     model = program.build(seed)
     losses: list[float] = []
@@ -139,7 +176,7 @@ def run(program: Program, *, seed: int = 0, until: float | None = None, hopeless
             before_step=preparation(optimizer, recipe),
             scaler=grad_scaler(program.precision, device),
         ):
-            loss = float(step.loss)
+            loss = judged(program.loss_fn, float(step.loss))
             losses.append(loss)
             best = min(best, loss) if math.isfinite(loss) else best
             if has_diverged(loss, start=losses[0], best=best, constant_loss=program.constant_loss):
@@ -150,7 +187,43 @@ def run(program: Program, *, seed: int = 0, until: float | None = None, hopeless
                     return so_far(finished=score > SURE)
             if until is not None and step.index % CHECKED_EVERY == 0 and time.process_time() > until:
                 return so_far(finished=False)
-    return so_far()
+        ended = so_far()
+        return replace(ended, modes=modes_of(model, program)) if both_modes else ended
+
+
+def modes_of(model: nn.Module, program: Program) -> Modes | None:
+    """See `Modes`; the model is not left as it was. None where it has no running statistics, or no loss in evaluation
+    mode."""
+    norms = {
+        path: m
+        for path, m in model.named_modules()
+        if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None
+    }
+    batches = program.batches[:MODE_BATCHES]
+    if not norms:
+        return None
+
+    def loss() -> float:
+        loss_fn = program.loss_fn or default_loss
+        return float(np.mean([judged(program.loss_fn, float(loss_fn(model, b).detach())) for b in batches]))
+
+    def kept(norm: nn.modules.batchnorm._NormBase) -> float:
+        return 0.0 if norm.momentum is None else (1 - norm.momentum) ** program.steps
+
+    worst = max(norms, key=lambda path: kept(norms[path]))
+    share = kept(norms[worst])
+    try:
+        model.eval()
+        in_eval = loss()
+        for norm in norms.values():
+            norm.reset_running_stats()
+            norm.momentum = None
+        model.train()
+        in_train = loss()
+        model.eval()
+        return Modes(in_train, in_eval, loss(), worst, share)
+    except Exception:  # a model that gives no losses in this mode
+        return None
 
 
 def tried(program: Program, **options: Any) -> Run | None:

@@ -3,8 +3,13 @@ number comes from."""
 
 import math
 
+from normscope.diagnosis.attention import transformer
 from normscope.diagnosis.facts import Facts
 from normscope.diagnosis.fault import Fault, Suspicion
+from normscope.diagnosis.faults.mask import CAUSAL
+
+AHEAD = 0.99
+"""Share of the visible keys that lie ahead of their query, behind a mask that is turned round."""
 
 SHOWN = 3
 """Names of parameters."""
@@ -48,8 +53,20 @@ def _suspected(facts: Facts) -> Suspicion | None:
     if bad.half:
         origin += f" It leaves the range of {bad.half}; in a wider format loss and gradient are finite."
     made = f" The operation is {bad.operation}." if bad.operation else ""
+    if inverted := inverted_mask(facts):
+        made += f" {inverted} sees only the keys ahead of each query, and the last none: the mask is turned round."
     sentence = f"Before any step {where} gives a loss of {bad.loss:g}.{origin}{made}{more}"
     return Suspicion("the loss is not finite before any step", sentence, numbers, True, place=where)
+
+
+def inverted_mask(facts: Facts) -> str:
+    """The module whose attention sees nothing but what lies ahead, where a softmax over hidden keys gives NaN."""
+    bad = facts.first.not_finite if facts.first else None
+    if bad is None or not bad.operation.endswith("softmax") or bad.batch >= len(facts.program.batches):
+        return ""
+    seen = transformer(facts.program.build(0), facts.program.batches[bad.batch], facts.program.loss_fn)
+    turned = [one.module or "the model" for one in seen.attentions if one.ahead > AHEAD] if seen else []
+    return turned[0] if turned else ""
 
 
 def _advice(facts: Facts) -> tuple[str, str]:
@@ -60,6 +77,8 @@ def _advice(facts: Facts) -> tuple[str, str]:
     if bad.half:
         advice = "Use bfloat16, or float32 for that layer; or make its weights smaller, or put a norm in front of it."
         return advice, "with torch.autocast(device_type, torch.bfloat16):  # bfloat16 has float32's range\n    ..."
+    if inverted_mask(facts):
+        return "Turn the mask round: what lies ahead of a query is hidden.", CAUSAL
     guard = next((line for name, line in GUARDS.items() if bad.operation.endswith(name)), "")
     if guard:
         return f"Guard {bad.operation}, or leave that example out.", f"# {guard}"

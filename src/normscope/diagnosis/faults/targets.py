@@ -19,8 +19,22 @@ CODE = (
 )
 
 
+def of_bits(facts: Facts) -> bool:
+    """Whether the loss takes targets between 0 and 1, and is given others."""
+    return facts.family in ("bce", "bce_logits") and (facts.target_low < 0 or facts.target_high > 1)
+
+
 def _suspected(facts: Facts) -> Suspicion | None:
     mean, std = facts.target_mean, facts.target_std
+    if of_bits(facts):
+        return Suspicion(
+            "the targets are not between 0 and 1",
+            f"The loss is binary cross-entropy, and the targets run from {number(facts.target_low)} to "
+            f"{number(facts.target_high)}.",
+            {"target_low": facts.target_low, "target_high": facts.target_high},
+            True,
+            place="targets",
+        )
     if facts.kind != "number" or not std > 0 or not (std > LARGE or std < SMALL or abs(mean) > FAR * std):
         return None
     return Suspicion(
@@ -32,16 +46,19 @@ def _suspected(facts: Facts) -> Suspicion | None:
 
 
 def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
-    mean, std = facts.target_mean, facts.target_std
+    mean, std, code, done = facts.target_mean, facts.target_std, CODE, "the targets standardized"
     if not std > 0:
         return
+    if of_bits(facts):
+        mean, std = facts.target_low, facts.target_high - facts.target_low
+        code, done = f"targets = (targets - {mean:g}) / {std:g}", "the targets between 0 and 1"
 
     def changed(batch: Batch) -> Any:
         return type(batch)([batch[0], (batch[1] - mean) / std])
 
     if all(type(batch) in (tuple, list) and len(batch) == 2 for batch in program.batches):
         batches = [changed(batch) for batch in program.batches]
-        yield Repair(judged_anew(replace(program, batches=batches)), CODE, "the targets standardized", "targets")
+        yield Repair(judged_anew(replace(program, batches=batches)), code, done, "targets")
 
 
 FAULT = Fault("targets", "preprocessing", 21, suspected=_suspected, repairs=_repairs)

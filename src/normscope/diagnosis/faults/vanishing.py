@@ -1,17 +1,24 @@
 """The signal dies on its way through the network, forwards or backwards."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import xarray as xr
 
+from normscope.diagnosis.facts import Facts
 from normscope.diagnosis.fault import Fault
 from normscope.diagnosis.faults.dead_layer import silent_units
+from normscope.diagnosis.faults.hidden_activation import squashed
+from normscope.diagnosis.faults.initialization import CODE
 from normscope.diagnosis.finding import Finding
 from normscope.statistics.numbers import number
 
 VANISHED_SPREAD = 1e-3
 """Outputs say the same whatever the network sees where their spread is below this share of their size."""
+
+SMALL_GAIN = 0.5
+"""Weights that multiply sizes by less are called small; torch's own linear maps do so by 0.58."""
 
 VANISHED_GRADIENT = 1e-4
 """Gradients vanish where the first layer's is this much smaller than the last one's."""
@@ -41,4 +48,23 @@ def vanishing(evidence: xr.Dataset) -> Finding | None:
     )
 
 
-FAULT = Fault("vanishing", "initialization", 103, rule=vanishing, harmless=True)
+def _cause(finding: Finding, facts: Facts) -> Finding:
+    """Bounded activations between the layers, or weights that are too small."""
+    places, gains = squashed(facts), [gain for _, gain in facts.weight_gains]
+    if places and facts.chain is not None:
+        names = ", ".join(sorted({facts.chain.between[place] for place in places}))
+        return replace(
+            finding,
+            sentence=f"{finding.sentence} {len(places)} hidden layers end in {names}: less gets through each.",
+            advice=f"Use ReLU or GELU in the place of {names}, or norms or shortcuts.",
+            category="activation",
+            place=facts.chain.layers[places[0]],
+            code="\n".join(f"# behind {facts.chain.layers[place]}: nn.ReLU()" for place in places),
+        )
+    if gains and (median := float(np.median(gains))) < SMALL_GAIN:
+        said = f"{finding.sentence} Half of the layers' weights multiply sizes by {number(median)} or less."
+        return replace(finding, sentence=said, numbers={**finding.numbers, "median_gain": median}, code=CODE)
+    return finding
+
+
+FAULT = Fault("vanishing", "initialization", 103, rule=vanishing, detail=_cause, harmless=True)
