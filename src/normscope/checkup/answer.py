@@ -274,11 +274,13 @@ def own_rate(tree: xr.DataTree) -> str:
             f"{number(own['better_loss'])} in place of {number(own['loss'])}. Or give it more steps."
         )
     if judgement == "good":
+        fault = "findings" in tree.children and bool(tree["findings"]["fault"].any())
+        verdict = "is not what is wrong" if fault else "is good"
+        loss = f"its loss after {steps} steps is {number(own['loss'])}"
         if math.isinf(fails):
-            return f"Your rate {lr} is good: its loss after {steps} steps is {number(own['loss'])}, far from any edge."
+            return f"Your rate {lr} {verdict}: {loss}, far from any edge."
         return (
-            f"Your rate {lr} is good: its loss after {steps} steps is {number(own['loss'])}, and it lies "
-            f"{number(passes / own['lr'])} times or more under the edge."
+            f"Your rate {lr} {verdict}: {loss}, and it lies {number(passes / own['lr'])} times or more under the edge."
         )
     if judgement == "unfinished":
         return f"There was no time to judge your rate {lr}."

@@ -167,10 +167,10 @@ def check(
 
     def as_it_is(bar: Bar) -> dict[str, xr.Dataset]:
         nodes: dict[str, xr.Dataset] = {}
-        short = replace(recipe, steps=min(steps, TRIAL_STEPS), warmup=0, scheduler=None)
-        schedule = scheduled_rates(recipe, starts.model(0))
+        whole, short = replace(recipe, scheduler=None), min(steps, TRIAL_STEPS)
+        diagnosed = partial(diagnosis, starts, first=first, schedule=scheduled_rates(recipe, starts.model(0)))
         if first.hopeless:
-            return with_diagnosis(nodes, diagnosis(starts, short, first=first, schedule=schedule))
+            return with_diagnosis(nodes, diagnosed(replace(whole, steps=short)))
         if lr is not None:
             with bar.part("your rate"):
                 own, tried = own_rate_datasets(
@@ -182,10 +182,13 @@ def check(
                 nodes["as_it_is/rates"] = rates(source, None, half)
         if attribute(nodes["as_it_is/rates"], "interrupted"):
             return {**nodes, "findings": findings_dataset([]).assign_attrs(cut="true")}
-        good = best_lr(nodes["as_it_is/rates"])
+        # With a rate of the user's own the program is trained as they train it; else briefly at the best one found.
+        trained, at = (
+            (replace(whole, steps=short, warmup=0), best_lr(nodes["as_it_is/rates"])) if lr is None else (whole, lr)
+        )
         try:
             with bar.part("what limits it"), bounded(alarm()) as in_time:
-                nodes = with_diagnosis(nodes, diagnosis(starts, short, lr=good, first=first, schedule=schedule))
+                nodes = with_diagnosis(nodes, diagnosed(trained, lr=at, own=lr is not None))
         except KeyboardInterrupt:
             return {**nodes, "findings": findings_dataset([]).assign_attrs(cut="true", interrupted="true")}
         if not in_time.kept:

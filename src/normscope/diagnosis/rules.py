@@ -10,6 +10,7 @@ from dataclasses import replace
 import xarray as xr
 
 from normscope.diagnosis.fault import faults
+from normscope.diagnosis.faults.exploding import STEEP
 from normscope.diagnosis.finding import Finding
 from normscope.statistics.numbers import number
 
@@ -36,7 +37,7 @@ def findings(evidence: xr.Dataset) -> list[Finding]:
 def curvature(evidence: xr.Dataset) -> Finding:
     """What ends the stable rates of a network without an explosion."""
     diverging, steepness = float(evidence["diverging_lr"]), float(evidence["steepness"])
-    sharpness = float(evidence["sharpness"])
+    sharpness, title = float(evidence["sharpness"]), "curvature limits the rates"
     sharp = f" The sharpest direction has curvature {number(sharpness)}." if sharpness > 0 else ""
     if not math.isfinite(diverging):
         sentence = (
@@ -47,10 +48,15 @@ def curvature(evidence: xr.Dataset) -> Finding:
             f"A single step overflows at rate {number(diverging)}, and no shorter one makes the loss explode.{sharp}"
         )
     else:
+        steep = steepness >= STEEP
+        how = (
+            ", steeper than by curvature alone: layers or an exponential multiply along the step."
+            if steep
+            else " only. That is curvature, which limits every network, and no explosion."
+        )
+        title = "growth along the step limits the rates" if steep else title
         sentence = (
             f"Long steps overshoot: at rate {number(diverging)} a single one makes the loss a thousand times its "
-            f"start, and on the way there it grows with power {steepness:.1f} of the rate only. That is curvature, "
-            f"which limits every network, and no explosion.{sharp}"
+            f"start, and on the way there it grows with power {steepness:.1f} of the rate{how}{sharp}"
         )
-    numbers = {"steepness": steepness, "sharpness": sharpness}
-    return Finding("curvature", "curvature limits the rates", sentence, "", False, numbers)
+    return Finding("curvature", title, sentence, "", False, {"steepness": steepness, "sharpness": sharpness})
