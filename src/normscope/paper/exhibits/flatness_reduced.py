@@ -13,8 +13,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from normscope.figures.style import COLORS, NAMES, figure_of, legend_once
-from normscope.paper.exhibit import Exhibit
-from normscope.paper.exhibits.figure1_reduced import SCALE, TITLES, begun, finished, measure, name_of, passes, planned
+from normscope.paper.exhibit import Exhibit, Setting
+from normscope.paper.exhibits import figure1_reduced
+from normscope.paper.exhibits.figure1_reduced import SCALE, TITLES, begun, finished, name_of, passes, planned
 from normscope.paper.reduced import ARMS, LARGE, SMALL
 from normscope.statistics.claim import Claim
 from normscope.statistics.verdict import AT_REDUCED_SIZE, CONTROL
@@ -32,6 +33,14 @@ MEASURES = {
     "scaled": "λ₁‖w‖², which does not change with the scale of the weights,",
     "relative": "λ₁ over the loss",
 }
+
+
+KEPT = ("sharpness_at_loss", "weight_norm_at_loss", "clean_train_loss_at_loss", "clean_train_accuracy", "outcome")
+
+
+def measure(setting: Setting) -> xr.Dataset:
+    """What the runs of `figure1_reduced` say of sharpness, over `arm`, `seed` and `loss`; it trains those that lack."""
+    return figure1_reduced.measure(setting)[list(KEPT)]
 
 
 def sharpness_of(dataset: xr.Dataset, arm: str, kind: str) -> np.ndarray:
@@ -131,5 +140,5 @@ EXHIBIT = Exhibit(
     we_saw=we_saw,
     trains=True,
     scales=(SCALE,),
-    complete=lambda dataset: bool((finished(dataset) == planned(dataset)).all()),
+    complete=figure1_reduced.EXHIBIT.complete,
 )
