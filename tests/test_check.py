@@ -1,5 +1,6 @@
 """check: the rates as stable_lr gives them, as it is and repaired; the answer in words; the report."""
 
+import copy
 import html
 import json
 import math
@@ -8,6 +9,7 @@ import re
 import signal
 import sys
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,8 +30,11 @@ from normscope.diagnosis.finding import Finding, findings_dataset
 from normscope.errors import DataError, InvalidBatch, InvalidConfig, InvalidModel, NormscopeError, ResultError
 from normscope.model.build import eager
 from normscope.nets.inits import init_
+from normscope.rates.evaluated import has_running_averages, losses_by_mode
 from normscope.rates.recommended import Sure
 from normscope.rates.search import Found
+from normscope.rates.stable_lr import recipe_of
+from normscope.rates.starting_point import Starts
 from normscope.statistics.numbers import number
 
 STEPS, SEEDS = 16, 2
@@ -167,13 +172,44 @@ def test_the_conclusion_names_what_lowers_the_loss_most() -> None:
     assert conclusion(summary(lr_recommended=[0.1, 0.2])) == "None of these repairs lowers the loss after 100 steps."
     found = conclusion(summary(lr_recommended=[0.1, 0.2, 1.0], horizon_loss=[1.0, 0.2, 0.5]))
     assert found == (
-        "Most is bought by repair 1: loss 0.2 at 0.2, in place of 1 at 0.1. "
+        "Most is bought by repair 1, in the first 100 steps: loss 0.2 at 0.2, in place of 1 at 0.1. "
         "The largest rate to train at comes with repair 2: loss 0.5 at 1, in place of 1 at 0.1."
     )
     found = conclusion(summary(lr_recommended=[nan, 0.2, nan], horizon_loss=[2.3, 0.2, 2.3]))
-    assert found == "Most is bought by repair 1: it lowers the loss, to 0.2 at 0.2."
+    assert found == "Most is bought by repair 1, in the first 100 steps: it lowers the loss, to 0.2 at 0.2."
     found = conclusion(summary(lr_recommended=[0.1, nan], horizon_loss=[2.3, nan]))
     assert found.startswith("None of these repairs")
+
+
+def test_what_batch_norm_costs_in_evaluation_mode_is_said() -> None:
+    columns = {"lr_recommended": [0.1, 0.2], "horizon_loss": [1.0, 0.2], "train_mode_loss": [math.nan, 0.2]}
+    found = conclusion(summary(**columns, eval_loss=[math.nan, 1.5]))
+    assert "But in evaluation mode, by running averages, the loss of repair 1 is 1.5, not 0.2." in found
+    assert "evaluation" not in conclusion(summary(**columns, eval_loss=[math.nan, 0.21]))
+
+
+def test_running_averages_are_judged_in_evaluation_mode() -> None:
+    """Two examples a batch: what batch norm learns by their statistics does not hold by running averages."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(64, 2, 6, generator=generator)
+    batches = [(x + 3 * torch.randn(1, generator=generator), (x.sum(1) > 0).long()) for x in inputs]
+    net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    before = copy.deepcopy(net.state_dict())
+    starts = Starts(net, batches, 30, loss_fn=None, fine_tuning=False)
+    evaluated, trained = losses_by_mode(starts, recipe_of(optimizer="sgd", steps=30), 0.1)
+    assert evaluated != trained and has_running_averages(net) and not has_running_averages(nn.Linear(2, 2))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
+    twin = copy.deepcopy(net).train()
+    optimizer = torch.optim.SGD(twin.parameters(), 0.1)
+    walked = starts.batches(0)
+    for x, y in islice(walked, 30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(twin(x), y).backward()
+        optimizer.step()
+    following = list(islice(walked, 10))
+    with torch.no_grad():
+        mean = sum(float(nn.functional.cross_entropy(twin.eval()(x), y)) for x, y in following) / 10
+    assert evaluated == pytest.approx(mean, rel=1e-6)
 
 
 def test_nothing_is_concluded_of_what_there_was_no_time_for() -> None:
@@ -182,7 +218,9 @@ def test_nothing_is_concluded_of_what_there_was_no_time_for() -> None:
     assert conclusion(tree) == "What the repairs buy is not known: the model as it is was not measured to its end."
     assert headline(tree).startswith("Out of time: the rates as it is were not measured to the end.")
     tree = summary(**columns, cut=[False, True, False])
-    assert conclusion(tree) == "Most is bought by repair 2: loss 0.2 at 0.2, in place of 1 at 0.1."
+    assert (
+        conclusion(tree) == "Most is bought by repair 2, in the first 100 steps: loss 0.2 at 0.2, in place of 1 at 0.1."
+    )
     assert headline(tree).startswith("Out of time: repair 1 was not measured to the end.")
     tree = summary(**columns, cut=[False, True, True])
     assert conclusion(tree) == "No repair was measured to its end."

@@ -29,6 +29,9 @@ LEGEND = "train at: the rate of the lowest loss; stable: the loss never blows up
 AS_IT_IS, RATES_AS_IT_IS = "as it is", "the rates as it is"
 MEASURED, REFUSED, LEFT_OUT, NOT_TRIED = "measured", "refused", "left out", "not tried"
 
+NEIGHBOUR = 10**0.1
+"""The factor between neighbouring rates of a search, see `rates.search`."""
+
 APART = 2.0
 """What becomes of the model between its usable and its stable rates is told where they are this factor apart."""
 
@@ -42,6 +45,9 @@ LIMITS = ("", "exploding")
 
 WORTH_SAYING = 1.1
 """A repair helps where it lowers the loss at the horizon by this factor, each at its own rate to train at ..."""
+
+EVAL_GAP = 1.25
+"""What batch norm costs in evaluation mode is told from this factor on."""
 
 MUCH_LARGER = 1.5
 """... and a rate is told beside it where it is larger by this one."""
@@ -76,6 +82,13 @@ class Row:
     best_low: float
     best_high: float
     horizon_loss: float
+    lr_stable_high: float = math.nan
+    """The upper ends of both brackets; inf where nothing failed, NaN in an older result."""
+    lr_usable_high: float = math.nan
+    eval_loss: float = math.nan
+    """After the same descent, in evaluation mode and in training mode; NaN of a model without running averages, or in
+    an older result."""
+    train_mode_loss: float = math.nan
 
     @property
     def best(self) -> str:
@@ -86,13 +99,13 @@ class Row:
     @property
     def stable(self) -> str:
         """The largest stable rate, as a bound or with ≈ where the search ended before it was bracketed."""
-        return _boundary(self.lr_stable, self.lr_stable_found)
+        return _boundary(self.lr_stable, self.lr_stable_found, self.lr_stable_high)
 
     @property
     def usable(self) -> str:
         """The largest usable rate in the same way; "nowhere" where there is none."""
         nowhere = self.known and self.lr_usable_found == "nowhere"
-        return "nowhere" if nowhere else _boundary(self.lr_usable, self.lr_usable_found)
+        return "nowhere" if nowhere else _boundary(self.lr_usable, self.lr_usable_found, self.lr_usable_high)
 
     @property
     def known(self) -> bool:
@@ -115,7 +128,7 @@ def rows(tree: xr.DataTree) -> list[Row]:
     dataset = tree.to_dataset()
 
     def value(name: str, place: int) -> Any:
-        return dataset[name].values[place].item()
+        return dataset[name].values[place].item() if name in dataset else math.nan
 
     return [
         Row(str(variant), **{name: value(name, i) for name in Row.__dataclass_fields__ if name != "variant"})
@@ -194,8 +207,25 @@ def _train_at(tree: xr.DataTree, row: Row) -> str:
     if math.isnan(row.lr_recommended):
         return "There was no time to find the rate to train at: give it more."
     tied = "" if row.best_low == row.best_high else f" ({number(row.best_low)} to {number(row.best_high)} are as good)"
+    if math.isnan(row.horizon_loss):
+        lr = number(row.lr_recommended)
+        return f"Perhaps train at {lr}: its loss fell lowest in the first steps, and no more is known."
     loss = f" After {tree.attrs['steps']} steps its loss is {number(row.horizon_loss)}."
-    return f"Train at {number(row.lr_recommended)}{tied}.{loss}{HEDGES.get(row.lr_recommended_found, '')}"
+    hedge = HEDGES.get(row.lr_recommended_found, "") + _at_the_end(tree, row)
+    return f"Train at {number(row.lr_recommended)}{tied}.{loss}{hedge}"
+
+
+def _at_the_end(tree: xr.DataTree, row: Row) -> str:
+    """Said of a rate at an end of the range searched: the best may lie beyond."""
+    rates = tree["as_it_is/rates"].to_dataset() if "as_it_is" in tree.children else xr.Dataset()
+    if "lr_range" not in rates.attrs:
+        return ""
+    lowest, highest = attribute(rates, "lr_range")
+    if row.lr_recommended * NEIGHBOUR > highest:
+        return " It is the largest rate of the range searched: a larger one may be better."
+    if row.lr_recommended / NEIGHBOUR < lowest:
+        return " It is the smallest rate of the range searched: a smaller one may be better."
+    return ""
 
 
 def longer_training(tree: xr.DataTree) -> xr.Dataset | None:
@@ -224,7 +254,6 @@ def _longer(tree: xr.DataTree) -> str:
 
 def _takes(tree: xr.DataTree, row: Row) -> str:
     """How large a rate it takes."""
-    about = "about " if row.lr_stable_found == "unfinished" else ""
     if row.lr_stable_found == "above the range":
         first = "No rate in the range searched makes it diverge"
     elif not row.known:
@@ -233,7 +262,7 @@ def _takes(tree: xr.DataTree, row: Row) -> str:
         lowest = "Some seeds diverge even at the lowest rate searched."
         return lowest if row.lr_recommended > 0 else "It diverges at every rate tried."
     else:
-        first = f"Training is stable up to {about}{number(row.lr_stable)}"
+        first = f"Training is stable {_up_to(row.lr_stable, row.lr_stable_high, row.lr_stable_found)}"
     if row.lr_usable_found == "nowhere":
         return f"{first}, but at no rate found does every seed learn."
     if math.isnan(row.lr_usable):
@@ -241,8 +270,8 @@ def _takes(tree: xr.DataTree, row: Row) -> str:
     if math.isinf(row.lr_usable):
         return f"{first}, and every seed learns up to its end."
     between = f" (between the two it {fate})" if (fate := _between(tree, row)) else ""
-    about = "about " if row.lr_usable_found == "unfinished" else ""
-    return f"{first}, and learns up to {about}{number(row.lr_usable)}{between}."
+    learning = _up_to(row.lr_usable, row.lr_usable_high, row.lr_usable_found)
+    return f"{first}, and learns {learning}{between}."
 
 
 def own_rate(tree: xr.DataTree) -> str:
@@ -269,9 +298,12 @@ def own_rate(tree: xr.DataTree) -> str:
     if judgement == "too small":
         if math.isnan(own["better_lr"]):
             return f"Your rate {lr} is too small for {steps} steps."
+        ends = number(own["better_loss"]), number(own["loss"])
+        if ends[0] == ends[1]:
+            ends = f"{own['better_loss']:.4g}", f"{own['loss']:.4g}"
         return (
             f"Your rate {lr} is too small for {steps} steps: at {number(own['better_lr'])} the loss ends at "
-            f"{number(own['better_loss'])} in place of {number(own['loss'])}. Or give it more steps."
+            f"{ends[0]} in place of {ends[1]}. Or give it more steps."
         )
     if judgement == "good":
         fault = "findings" in tree.children and bool(tree["findings"]["fault"].any())
@@ -285,6 +317,17 @@ def own_rate(tree: xr.DataTree) -> str:
     if judgement == "unfinished":
         return f"There was no time to judge your rate {lr}."
     return f"Your rate {lr} does not learn within {steps} steps, nor does any rate tried around it."
+
+
+def _up_to(low: float, high: float, found: str) -> str:
+    """To where, by the ends of the bracket as far as the search came."""
+    if found != "unfinished":
+        return f"up to {number(low)}"
+    if math.isinf(high):
+        return f"at {number(low)}, and larger rates were not tried to the end"
+    if high > APART * low:
+        return f"up to some rate from {number(low)} to {number(high)}"
+    return f"up to about {number(low)}"
 
 
 def _between(tree: xr.DataTree, row: Row) -> str:
@@ -336,11 +379,13 @@ def conclusion(tree: xr.DataTree) -> str:
     if not helpful:
         return f"{some} lowers the loss after {tree.attrs['steps']} steps."
     lowest = helpful[0]
-    text = f"Most is bought by {lowest.title}: {gain(lowest, base)}."
+    text = f"Most is bought by {lowest.title}, in the first {tree.attrs['steps']} steps: {gain(lowest, base)}."
     widest = max(helpful, key=lambda row: row.lr_recommended)
     if widest is not lowest and widest.lr_recommended > MUCH_LARGER * lowest.lr_recommended:
         text += f" The largest rate to train at comes with {widest.title}: {gain(widest, base)}."
-    return text
+    return " ".join(
+        [text, *(costs_in_evaluation(row) for row in {id(r): r for r in (lowest, widest)}.values())]
+    ).strip()
 
 
 def helps(row: Row, base: Row) -> bool:
@@ -348,6 +393,16 @@ def helps(row: Row, base: Row) -> bool:
     if not row.lr_recommended > 0 or math.isnan(row.horizon_loss):
         return False
     return not base.lr_recommended > 0 or _well_below(row.horizon_loss, base.horizon_loss)
+
+
+def costs_in_evaluation(row: Row) -> str:
+    """What batch norm costs once its running averages take the place of the batch's own statistics; "" where little."""
+    if math.isnan(row.train_mode_loss) or not _well_below(row.train_mode_loss, row.eval_loss, EVAL_GAP):
+        return ""
+    return (
+        f"But in evaluation mode, by running averages, the loss of {row.title} is {number(row.eval_loss)}, not "
+        f"{number(row.train_mode_loss)}. Larger batches, a rate that falls, or a norm of another kind close the gap."
+    )
 
 
 def gain(row: Row, base: Row) -> str:
@@ -434,8 +489,8 @@ def _end(tree: xr.DataTree, width: int) -> Iterator[str]:
         yield from _wrap(conclusion(tree), width)
     if len(rows(tree)) == 1 and "own_rate" in tree.children:
         pass
-    elif any("≈" in row.stable + row.usable for row in rows(tree)):
-        yield from _wrap("≈: not narrowed down within the steps or the time there was.", width)
+    elif any(mark in row.stable + row.usable for row in rows(tree) for mark in "≈≥"):
+        yield from _wrap("≈, ≥: not narrowed down within the steps or the time there was.", width)
     for note in notes(tree):
         yield from _wrap(note, width)
 
@@ -445,16 +500,16 @@ def _wrap(text: str, width: int, indent: str = "") -> list[str]:
     return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def _boundary(value: float, found: str) -> str:
+def _boundary(value: float, found: str, high: float) -> str:
     if found == "unfinished" and math.isfinite(value):
-        return f"≈ {number(value)}"
+        return f"{'≥' if math.isinf(high) else '≈'} {number(value)}"
     return "any tried" if math.isinf(value) else number(value)
 
 
-def _well_below(loss: float, other: float) -> bool:
-    """By the factor that is worth saying; for losses below 0, as log densities may be, by as much of their sizes."""
+def _well_below(loss: float, other: float, by: float = WORTH_SAYING) -> bool:
+    """By this factor; for losses below 0, as log densities may be, by as much of their sizes."""
     if math.isnan(other):
         return True
     if loss > 0 and other > 0:
-        return loss < other / WORTH_SAYING
-    return loss < other - (1 - 1 / WORTH_SAYING) * max(abs(loss), abs(other))
+        return loss < other / by
+    return loss < other - (1 - 1 / by) * max(abs(loss), abs(other))

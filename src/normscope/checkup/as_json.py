@@ -12,7 +12,7 @@ from normscope.results import attribute
 SCHEMA, SCHEMA_VERSION = "normscope.check", 1
 """The version grows when a field goes or changes its meaning, and not when one is added."""
 
-RATES = ("lr_recommended", "lr_stable", "lr_usable", "best_low", "best_high", "horizon_loss")
+RATES = ("lr_recommended", "lr_stable", "lr_usable", "best_low", "best_high", "horizon_loss", "eval_loss")
 FOUND = ("lr_recommended_found", "lr_stable_found", "lr_usable_found")
 
 
@@ -23,11 +23,11 @@ def check_json(tree: xr.DataTree) -> str:
     `headline` and `verdict` are its first sentences; `rates_tried` says whether any rate was tried, `learns` whether
     every seed learns, `cut` what time ended. `variants`, the model as it is first, each with `name`, `title`, `status`,
     `reason`, `cut`, the rates `lr_recommended`, `lr_stable`, `lr_usable`, `best_low` and `best_high`, how each was
-    found (`..._found`) and `horizon_loss`. `own_rate` is null, or has `lr`, `judgement`, `passes`, `fails`, `loss`,
-    `better_lr`, `better_loss`, `diverged_step`, `diverged_layer` and, for every seed, `outcome`. `longer_training` is
-    null, or has what `stable_lr` gives with `train_steps`. `findings`, `training` and `skipped` are as in
-    `normscope.findings`. Numbers that are not finite are null: a rate's `..._found` says whether it lies above the
-    range searched.
+    found (`..._found`), `horizon_loss` and, of models with running averages, `eval_loss`. `own_rate` is null, or has
+    `lr`, `judgement`, `passes`, `fails`, `loss`, `better_lr`, `better_loss`, `diverged_step`, `diverged_layer` and, for
+    every seed, `outcome`. `longer_training` is null, or has what `stable_lr` gives with `train_steps`. `findings`,
+    `training` and `skipped` are as in `normscope.findings`. Numbers that are not finite are null: a rate's `..._found`
+    says whether it lies above the range searched.
     """
     attrs = tree.attrs
     own: dict[str, Any] | None = None

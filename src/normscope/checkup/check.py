@@ -28,6 +28,7 @@ from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
 from normscope.model.mini_batches import Batches
 from normscope.rates.best import best, best_lr
+from normscope.rates.evaluated import has_running_averages, losses_by_mode
 from normscope.rates.judged import own_rate_datasets
 from normscope.rates.longer import longest
 from normscope.rates.stable_lr import HIGHEST_LR, LOWEST_LR, name_of, recipe_of, stable_lr
@@ -136,7 +137,8 @@ def check(
     )
     first, starts = first_look(starts, recipe, budget_seconds)
     batch = starts.first_batches(0, 1)[0]
-    names = repair if repair is not None else () if lr is not None else fitting_repairs(starts.model(0))
+    fitting = () if repair is not None or lr is not None else fitting_repairs(starts.model(0), batch, loss_fn)
+    names = fitting if repair is None else repair
     asked = [] if first.hopeless else repairs(names, steps=steps)
     titles = {one.name: one.title(starts.model(0)) for one in asked}
     only_own = lr is not None and not asked and train_steps is None
@@ -165,6 +167,25 @@ def check(
             cooldown=cooldown and not repair,
         )
 
+    def in_evaluation(measured: Any, repair: Repair | None, tried: xr.Dataset) -> xr.Dataset:
+        """The rates' Dataset, with the loss in evaluation mode where the model keeps running averages."""
+        good, mine = best_lr(tried), Starts(measured, starts.batches, steps, loss_fn=loss_fn, fine_tuning=False)
+        seconds = alarm()
+        if good is None or not has_running_averages(mine.model(0)) or (seconds is not None and seconds <= 0):
+            return tried
+        training = replace(
+            recipe,
+            warmup=repair.warmup if repair and repair.warmup else warmup,
+            clip_norm=repair.clip_norm if repair and repair.clip_norm else clip_norm,
+        )
+        with bounded(seconds):
+            evaluated, trained = losses_by_mode(mine, training, good)
+            tried = tried.assign(
+                eval_loss=((), evaluated, {"long_name": "loss in evaluation mode", "units": "1"}),
+                train_mode_loss=((), trained, {"long_name": "loss in training mode", "units": "1"}),
+            )
+        return tried
+
     def as_it_is(bar: Bar) -> dict[str, xr.Dataset]:
         nodes: dict[str, xr.Dataset] = {}
         whole, short = replace(recipe, scheduler=None), min(steps, TRIAL_STEPS)
@@ -179,7 +200,7 @@ def check(
                 nodes |= {"own_rate": own, "as_it_is/rates": tried}
         if not only_own:
             with bar.part(AS_IT_IS):
-                nodes["as_it_is/rates"] = rates(source, None, half)
+                nodes["as_it_is/rates"] = in_evaluation(source, None, rates(source, None, half))
         if attribute(nodes["as_it_is/rates"], "interrupted"):
             return {**nodes, "findings": findings_dataset([]).assign_attrs(cut="true")}
         # With a rate of the user's own the program is trained as they train it; else briefly at the best one found.
@@ -207,8 +228,11 @@ def check(
                 instance = instance_of(made)
                 shown = profile(instance, batch, recipe=replace(recipe, warmup=0, scheduler=None))
                 nodes = {f"repairs/{one.name}/{name}": n.to_dataset() for name, n in shown.children.items()}
-                nodes[f"repairs/{one.name}/rates"] = rates(made, one, left())
-            return nodes if in_time.kept else None
+                nodes[f"repairs/{one.name}/rates"] = tried = rates(made, one, left())
+            if not in_time.kept:
+                return None
+            nodes[f"repairs/{one.name}/rates"] = in_evaluation(made, one, tried)
+            return nodes
 
     jobs = [as_it_is, *(partial(repaired, one) for one in asked)]
     at_once = usable_workers(workers, len(jobs))
@@ -279,10 +303,11 @@ def summary(rows: Sequence[tuple[str, str, str, str]], nodes: dict[str, xr.Datas
         )
         low, high, loss = best(dataset) if dataset is not None else (np.nan,) * 3
         values = {"best_low": low, "best_high": high, "horizon_loss": loss}
+        for key in ("lr_stable", "lr_usable") if dataset is not None else ():
+            values[f"{key}_high"] = float(dataset[f"{key}_bracket"].values[1])
         for key in NUMBERS:
-            numbers[key].append(
-                values[key] if key in values else float(dataset[key]) if dataset is not None else np.nan
-            )
+            there = dataset is not None and key in dataset
+            numbers[key].append(values[key] if key in values else float(dataset[key]) if there else np.nan)
         for key in FOUND:
             found[key].append(str(dataset[key].values) if dataset is not None else "")
         cut.append(status == LEFT_OUT or (dataset is not None and ended_early(dataset)))
@@ -307,6 +332,10 @@ NUMBERS = {
     "best_low": ("lowest rate tied with the one to train at", "1"),
     "best_high": ("highest rate tied with the one to train at", "1"),
     "horizon_loss": ("loss at the horizon at the rate to train at, mean over seeds", "1"),
+    "lr_stable_high": ("smallest rate found to diverge above it", "1"),
+    "lr_usable_high": ("smallest rate found above it at which a seed does not learn", "1"),
+    "eval_loss": ("loss after it in evaluation mode, of models with running averages", "1"),
+    "train_mode_loss": ("loss after it in training mode, on the same mini-batches", "1"),
 }
 FOUND = {
     "lr_recommended_found": "what is sure of the rate to train at",

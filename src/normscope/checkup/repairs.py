@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from normscope.errors import InvalidConfig, unknown
+from normscope.errors import InvalidConfig, NormscopeError, unknown
 from normscope.model.batch import Batch
 from normscope.model.build import ModelOrBuild, build_model
 from normscope.model.loss import LossFn
@@ -119,6 +119,14 @@ class Repair:
                 model = with_init(model, part, seed=seed, batch=batch, loss_fn=loss_fn)
         return model
 
+    def can_be_made(self, model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> bool:
+        """Whether this model does not refuse it."""
+        try:
+            self.apply(model, seed=0, batch=batch, loss_fn=loss_fn)
+        except NormscopeError:
+            return False
+        return True
+
     def applied_to(self, model_or_build: ModelOrBuild, *, batch: Batch, loss_fn: LossFn | None) -> Any:
         """The same for what `check` was given: a changed instance, or a build of changed models."""
         if not self.changes_model:
@@ -133,12 +141,16 @@ class Repair:
         return repaired
 
 
-def fitting_repairs(model: nn.Module) -> tuple[str, ...]:
-    """The names of the repairs that fit this kind of model."""
+def fitting_repairs(model: nn.Module, batch: Batch = None, loss_fn: LossFn | None = None) -> tuple[str, ...]:
+    """The names of the repairs that fit this kind of model; with a batch, of those that can be made of it."""
     names = " ".join({type(module).__name__.lower() for module in model.modules()})
     if not any(word in names for word in TRANSFORMER_WORDS):
-        return DEFAULT_REPAIRS
-    return ("pre_norm", *TRANSFORMER_REPAIRS[1:]) if has_post_norm(model) else TRANSFORMER_REPAIRS
+        kinds = DEFAULT_REPAIRS
+    else:
+        kinds = ("pre_norm", *TRANSFORMER_REPAIRS[1:]) if has_post_norm(model) else TRANSFORMER_REPAIRS
+    if batch is None:
+        return kinds
+    return tuple(one.name for one in repairs(kinds, steps=1) if one.can_be_made(model, batch, loss_fn))
 
 
 def repairs(

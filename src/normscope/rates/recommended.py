@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from normscope.descent.outcome import STANDARD_ERRORS, Outcome, reference_loss
-from normscope.rates.lowest_loss import ALIKE, FALLEN, horizon_losses, recommended
+from normscope.descent.outcome import LEARNING_FACTOR, STANDARD_ERRORS, Outcome, reference_loss
+from normscope.rates.lowest_loss import ALIKE, FALLEN, RUNGS, end_loss, horizon_losses, recommended
 from normscope.rates.search import Search
 from normscope.statistics.ties import indistinguishable
 
@@ -49,7 +49,9 @@ def recommendation(search: Search) -> Recommended:
     cell = recommended(search)
     if cell is None:
         over = bool(search.tries) and all(t.outcome in FALLEN for t in search.tries.values())
-        return NOT_LOOKED_FOR._replace(found=Sure.NOWHERE if over and not search.short else Sure.UNFINISHED)
+        if over and not search.short:
+            return NOT_LOOKED_FOR._replace(found=Sure.NOWHERE)
+        return begun_best(search)
     trials = [search.tries[cell, seed] for seed in search.seeds if (cell, seed) in search.tries]
     loss = float(np.mean([t.horizon_loss for t in trials]))
     learning = [t.outcome is Outcome.LEARNS for t in trials]
@@ -67,10 +69,24 @@ def recommendation(search: Search) -> Recommended:
     return Recommended(search.lr(cell), search.lr(min(tied)), search.lr(max(tied)), loss, found)
 
 
+def begun_best(search: Search) -> Recommended:
+    """Where no trial came to its end: the rate of the lowest loss after as many steps as most have, if that is below
+    its start. Its loss at the horizon is not known."""
+    seed, least = search.seeds[0], RUNGS[0] * search.steps
+    begun = {c: t.losses for (c, s), t in search.short.items() if s == seed and len(t.losses) >= least}
+    ends = {c: end_loss(losses[: min(map(len, begun.values()))]) for c, losses in begun.items()}
+    cell = min(ends, key=lambda c: ends[c], default=None)
+    if cell is None or len(ends) < 2 or not ends[cell] < LEARNING_FACTOR * float(begun[cell][0]):
+        return NOT_LOOKED_FOR
+    lr = search.lr(cell)
+    return Recommended(lr, lr, lr, math.nan, Sure.UNFINISHED)
+
+
 def off_the_cliff(search: Search, cell: int, tied: set[int]) -> int:
-    """This cell, or the one of the lowest loss among those tied with it that lie `MARGIN` below the next that falls and
-    are `ALIKE`."""
-    falls = min((c for (c, _), t in search.tries.items() if c > cell and t.outcome in FALLEN), default=math.inf)
+    """This cell, or the one of the lowest loss among those tied with it that are `ALIKE` and lie `MARGIN` below the
+    next that falls (does not learn, where this one does)."""
+    stays = (Outcome.LEARNS,) if learns_at(search, cell) else (Outcome.LEARNS, Outcome.STALLED)
+    falls = min((c for (c, _), t in search.tries.items() if c > cell and t.outcome not in stays), default=math.inf)
     if falls - cell >= MARGIN:
         return cell
     trials = {c: [search.tries[c, seed] for seed in search.seeds if (cell, seed) in search.tries] for c in tied}
@@ -81,8 +97,14 @@ def off_the_cliff(search: Search, cell: int, tied: set[int]) -> int:
     return min(further, key=lambda c: losses[c], default=cell)
 
 
+def learns_at(search: Search, cell: int) -> bool:
+    """Whether every seed that was tried in this cell learns."""
+    return all(t.outcome is Outcome.LEARNS for (c, _), t in search.tries.items() if c == cell)
+
+
 def tied_with(search: Search, cell: int) -> set[int]:
-    """The cells around this one, without a gap, that no other beats on the seeds and mini-batches in common."""
+    """The cells around this one, without a gap, that no other beats on the seeds and mini-batches in common; of those
+    that learn only, where it does."""
     seeds = [seed for seed in search.seeds if (cell, seed) in search.tries]
     finite = horizon_losses(search, seeds)
     horizons = {c: {s: search.tries[c, s].horizon for s in seeds} for c in finite}
@@ -90,7 +112,7 @@ def tied_with(search: Search, cell: int) -> set[int]:
     tied = {cell}
     for direction in (-1, 1):
         for c in sorted((c for c in finite if (c - cell) * direction > 0), key=lambda c: abs(c - cell)):
-            if c not in alike:
+            if c not in alike or (learns_at(search, cell) and not learns_at(search, c)):
                 break
             tied.add(c)
     return tied
