@@ -7,19 +7,25 @@ lowest. Both are scored on fresh seeds by the loss at the horizon, the mean over
     regret = (L(rate) − L(best)) / (L(start) − L(best)),    start = min(first loss, L_c)
 
 It is negative where the grid's best is worse on fresh seeds. `cost` is training steps over steps × seeds. Where the
-denominator lies under five standard errors over the fresh seeds, the task says nothing and is marked. torch-lr-finder's
-range test goes over the same range in as many steps, once on each of the seeds; its suggestion is the median.
+denominator lies under five standard errors over the fresh seeds, the task says nothing and is marked.
+
+torch-lr-finder's range test goes over the same range in as many steps, once on each of the seeds; its suggestion is the
+median. Optimizers that ask for no rate (Prodigy, D-Adaptation and DoG at 1; schedule-free AdamW at its default, its
+losses at y) are run on the fresh seeds for the same steps in the place of the task's own. Rivals that are not installed
+are left out.
 
     python -m benchmarks.recommended_lr [rows.json [task, ...]]
 """
 
 import contextlib
 import copy
+import importlib
 import io
 import math
 import sys
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from statistics import median
 from typing import Any
@@ -107,6 +113,42 @@ def lr_finder(task: Task) -> float:
     return median(suggestions)
 
 
+def rate_free() -> dict[str, Any]:
+    """Optimizers that need no rate, by name, as factories of (params, lr); those that are installed."""
+    found: dict[str, Any] = {}
+    for name, package, kind, lr in (
+        ("Prodigy", "prodigyopt", "Prodigy", 1.0),
+        ("D-Adaptation", "dadaptation", "DAdaptAdam", 1.0),
+        ("DoG", "dog", "DoG", 1.0),
+        ("schedule-free", "schedulefree", "AdamWScheduleFree", 0.0025),
+    ):
+        with contextlib.suppress(ImportError, AttributeError):
+            made = getattr(importlib.import_module(package), kind)
+            found[name] = partial(_made, made, lr)
+    return found
+
+
+def _made(kind: Any, lr: float, params: Any, _: float) -> torch.optim.Optimizer:
+    made = kind(params, lr=lr)
+    if hasattr(made, "train"):
+        made.train()  # schedule-free: gradients are taken at its y
+    return made
+
+
+def rivals_losses(task: Task) -> dict[str, float]:
+    """The loss at the horizon on the fresh seeds of each; NaN where it diverged or does not take the task."""
+    losses: dict[str, float] = {}
+    for name, factory in rate_free().items():
+        starts = Starts(task.build, task.batches, task.steps, loss_fn=task.loss_fn, fine_tuning=None)
+        recipe = Recipe(factory, task.steps, task.loss_fn)
+        try:
+            losses[name] = float(np.mean([starts.try_at(1.0, seed, recipe).horizon_loss for seed in FRESH]))
+        except Exception as error:
+            print(f"{name}: {error}")
+            losses[name] = math.nan
+    return losses
+
+
 @dataclass(frozen=True)
 class Result:
     name: str
@@ -121,6 +163,8 @@ class Result:
     cost: float
     stable: float
     usable: float
+    rivals: dict[str, float]
+    """Regret of the optimizers that need no rate."""
 
 
 def compare(name: str, task: Task) -> Result:
@@ -152,6 +196,7 @@ def compare(name: str, task: Task) -> Result:
         cost,
         float(ours["lr_stable"]),
         float(ours["lr_usable"]),
+        {name: (loss - trials.loss(best, FRESH)) / float(gains.mean()) for name, loss in rivals_losses(task).items()},
     )
 
 
@@ -161,7 +206,12 @@ HEADER = f"{'':24}{'best':>9}{'ours':>9}{'regret':>8}{'cost':>6}{'finder':>10}{'
 def line(r: Result) -> str:
     marks = ("  set aside" if r.aside else "") + ("  gain under five standard errors" if r.gain_in_errors < 5 else "")
     text = f"{r.name:24}{r.best:9.2g}{r.rate:9.2g}{r.regret:8.3f}{r.cost:6.1f}"
-    return text + (f"{r.finder:10.2g}{r.finder_regret:8.3f}" if r.finder > 0 else f"{'-':>10}{'-':>8}") + marks
+    return (
+        text
+        + (f"{r.finder:10.2g}{r.finder_regret:8.3f}" if r.finder > 0 else f"{'-':>10}{'-':>8}")
+        + marks
+        + "".join(f"\n{name:>60}{regret:8.3f}" for name, regret in r.rivals.items())
+    )
 
 
 def summary(results: list[Result]) -> str:
@@ -178,6 +228,14 @@ def summary(results: list[Result]) -> str:
             known = [f for f in finder if math.isfinite(f)]
             lines.append(
                 f"  torch-lr-finder: {median(known):.3f} (median), {max(known):.3f} (most), {diverged} diverge"
+            )
+        for rival in sorted({name for r in chosen for name in r.rivals}):
+            regrets = [r.rivals[rival] for r in chosen]
+            known = [x for x in regrets if math.isfinite(x)]
+            lower = sum(r.rivals[rival] < r.regret for r in chosen)
+            lines.append(
+                f"  {rival}: {median(known):.3f} (median), {max(known):.3f} (most), "
+                f"{len(regrets) - len(known)} diverge, lower than ours on {lower} of {len(chosen)}"
             )
     return "\n".join(lines)
 
