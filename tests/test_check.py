@@ -457,9 +457,9 @@ class PostNorm(torch.nn.Module):
 def test_repairs_fit_the_model() -> None:
     assert fitting_repairs(build(0)) == DEFAULT_REPAIRS
     model, batch = PostNorm(), batches()[0]
-    assert fitting_repairs(model) == ("pre_norm", "small_output", "small_residual", "both")
-    assert fitting_repairs(Words()) == ("pre_norm", "small_output", "small_residual", "both")
-    pre, output, residual, _ = repairs(fitting_repairs(model), steps=10)
+    assert fitting_repairs(model) == ("pre_norm", "qk_norm", "small_output", "small_residual", "both")
+    assert fitting_repairs(Words()) == ("pre_norm", "qk_norm", "small_output", "small_residual", "both")
+    pre, _, output, residual, _ = repairs(fitting_repairs(model), steps=10)
     with no_trace(model, batch):
         changed = pre.apply(model, seed=0, batch=batch, loss_fn=None)
         assert all(layer.norm_first for layer in changed.body.layers) and changed.body.norm is not None
@@ -515,7 +515,7 @@ def test_a_title_says_that_the_models_own_norms_go() -> None:
     assert final.title(with_batch_norm(0)) == "batch norm before the last layer alone, instead of its norms"
 
 
-NOT_FOR_A_PLAIN_MLP = ("zero_residual", "skipinit", "fixup", "instance", "pre_norm", "small_residual")
+NOT_FOR_A_PLAIN_MLP = ("zero_residual", "skipinit", "fixup", "instance", "pre_norm", "qk_norm", "small_residual")
 
 
 @pytest.mark.parametrize("name", [name for name in REPAIRS if name not in NOT_FOR_A_PLAIN_MLP])

@@ -15,12 +15,18 @@ from normscope.nets.weight_norms import WEIGHT_NORMS
 from normscope.surgery import with_init, with_norm
 from normscope.surgery.branch_init import BRANCH_INITS
 from normscope.surgery.places import existing_norms
-from normscope.surgery.residual import has_post_norm, with_pre_norm, with_small_output, with_small_residual
+from normscope.surgery.residual import (
+    has_post_norm,
+    with_pre_norm,
+    with_qk_norm,
+    with_small_output,
+    with_small_residual,
+)
 
 DEFAULT_REPAIRS: tuple[str, ...] = ("final", "batch", "zero_residual", "both")
 """What `check` measures of a network with convolutions, or of one that is told by nothing."""
 
-TRANSFORMER_REPAIRS: tuple[str, ...] = ("rms", "small_output", "small_residual", "both")
+TRANSFORMER_REPAIRS: tuple[str, ...] = ("rms", "qk_norm", "small_output", "small_residual", "both")
 """... of one with attention or embeddings, where norms over a batch mix positions and examples; `pre_norm` in the place
 of `rms` where its norms stand behind the branches."""
 
@@ -36,7 +42,7 @@ WARMUP_SHARE = 0.2
 NORM_REPAIRS: tuple[str, ...] = tuple(kind for kind in (*NORMS, *PARTS, *WEIGHT_NORMS) if kind != "none")
 INIT_REPAIRS: tuple[str, ...] = tuple(kind for kind in (*INITS, *BRANCH_INITS) if kind != "default")
 RIVALS: tuple[str, ...] = ("warmup", "clipping", "both")
-RESIDUAL_REPAIRS: tuple[str, ...] = ("pre_norm", "small_residual", "small_output")
+RESIDUAL_REPAIRS: tuple[str, ...] = ("pre_norm", "qk_norm", "small_residual", "small_output")
 REPAIRS: tuple[str, ...] = ("final", *NORM_REPAIRS, *INIT_REPAIRS, *RESIDUAL_REPAIRS, *RIVALS)
 """Every repair by name; several at once are joined by `+`, as in `batch+warmup`."""
 
@@ -60,6 +66,7 @@ NORM_TITLES = {
 
 RESIDUAL_TITLES = {
     "pre_norm": "norms in front of the branches",
+    "qk_norm": "norms on queries and keys",
     "small_residual": "smaller residual branches",
     "small_output": "a smaller output layer",
 }
@@ -111,6 +118,8 @@ class Repair:
                 model = with_norm(model, part, batch=batch, loss_fn=loss_fn)
             elif part == "pre_norm":
                 model = with_pre_norm(model)
+            elif part == "qk_norm":
+                model = with_qk_norm(model, batch=batch, loss_fn=loss_fn)
             elif part == "small_residual":
                 model = with_small_residual(model, batch=batch, loss_fn=loss_fn)
             elif part == "small_output":

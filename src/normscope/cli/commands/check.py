@@ -49,8 +49,9 @@ def command(
         list[str] | None,
         typer.Option(
             help="final, batch, group, layer, rms, instance, tanh, xavier_uniform, xavier_normal, kaiming_normal, "
-            "orthogonal, zero_residual, pre_norm, small_residual, small_output, warmup, clipping, both. Several at "
-            "once: batch+warmup; several in turn: the option again; none: no repair. By default what fits the model."
+            "orthogonal, zero_residual, pre_norm, qk_norm, small_residual, small_output, warmup, clipping, both. "
+            "Several at once: batch+warmup; several in turn: the option again; none: no repair. By default what fits "
+            "the model."
         ),
     ] = None,
     device: Device = "auto",
