@@ -60,7 +60,7 @@ def test_without_its_norms_it_is_torchs_attention(made: dict[str, Any], called: 
         (2, 5, n) if made.get("batch_first") else (5, 2, n) for n in (8, made.get("kdim", 8), made.get("vdim", 8))
     ]
     q, k, v = (torch.randn(shape) for shape in shapes)
-    changed = copy.deepcopy(plain)
+    changed: Any = copy.deepcopy(plain)
     put_norms(changed, 4)
     assert isinstance(changed, QKNormAttention)
     different = changed(q, k, v, **called)[0]
@@ -73,7 +73,7 @@ def test_without_its_norms_it_is_torchs_attention(made: dict[str, Any], called: 
 def test_alone_without_a_batch() -> None:
     torch.manual_seed(0)
     plain, x = nn.MultiheadAttention(8, 2), torch.randn(5, 8)
-    changed = copy.deepcopy(plain)
+    changed: Any = copy.deepcopy(plain)
     put_norms(changed, 4)
     changed.q_norm = changed.k_norm = nn.Identity()
     for ours, theirs in zip(changed(x, x, x), plain(x, x, x), strict=True):
@@ -84,7 +84,7 @@ def test_queries_and_keys_of_somebodys_own_attention_are_normed() -> None:
     torch.manual_seed(0)
     model = Net(Attention())
     with no_trace(model, BATCH):
-        changed = with_qk_norm(model, batch=BATCH)
+        changed: Any = with_qk_norm(model, batch=BATCH)
     attention = changed.attention
     q, k, v = attention.qkv(BATCH[0]).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
     q, k = (x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() for x in (q, k))
