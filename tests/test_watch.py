@@ -431,3 +431,12 @@ def test_what_cannot_be_watched_is_refused_in_one_line(options, message):
     given = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)} | options
     with pytest.raises(InvalidConfig, match=message):
         ns.watch(**given)
+
+
+def test_an_optimizer_of_another_model_and_a_loss_of_many_numbers_are_told(capsys):
+    model = network()
+    watch = ns.watch(model, torch.optim.SGD(network().parameters(), lr=0.1))
+    assert "the optimizer holds none of this model's parameters" in capsys.readouterr().err
+    with pytest.raises(InvalidConfig, match=r"one number, not \(8,\)"):
+        watch.step(F.cross_entropy(model(batch_of(0)[0]), batch_of(0)[1], reduction="none"), batch_of(0))
+    watch.close()

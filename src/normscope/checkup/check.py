@@ -203,10 +203,12 @@ def check(
                 nodes["as_it_is/rates"] = in_evaluation(source, None, rates(source, None, half))
         if attribute(nodes["as_it_is/rates"], "interrupted"):
             return {**nodes, "findings": findings_dataset([]).assign_attrs(cut="true")}
-        # With a rate of the user's own the program is trained as they train it; else briefly at the best one found.
-        trained, at = (
-            (replace(whole, steps=short, warmup=0), best_lr(nodes["as_it_is/rates"])) if lr is None else (whole, lr)
-        )
+        # With a rate of the user's own the program is trained as they train it; else briefly, at the best one found. A
+        # range of the user's own may hold none: then the diagnosis looks for one itself.
+        trained, at = whole, lr
+        if lr is None:
+            trained = replace(whole, steps=short, warmup=0)
+            at = best_lr(nodes["as_it_is/rates"]) if tuple(lr_range) == (LOWEST_LR, HIGHEST_LR) else None
         try:
             with bar.part("what limits it"), bounded(alarm()) as in_time:
                 nodes = with_diagnosis(nodes, diagnosed(trained, lr=at, own=lr is not None))
@@ -303,11 +305,11 @@ def summary(rows: Sequence[tuple[str, str, str, str]], nodes: dict[str, xr.Datas
         )
         low, high, loss = best(dataset) if dataset is not None else (np.nan,) * 3
         values = {"best_low": low, "best_high": high, "horizon_loss": loss}
-        for key in ("lr_stable", "lr_usable") if dataset is not None else ():
-            values[f"{key}_high"] = float(dataset[f"{key}_bracket"].values[1])
+        if dataset is not None:
+            values |= {f"{key}_high": float(dataset[f"{key}_bracket"][1]) for key in ("lr_stable", "lr_usable")}
+            values |= {key: float(dataset[key]) for key in NUMBERS if key in dataset}
         for key in NUMBERS:
-            there = dataset is not None and key in dataset
-            numbers[key].append(values[key] if key in values else float(dataset[key]) if there else np.nan)
+            numbers[key].append(values.get(key, np.nan))
         for key in FOUND:
             found[key].append(str(dataset[key].values) if dataset is not None else "")
         cut.append(status == LEFT_OUT or (dataset is not None and ended_early(dataset)))

@@ -37,6 +37,9 @@ LATER_STEPS = 5
 SHARPNESS_TOLERANCE, SHARPNESS_PRODUCTS = 0.1, 12
 """The largest eigenvalue to a tenth, which a few products give."""
 
+LARGE_MODEL, FEW_PRODUCTS = 10_000_000, 4
+"""Every product keeps a vector as long as the parameters: of models this large they are fewer."""
+
 SHARES_OF_BEST = (1.0, 0.3, 0.1, 0.03)
 """The same where the best rate of short descents is known: it may be the largest that learns, with no room to spare."""
 
@@ -285,10 +288,10 @@ def _constant_loss(model: nn.Module, batches: Sequence[Batch], recipe: Recipe, s
 
 def _sharpness(model: nn.Module, batch: Batch, recipe: Recipe) -> float:
     """The Hessian's largest eigenvalue, roughly; NaN where the loss cannot be differentiated twice."""
+    size = sum(p.numel() for p in model.parameters())
+    products = FEW_PRODUCTS if size >= LARGE_MODEL else SHARPNESS_PRODUCTS
     try:
-        found = sharpness(
-            model, batch, loss_fn=recipe.loss_fn, tolerance=SHARPNESS_TOLERANCE, max_products=SHARPNESS_PRODUCTS
-        )
+        found = sharpness(model, batch, loss_fn=recipe.loss_fn, tolerance=SHARPNESS_TOLERANCE, max_products=products)
     except NormscopeError:
         return float("nan")
     return float(found["eigenvalue"][0])

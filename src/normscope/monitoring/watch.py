@@ -174,6 +174,8 @@ class Watch:
             self.note("the model is sharded: only loss and rate are watched, nothing is measured")
         elif not is_main_process():
             self.measuring = False
+        elif not {id(p) for p in model.parameters()} & {id(p) for g in optimizer.param_groups for p in g["params"]}:
+            self.note("the optimizer holds none of this model's parameters: is it another model's?")
         self.flight = FlightRecord(out, self._origin()) if out is not None and is_main_process() else None
         self._open()
 
@@ -255,7 +257,10 @@ class Watch:
 
         Raises:
             TrainingAlarm: on an alarm, with on_alarm="raise".
+            InvalidConfig: the loss is no single number.
         """
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            raise InvalidConfig(f"watch.step takes the loss of the mini-batch, one number, not {tuple(loss.shape)}")
         begun = time.perf_counter()
         step, self.steps = self.steps, self.steps + 1
         lr = max((float(group.get("lr", math.nan)) for group in self.optimizer.param_groups), default=math.nan)

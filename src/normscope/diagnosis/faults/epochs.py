@@ -28,7 +28,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
 def _repairs(program: Program, _facts: Facts) -> Iterator[Repair]:
     steps = min(LONGER * program.steps, MOST_STEPS)
     code = f"steps = {steps}  # was {program.steps}"
-    yield Repair(replace(program, steps=steps), code, f"{steps} steps", "steps")
+    yield Repair(replace(program, steps=steps), code, f"{number(steps / program.steps)} times the steps", "steps")
 
 
 FAULT = Fault("epochs", "epochs", 60, suspected=_suspected, repairs=_repairs, tuning=True)
