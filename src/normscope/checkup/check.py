@@ -307,7 +307,7 @@ def summary(rows: Sequence[tuple[str, str, str, str]], nodes: dict[str, xr.Datas
         values = {"best_low": low, "best_high": high, "horizon_loss": loss}
         if dataset is not None:
             values |= {f"{key}_high": float(dataset[f"{key}_bracket"][1]) for key in ("lr_stable", "lr_usable")}
-            values |= {key: float(dataset[key]) for key in NUMBERS if key in dataset}
+            values |= {key: float(dataset[key]) for key in NUMBERS if key in dataset and key not in values}
         for key in NUMBERS:
             numbers[key].append(values.get(key, np.nan))
         for key in FOUND:
