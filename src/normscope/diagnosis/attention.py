@@ -30,6 +30,10 @@ from normscope.model.state import untouched
 HIDDEN = -1e4
 """A logit below this is that of a key that a mask hides."""
 
+ALIKE = 1e-3
+"""Logits of a query all of whose keys are hidden differ by no more of their size: it is the mask's one number, where
+logits that have exploded differ."""
+
 PRODUCTS = ("bmm", "mm", "baddbmm")
 NORMS = ("native_layer_norm", "_fused_rms_norm", "native_group_norm")
 
@@ -82,7 +86,8 @@ def measured(logits: Tensor, module: str) -> Attention:
     visible = s > HIDDEN
     count = visible.sum(-1)
     several = count > 1
-    hidden = (count == 0) & torch.isfinite(s).all(-1)
+    alike = s.amax(-1) - s.amin(-1) <= ALIKE * s.abs().amax(-1)
+    hidden = (count == 0) & alike & torch.isfinite(s).all(-1)
     kept = torch.where(visible, s, 0.0)
     mean = kept.sum(-1, keepdim=True) / count.clamp(min=1)[..., None]
     square = torch.where(visible, (s - mean).square(), 0.0).sum(-1) / count.clamp(min=1)
