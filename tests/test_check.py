@@ -414,9 +414,7 @@ def test_an_interruption_keeps_what_is_measured() -> None:
 def test_an_interruption_keeps_what_is_measured_at_once() -> None:
     """Ctrl-C reaches the parent alone while two variants are at work; both give what they have."""
     parent, calls = os.getpid(), 0
-    first = multiprocessing.Semaphore(
-        1
-    )  # both variants come to their 200th call, and a second Ctrl-C is another matter
+    first = multiprocessing.Semaphore(1)  # both come to their 200th call; a second Ctrl-C is another matter
 
     def loss_fn(model: torch.nn.Module, batch: Any) -> torch.Tensor:
         nonlocal calls
