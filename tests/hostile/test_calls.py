@@ -334,6 +334,7 @@ FIGURES = [name for name in dir(ns) if name.startswith("plot_")]
 
 
 def test_figures_of_other_results(attack):
+    plt.close("all")  # what other tests have drawn in this process
     datasets = {name: call(net(), batch()) for name, call in PROBES.items()}
     datasets |= {"None": None, "text": "x", "nothing": xr.Dataset(), "numbers": xr.Dataset({"a": ("x", [1, 2])})}
     for figure, name in itertools.product(FIGURES, datasets):

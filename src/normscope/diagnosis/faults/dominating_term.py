@@ -22,9 +22,11 @@ MOST_STEPS = 60
 
 
 def largest_term(facts: Facts) -> tuple[int, Term] | None:
-    """The place of the term that dominates, and itself."""
-    places = [(i, term) for i, term in enumerate(facts.terms) if term.share >= DOMINATES]
-    return places[0] if places and not places[0][1].penalty and not places[0][1].weighted else None
+    """The place of the term that dominates others of the data, and itself; a penalty on the parameters is small by
+    design."""
+    of_data = [(i, term) for i, term in enumerate(facts.terms) if not term.penalty]
+    largest = next(((i, term) for i, term in of_data if term.share >= DOMINATES and not term.weighted), None)
+    return largest if len(of_data) > 1 else None
 
 
 def _suspected(facts: Facts) -> Suspicion | None:
@@ -32,10 +34,11 @@ def _suspected(facts: Facts) -> Suspicion | None:
         return None
     at, term = found
     ratio = (1 - term.share) / term.share
+    drowned = [i for i, one in enumerate(facts.terms) if i != at and not one.penalty]
     whole = facts.program.loss_fn.loss_fn if isinstance(facts.program.loss_fn, Split) else facts.program.loss_fn
 
     def others(_name: str, place: int) -> bool:
-        return place != at
+        return place in drowned
 
     def scaled(_name: str, place: int) -> float:
         return ratio if place == at else 1.0
@@ -46,7 +49,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     before, after = runs
     if before is None or after is None or not before.score < UNLEARNED or not after.score > LEARNED:
         return None
-    names = ", ".join(one.name for i, one in enumerate(facts.terms) if i != at)
+    names = ", ".join(facts.terms[i].name for i in drowned)
     return Suspicion(
         f"{term.name} drowns the other terms of the loss",
         f"{term.name} is {percent(term.share)} of the loss before any step. After {short.steps} steps the others "
