@@ -18,7 +18,7 @@ from normscope.checkup.first_look import first_look
 from normscope.checkup.notebook import CheckTree
 from normscope.checkup.repairs import Repair, fitting_repairs, repairs
 from normscope.descent.optimizers import OptimizerFactory, own_lr
-from normscope.descent.recipe import SchedulerFactory, scheduled_rates
+from normscope.descent.recipe import Recipe, SchedulerFactory, scheduled_rates
 from normscope.diagnosis.diagnose import TRIAL_STEPS, diagnosis
 from normscope.diagnosis.finding import findings_dataset
 from normscope.diagnosis.profile import profile
@@ -154,13 +154,22 @@ def check(
         seconds = left()
         return None if seconds is None or budget_seconds is None else seconds + min(1.0, GRACE * budget_seconds)
 
+    def recipe_with(repair: Repair | None) -> Recipe:
+        """The recipe with what a repair changes of it."""
+        return replace(
+            recipe,
+            warmup=repair.warmup if repair and repair.warmup else warmup,
+            clip_norm=repair.clip_norm if repair and repair.clip_norm else clip_norm,
+        )
+
     def rates(measured: Any, repair: Repair | None, seconds: float | None) -> xr.Dataset:
+        trained = recipe_with(repair)
         return stable_lr(
             measured,
             starts.batches,
             **told,
-            warmup=repair.warmup if repair and repair.warmup else warmup,
-            clip_norm=repair.clip_norm if repair and repair.clip_norm else clip_norm,
+            warmup=trained.warmup,
+            clip_norm=trained.clip_norm,
             budget_seconds=seconds,
             keep_interrupted=True,
             train_steps=None if repair else train_steps,
@@ -173,13 +182,8 @@ def check(
         seconds = alarm()
         if good is None or not has_running_averages(mine.model(0)) or (seconds is not None and seconds <= 0):
             return tried
-        training = replace(
-            recipe,
-            warmup=repair.warmup if repair and repair.warmup else warmup,
-            clip_norm=repair.clip_norm if repair and repair.clip_norm else clip_norm,
-        )
         with bounded(seconds):
-            evaluated, trained = losses_by_mode(mine, training, good)
+            evaluated, trained = losses_by_mode(mine, recipe_with(repair), good)
             tried = tried.assign(
                 eval_loss=((), evaluated, {"long_name": "loss in evaluation mode", "units": "1"}),
                 train_mode_loss=((), trained, {"long_name": "loss in training mode", "units": "1"}),
