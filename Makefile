@@ -26,7 +26,7 @@ test: $(VENV)/.dev ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 soak: $(VENV)/.dev ## run all attacks of tests/hostile, which `make test` runs in their short form
-	@NORMSCOPE_SOAK=$${NORMSCOPE_SOAK:-1} $(BIN)/python -m pytest tests/hostile $(ARGS)
+	@NORMSCOPE_SOAK=$${NORMSCOPE_SOAK:-1} $(BIN)/python -m pytest tests/hostile -o faulthandler_timeout=0 $(ARGS)
 
 lint: $(VENV)/.dev ## check style and types: ruff and pyright
 	@$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """What several test files need: the command line in this process, and one thread."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
@@ -11,6 +12,12 @@ from normscope.training.train import num_threads
 
 settings.register_profile("whatever the load", deadline=None)
 settings.load_profile("whatever the load")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def heed_ctrl_c() -> None:
+    """A shell's job in the background ignores it, and so would all tests and what they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -99,7 +99,6 @@ with {replaced}:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # as a shell in front has it
     )
 
 
@@ -168,14 +167,23 @@ def under_way(nodes: Path) -> set[str]:
     return {path.parent.parent.name for path in nodes.glob(f"*/{scratch().name}/[!.]*")}
 
 
+def wait_for_both(sweep: subprocess.Popen[str], nodes: Path) -> None:
+    """Until each node has a checkpoint."""
+    limit = time.monotonic() + 120
+    while under_way(nodes) != {"0", "1"}:
+        assert sweep.poll() is None, sweep.communicate()[1]
+        if time.monotonic() > limit:
+            sweep.kill()
+            pytest.fail(f"after two minutes only {under_way(nodes)} is at work: {sweep.communicate()[1]}")
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_ctrl_c_or_a_kill_stops_the_driver_and_frees_the_cluster(cluster, tmp_path, how):
     _, address, nodes = cluster
     long = [replace(SLOW, epochs=10_000, seed=seed) for seed in range(2)]
     sweep = sweeping(tmp_path / "out", long, address)
-    while under_way(nodes) != {"0", "1"}:
-        assert sweep.poll() is None, sweep.communicate()[1]
-        time.sleep(0.05)
+    wait_for_both(sweep, nodes)
     began = time.monotonic()
     sweep.send_signal(how)
     out, err = sweep.communicate(timeout=30)
@@ -204,9 +212,7 @@ def test_with_a_node_killed_midway_no_run_is_lost_or_done_twice(cluster, tmp_pat
     process, address, nodes = cluster
     configs = [replace(SLOW, epochs=16, seed=seed) for seed in range(4)]  # the other node must not be done with all
     sweep = sweeping(tmp_path / "out", configs, address)
-    while under_way(nodes) != {"0", "1"}:
-        assert sweep.poll() is None, sweep.communicate()[1]
-        time.sleep(0.02)
+    wait_for_both(sweep, nodes)
     process.stdin.write("kill\n")
     process.stdin.flush()
     assert process.stdout.readline() == "gone\n"

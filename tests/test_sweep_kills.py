@@ -194,11 +194,6 @@ def test_a_run_whose_workers_keep_dying_is_given_up(tmp_path, monkeypatch):
         ns.sweep([QUICK], tmp_path, workers=1)
 
 
-def heed_ctrl_c() -> None:
-    """A shell's job in the background ignores it, and so would what it starts."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """`normscope sweep` on one long run, once it has written its first checkpoint."""
     values = {k: v for k, v in LONG.to_mapping().items() if v is not None}
@@ -220,7 +215,6 @@ def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=heed_ctrl_c,
     )
     scratch = folder / "out" / "scratch"
     while sweep.poll() is None and not (

@@ -2,8 +2,7 @@
 
 import copy
 import math
-import os
-import warnings
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -132,6 +131,7 @@ def test_a_model_in_ddp_is_measured_as_the_bare_one(one_process):
 
 def one_of_two(rank: int, folder, watched: bool) -> None:
     """The training of one process of two; its bits, and what it has measured, go into a file."""
+    torch.set_num_threads(1)
     dist = torch.distributed
     dist.init_process_group("gloo", init_method=f"file://{folder}/store-{watched}", rank=rank, world_size=2)
     model = network()
@@ -151,21 +151,19 @@ def one_of_two(rank: int, folder, watched: bool) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_of_ddp_train_as_without_and_the_first_measures(tmp_path):
+def test_two_processes_of_ddp_train_as_without_and_the_first_measures(tmp_path, monkeypatch):
+    """In processes that are spawned: a fork of one in which gloo or autograd had threads may wait for ever."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    spawn = multiprocessing.get_context("spawn")
     for watched in (False, True):
-        children = []
-        for rank in range(2):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Python 3.12 warns of any fork beside threads
-                child = os.fork()
-            if not child:
-                try:
-                    one_of_two(rank, tmp_path, watched)
-                finally:
-                    os._exit(0)
-            children.append(child)
-        for child in children:
-            os.waitpid(child, 0)
+        both = [spawn.Process(target=one_of_two, args=(rank, tmp_path, watched)) for rank in range(2)]
+        for process in both:
+            process.start()
+        for process in both:
+            process.join(300)
+            process.kill()  # one that waits for another, which is no more
+            process.join()
+        assert [process.exitcode for process in both] == [0, 0]
     found = {(w, r): torch.load(tmp_path / f"{w}-{r}.pt", weights_only=True) for w in (False, True) for r in range(2)}
     for rank in range(2):
         pairs = zip(found[False, rank][:-1], found[True, rank][:-1], strict=True)
