@@ -111,6 +111,51 @@ def test_a_compiled_model_is_measured_without_a_graph_break():
     assert seen is not None and seen.measurements[0].layers == ["0", "4", "7"]
 
 
+def test_sharpness_on_request_is_that_of_the_probe_and_changes_nothing():
+    def started():
+        model = network()
+        model[3] = nn.Identity()  # without dropout the probe sees the loss that the watch saw
+        return model, torch.optim.SGD(model.parameters(), **SGD)
+
+    ends = []
+    for watched in (None, {"every": 4, "sharpness": True}):
+        model, optimizer = started()
+        seen = train(model, optimizer, watched=watched, steps=5)
+        ends.append(bits(model, optimizer))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    model, optimizer = started()
+    train(model, optimizer, steps=3)
+    by_hand = ns.sharpness(model, batch_of(3), tolerance=1e-2, max_products=30)["eigenvalue"][0]
+    assert seen is not None and seen.record()["sharpness"].values.tolist() == [float(by_hand)]
+
+
+class OnceOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad
+
+
+def test_where_there_is_no_sharpness_the_rest_is_measured(capsys):
+    class Once(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(64, 4)
+
+        def forward(self, x):
+            return OnceOnly.apply(self.body(x.flatten(1)))
+
+    model = Once()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen = train(model, optimizer, watched={"every": 1, "sharpness": True}, steps=3)
+    assert seen is not None and len(seen.measurements) == 3 and "sharpness" not in seen.record()
+    assert capsys.readouterr().err.count("no sharpness from step 0 on") == 1
+
+
 @pytest.fixture
 def one_process(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)

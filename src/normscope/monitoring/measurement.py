@@ -24,6 +24,7 @@ from normscope.model.output import output_tensor
 from normscope.monitoring.attention_logits import AttentionLogits
 from normscope.monitoring.critical_multiple import critical_multiple
 from normscope.monitoring.next_update import NextUpdate, adam_lag
+from normscope.probes.sharpness import sharpness
 
 SCALARS = {
     "measured_loss": ("loss of the measured mini-batch in training mode", "1"),
@@ -38,10 +39,14 @@ SCALARS = {
     "output_logit": ("largest output in size", "1"),
     "attention_logit": ("largest logit in front of a softmax", "1"),
     "batch_norm_gap": ("loss with running statistics over the loss with the batch's own", "1"),
+    "sharpness": ("largest eigenvalue of the Hessian of the mini-batch", "1"),
     "seconds": ("duration of the measurement", "s"),
 }
 """What is measured once, by name: long name and units. A model without softmax has no `attention_logit`, one without
-running statistics no `batch_norm_gap`."""
+running statistics no `batch_norm_gap`, and `sharpness` is there where it was asked for."""
+
+SHARPNESS_TOLERANCE, SHARPNESS_PRODUCTS = 1e-2, 30
+"""How well λ₁ is known beside a training, and the Hessian-vector products it may take."""
 
 PER_LAYER = {
     "activation_size": ("root mean square of the activations", "1"),
@@ -222,6 +227,28 @@ def keeps_running_statistics(model: nn.Module) -> bool:
 def not_finite_share(output: Tensor) -> Tensor:
     """The share of one call's output that is not finite, a float64 scalar on the device."""
     return 1 - torch.isfinite(output.detach()).sum(dtype=torch.float64) / max(1, output.numel())
+
+
+def measured_sharpness(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    loss_fn: LossFn | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> float:
+    """λ₁ of the Hessian of the mini-batch's loss in training mode, to one part in a hundred; see `ns.sharpness`.
+
+    Raises:
+        InvalidModel: a loss that cannot be differentiated twice.
+    """
+
+    def loss(module: nn.Module, given: Any) -> Tensor:
+        with autocast():
+            return (loss_fn or default_loss)(module, given)
+
+    with versions_kept(model), uncompiled():
+        found = sharpness(model, batch, loss_fn=loss, tolerance=SHARPNESS_TOLERANCE, max_products=SHARPNESS_PRODUCTS)
+    return float(found["eigenvalue"][0])
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from normscope.monitoring.flight import Flight, read_flight
 from normscope.results import write_text
 from normscope.statistics.numbers import number, percent
 
-CURVES = ("loss", "lr", "gradient_norm", "critical_multiple", "output_logit", "batch_norm_gap")
+CURVES = ("loss", "lr", "gradient_norm", "critical_multiple", "sharpness", "output_logit", "batch_norm_gap")
 
 HEAT_MAPS = ("activation_size", "layer_gradient_norm", "update_to_weight", "adam_lag")
 

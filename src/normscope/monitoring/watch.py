@@ -24,7 +24,7 @@ from normscope.model.build import unwrapped
 from normscope.model.loss import LossFn
 from normscope.monitoring.alarm import Alarm
 from normscope.monitoring.flight import FlightRecord
-from normscope.monitoring.measurement import Measurement, measure
+from normscope.monitoring.measurement import Measurement, measure, measured_sharpness
 from normscope.monitoring.next_update import inside
 from normscope.monitoring.outlook import FEATURES, Outlook
 from normscope.monitoring.postmortem import Before, Postmortem, find_cause
@@ -78,6 +78,7 @@ def watch(
     on_alarm: Callable[[Alarm], object] | str = "tell",
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     trackers: Sequence[Tracker] = (),
+    sharpness: bool = False,
 ) -> "Watch":
     """Watch a training from inside its loop; it goes on bit for bit as without.
 
@@ -105,6 +106,9 @@ def watch(
         autocast: makes the context that the training's forward pass runs in.
         trackers: that get every measurement as scalars: TensorBoard's SummaryWriter, or anything with
             `log(values, step=...)`, as accelerate's trackers have.
+        sharpness: also measure λ₁ of the Hessian, which takes up to 30 Hessian-vector products each time; SGD with
+            momentum μ is at the edge where λ₁ is 2(1 + μ) / lr. `overhead` counts it, so that there are fewer
+            measurements.
 
     Raises:
         InvalidConfig: an overhead that is not a share, an interval below 1, an unknown `on_alarm`, no optimizer.
@@ -122,7 +126,7 @@ def watch(
         raise InvalidConfig(f"on_alarm is a function or one of {', '.join(ON_ALARM)}, not {on_alarm!r}")
     for tracker in trackers:
         check_tracker(tracker)
-    return Watch(model, optimizer, loss_fn, overhead, every, out, on_alarm, autocast, trackers)
+    return Watch(model, optimizer, loss_fn, overhead, every, out, on_alarm, autocast, trackers, sharpness)
 
 
 class Watch:
@@ -146,10 +150,11 @@ class Watch:
         on_alarm: Callable[[Alarm], object] | str,
         autocast: Callable[[], AbstractContextManager[Any]],
         trackers: Sequence[Tracker] = (),
+        sharpness: bool = False,
     ) -> None:
         self.model, self.optimizer = unwrapped(model), inside(optimizer)
         self.loss_fn, self.on_alarm, self.autocast = loss_fn, on_alarm, autocast
-        self.trackers = list(trackers)
+        self.trackers, self.sharpness = list(trackers), sharpness
         self.alarms, self.notes, self.should_stop = [], [], False
         self.measurements: list[Measurement] = []
         self.signals, self.outlook = Signals(), Outlook()
@@ -389,11 +394,24 @@ class Watch:
             self.measuring = False
             self.note(f"nothing is measured from step {step} on, only loss and rate are watched: {one_line(error)}")
             return
+        if self.sharpness:
+            found = self._with_sharpness(found, batch)
         self.measurements.append(found)
         del self.measurements[1:-KEPT_IN_MEMORY]
         self.outlook.measure(step, found.scalars, found.per_layer)
         self._write(found, batch)
         self._track(scalars_of(found), step)
+
+    def _with_sharpness(self, found: Measurement, batch: Batch) -> Measurement:
+        begun = time.perf_counter()
+        try:
+            value = measured_sharpness(self.model, batch, loss_fn=self.loss_fn, autocast=self.autocast)
+        except Exception as error:  # as above
+            self.sharpness = False
+            self.note(f"no sharpness from step {found.step} on: {one_line(error)}")
+            return found
+        seconds = found.scalars["seconds"] + time.perf_counter() - begun
+        return replace(found, scalars={**found.scalars, "sharpness": value, "seconds": seconds})
 
     def _track(self, values: dict[str, float], step: int) -> None:
         for tracker in list(self.trackers):
