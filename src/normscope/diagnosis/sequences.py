@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normscope.diagnosis.module_calls import LEAKS, Calls, first_changed, module_calls
 from normscope.model.batch import Batch, num_examples, take, targets_of
 from normscope.model.loss import IGNORED_LABEL, LossFn, default_loss
-from normscope.model.output import first_tensor, output_tensor
+from normscope.model.output import output_tensor
 from normscope.model.state import untouched
 
 ALIKE = 0.95
@@ -24,9 +25,6 @@ ALIKE = 0.95
 
 FEWEST = 16
 """Positions that are compared, at least."""
-
-LEAKS = 1e-3
-"""From here on a change is no rounding."""
 
 MOST_EXAMPLES = 8
 """Of a batch."""
@@ -63,18 +61,24 @@ def order_of(model: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None = 
     other = x.roll(1, 0)
     later = torch.cat([x[:, :half], other[:, half:]], 1)
     sooner = torch.cat([other[:, :half], x[:, half:]], 1)
-    seen = [_prefixes(model, _with_inputs(batch, i), loss_fn, seed, x.shape[:2]) for i in (x, later, sooner)]
-    if any(outputs is None for outputs, _ in seen):
+    shape = x.shape[:2]
+
+    def by_position(tensor: Tensor) -> Tensor | None:
+        fits = tensor.shape[:2] == shape or tensor.shape[0] == shape.numel()
+        return tensor.reshape(*shape, -1) if fits and not tensor.numel() % shape.numel() else None
+
+    seen = [module_calls(model, _with_inputs(batch, i), loss_fn, seed, by_position) for i in (x, later, sooner)]
+    calls, calls_changed, calls_unlike = seen
+    if calls is None or calls_changed is None or calls_unlike is None:
         return None
-    (outputs, calls), (changed, calls_changed), (unlike, _) = seen
-    assert outputs is not None and changed is not None and unlike is not None
+    outputs, changed, unlike = (_outputs(each) for each in (calls, calls_changed, calls_unlike))
     spread = float(outputs.std()) or 1.0
 
     def change(one: Tensor, two: Tensor) -> float:
         return float((one - two).square().mean().sqrt()) / spread
 
     leak = change(outputs[:, :half], changed[:, :half])
-    where = _first_leak(calls, calls_changed, half) if leak > LEAKS else ""
+    where = first_changed(calls, calls_changed, (slice(None), slice(half))) if leak > LEAKS else ""
     return Order(ahead, leak, where, change(outputs[:, half:], unlike[:, half:]))
 
 
@@ -142,50 +146,9 @@ def _shift_in_loss(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: i
     return int(place - 1 == int(asked.argmax()))
 
 
-def _prefixes(
-    model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int, shape: Any
-) -> tuple[Tensor | None, list[tuple[str, Tensor | None, Tensor]]]:
-    """The model's outputs, (examples, positions, outputs) in float64, without dropout, and what every module got and
-    gave of that shape."""
-    calls: list[tuple[str, Tensor | None, Tensor]] = []
-    found: list[Tensor] = []
-
-    def of_sequence(value: Any) -> Tensor | None:
-        tensor = output_tensor(value) if value is not None else None
-        if tensor is None or not tensor.is_floating_point() or tensor.numel() % (shape[0] * shape[1]):
-            return None
-        fits = tensor.shape[:2] == shape or tensor.shape[0] == shape[0] * shape[1]
-        return tensor.detach().double().reshape(*shape, -1).clone() if fits else None
-
-    with untouched(model), torch.enable_grad():
-        model.eval()
-        torch.manual_seed(seed)
-        for path, module in model.named_modules():
-
-            def hook(m: nn.Module, inputs: Any, output: Any, path: str = path) -> None:
-                given = of_sequence(output)
-                if given is not None:
-                    calls.append((path, of_sequence(first_tensor(inputs)), given))
-                    if m is model:
-                        found.append(given)
-
-            module.register_forward_hook(hook)
-        try:
-            (loss_fn or default_loss)(model, batch)
-        except Exception:  # somebody's own code
-            return None, []
-    return (found[0] if len(found) == 1 else None), calls
-
-
-def _first_leak(
-    calls: list[tuple[str, Tensor | None, Tensor]], changed: list[tuple[str, Tensor | None, Tensor]], half: int
-) -> str:
-    for (path, x, y), (_, x_changed, y_changed) in zip(calls, changed, strict=False):
-        if x is None or x_changed is None or not bool(torch.isclose(x[:, :half], x_changed[:, :half]).all()):
-            continue
-        if float((y[:, :half] - y_changed[:, :half]).abs().max()) > LEAKS * float(y.abs().max()):
-            return path
-    return ""
+def _outputs(calls: Calls) -> Tensor:
+    """Those of the model itself, (examples, positions, outputs) in float64."""
+    return next(given for path, _, given in calls if not path)
 
 
 def _with_inputs(batch: Batch, inputs: Tensor) -> Any:

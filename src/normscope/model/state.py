@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normscope.errors import InvalidModel
 from normscope.model.structure import Structure
-from normscope.runtime.interrupts import Interrupts, waits_on_exit
+from normscope.runtime.interrupts import Interrupts, restoring, waits_on_exit
 from normscope.runtime.torch_state import Modes, RandomNumbers, SharedRandomNumbers
 
 _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
@@ -41,6 +41,15 @@ def untouched(model: nn.Module) -> AbstractContextManager["Saved"]:
         ([0.0, 0.0, 0.0], 0)
     """
     return _Untouched(model)
+
+
+@restoring
+def seeded(model: nn.Module, seed: int, *, training: bool = True) -> Iterator[None]:
+    """`untouched`, with gradients on, in training or in evaluation mode, and torch's generators at the seed."""
+    with untouched(model), torch.enable_grad():
+        model.train(training)
+        torch.manual_seed(seed)
+        yield
 
 
 class Saved(Mapping[Tensor, Tensor]):

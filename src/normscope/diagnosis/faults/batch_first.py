@@ -7,8 +7,8 @@ from torch import nn
 
 from normscope.diagnosis.facts import Facts
 from normscope.diagnosis.fault import Fault, Repair, Suspicion
+from normscope.diagnosis.module_calls import LEAKS
 from normscope.diagnosis.program import Program
-from normscope.diagnosis.sequences import LEAKS
 
 
 def _suspected(facts: Facts) -> Suspicion | None:

@@ -6,7 +6,7 @@ from torch import nn
 from normscope.diagnosis.experiments import LEARNED
 from normscope.diagnosis.facts import Facts
 from normscope.diagnosis.fault import Fault, Suspicion
-from normscope.diagnosis.sequences import LEAKS
+from normscope.diagnosis.module_calls import LEAKS
 from normscope.statistics.numbers import percent
 
 

@@ -2,7 +2,7 @@
 
 from normscope.diagnosis.facts import Facts
 from normscope.diagnosis.fault import Fault, Suspicion
-from normscope.diagnosis.sequences import LEAKS
+from normscope.diagnosis.module_calls import LEAKS
 
 
 def _suspected(facts: Facts) -> Suspicion | None:
