@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import nn
 
@@ -24,7 +23,7 @@ from normscope.diagnosis.signal import Signal, repeated_calls, signal
 from normscope.errors import NormscopeError
 from normscope.model.batch import Batch
 from normscope.model.loss import constant_loss, output_spread, readable_errors
-from normscope.model.state import untouched
+from normscope.model.state import seeded, untouched
 from normscope.probes.sharpness import sharpness
 from normscope.results.schema import arranged, coord, variable
 
@@ -241,9 +240,7 @@ def some_steps_later(
 ) -> tuple[Signal, float]:
     """What all calls show after a few steps, when a branch or a last layer that starts at zero has woken up, and the
     spread of the outputs then; an empty signal and NaN where these steps end in no finite loss."""
-    with untouched(model), readable_errors():
-        model.train()
-        torch.manual_seed(seed)
+    with seeded(model, seed), readable_errors():
         optimizer = make_optimizer(recipe.optimizer, model, lr)
         for _ in descend(model, optimizer, batches[:LATER_STEPS], loss_fn=recipe.loss_fn):
             pass
@@ -280,9 +277,7 @@ def is_softmax(rows: np.ndarray) -> bool:
 
 
 def _constant_loss(model: nn.Module, batches: Sequence[Batch], recipe: Recipe, seed: int) -> float:
-    with untouched(model):
-        model.train()
-        torch.manual_seed(seed)
+    with seeded(model, seed):
         return constant_loss(model, batches, recipe.loss_fn)
 
 

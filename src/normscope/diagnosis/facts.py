@@ -23,7 +23,7 @@ from normscope.errors import NormscopeError
 from normscope.model.batch import Batch, num_examples, targets_of
 from normscope.model.layers import own_parameters, owns_weight, watched_modules
 from normscope.model.loss import default_loss
-from normscope.model.state import untouched
+from normscope.model.state import seeded, untouched
 from normscope.per_example.dropout import WithoutDropout
 
 LEVEL_BATCHES = 20
@@ -215,9 +215,7 @@ def outputs_of(model: nn.Module, batches: Sequence[Batch], program: Program, see
     """The outputs in training mode, one tensor a batch; empty where the loss does not call the model once, or its
     output is no tensor."""
     found: list[Tensor] = []
-    with untouched(model), torch.enable_grad():
-        model.train()
-        torch.manual_seed(seed)
+    with seeded(model, seed):
         model.register_forward_hook(
             lambda _m, _i, output: found.append(output.detach()) if isinstance(output, Tensor) else None
         )

@@ -23,7 +23,7 @@ from normscope.diagnosis.half_precision import in_float32, watching, wider
 from normscope.errors import NormscopeError, raised
 from normscope.model.batch import Batch, num_examples, parts_of, take, targets_of
 from normscope.model.loss import LossFn, default_loss
-from normscope.model.state import untouched
+from normscope.model.state import seeded
 
 GARBAGE = 1e6
 """No parameter starts as large as this on purpose."""
@@ -161,9 +161,7 @@ def first_pass(
 
 def one_pass(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) -> tuple[float, dict[str, float]]:
     """The loss in training mode, and the norm of every parameter's gradient; the model comes back untouched."""
-    with untouched(model), torch.enable_grad():
-        model.train()
-        torch.manual_seed(seed)
+    with seeded(model, seed):
         loss = (loss_fn or default_loss)(model, batch)
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not loss.requires_grad or not named:
@@ -200,11 +198,8 @@ def traced(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int, pl
 
 def left_range(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) -> str:
     """See `NotFinite.half`."""
-    with untouched(model), torch.enable_grad():
-        model.train()
-        torch.manual_seed(seed)
-        with watching(model) as watch:
-            (loss_fn or default_loss)(model, batch)
+    with seeded(model, seed), watching(model) as watch:
+        (loss_fn or default_loss)(model, batch)
     first = watch.first_overflow
     if first.format != "float16":
         return ""
@@ -266,9 +261,7 @@ def producer(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) 
     """The path and type of the first module whose output is not finite though its inputs are; None where every module's
     output is finite, and it is the loss itself."""
     found: list[tuple[str, str]] = []
-    with untouched(model), torch.enable_grad():
-        model.train()
-        torch.manual_seed(seed)
+    with seeded(model, seed):
         for path, module in model.named_modules():
 
             def hook(m: nn.Module, inputs: Any, output: Any, path: str = path) -> None:
@@ -286,9 +279,7 @@ def producer(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) 
 def operation(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) -> str:
     """The operation that is the first to give NaN of numbers that are none, or else the first whose derivative gives a
     number that is not finite of finite ones on the way back: "softmax", "sqrt"; empty where there is none."""
-    with untouched(model), torch.enable_grad():
-        model.train()
-        torch.manual_seed(seed)
+    with seeded(model, seed):
         tracer = _FirstNan()
         try:
             with tracer:

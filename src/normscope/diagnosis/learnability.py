@@ -21,7 +21,7 @@ from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.descent.recipe import Recipe, preparation
 from normscope.model.batch import Batch, targets_permuted
 from normscope.model.loss import default_loss, readable_errors
-from normscope.model.state import untouched
+from normscope.model.state import seeded
 
 ENOUGH_FITTED, ENOUGH_CONTRAST = 0.5, 0.15
 """Once one batch is fitted to the first share of its loss, and the contrast lies above the second, no more rates are
@@ -103,9 +103,7 @@ def after_descent(
     """Relative loss on the judged batches after the descent (NaN from a start that is not above 0), and the contrast on
     each of them."""
     loss_fn = recipe.loss_fn or default_loss
-    with untouched(model), readable_errors():
-        model.train()
-        torch.manual_seed(seed)
+    with seeded(model, seed), readable_errors():
         optimizer = make_optimizer(recipe.optimizer, model, lr)
         walk = descend(
             model,

@@ -15,7 +15,7 @@ from normscope.diagnosis.profile import diverging_lr
 from normscope.errors import NormscopeError
 from normscope.model.batch import Batch
 from normscope.model.loss import default_loss
-from normscope.model.state import untouched
+from normscope.model.state import seeded
 
 NEAR = 0.1
 """From this share of the range on it is asked what a wider format changes: outputs grow tenfold in training."""
@@ -44,11 +44,8 @@ def range_evidence(
     """See above, in training mode; the model comes back untouched."""
     device = str(next(model.parameters()).device)
     cast = autocast(recipe.precision, device) if recipe.precision != "fp32" else nullcontext
-    with untouched(model), torch.enable_grad():
-        model.train()
-        torch.manual_seed(seed)
-        with watching(model) as watch, cast():
-            (recipe.loss_fn or default_loss)(model, batch)
+    with seeded(model, seed), watching(model) as watch, cast():
+        (recipe.loss_fn or default_loss)(model, batch)
     start = watch.largest
     if not start.format or recipe.precision != "fp32":
         return RangeEvidence(start)
@@ -73,9 +70,7 @@ def lost_gradients(model: nn.Module, batch: Batch, recipe: Recipe, seed: int) ->
     that share. Entries that are tiny beside the others do not count."""
 
     def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        with untouched(model), torch.enable_grad():
-            model.train()
-            torch.manual_seed(seed)
+        with seeded(model, seed):
             named = {name: p for name, p in model.named_parameters() if p.requires_grad}
             loss = (recipe.loss_fn or default_loss)(model, batch)
             found = torch.autograd.grad(loss.reshape(()), list(named.values()), allow_unused=True)

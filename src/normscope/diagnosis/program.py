@@ -22,7 +22,7 @@ from normscope.diagnosis.loss_terms import judged
 from normscope.errors import NormscopeError
 from normscope.model.batch import Batch
 from normscope.model.loss import LossFn, default_loss, readable_errors
-from normscope.model.state import untouched
+from normscope.model.state import seeded
 
 Patch = Callable[[nn.Module], None]
 """Changes a model in place, by hooks, weights or modules; `untouched` takes hooks and weights back."""
@@ -157,9 +157,7 @@ def run(
         ends = program.constant_loss, program.lowest_loss
         return Run(np.asarray(losses), *ends, diverged, finished, program.steps)
 
-    with untouched(model), readable_errors(), torch.enable_grad():
-        model.train()
-        torch.manual_seed(seed)
+    with seeded(model, seed), readable_errors():
         for patch in program.patches:
             patch(model)
         optimizer = make_optimizer(program.optimizer, model, program.lr, program.state)

@@ -17,7 +17,7 @@ from normscope.model.batch import Batch, num_examples
 from normscope.model.layers import LayerCall, channel_dim, record_calls
 from normscope.model.loss import LossFn, checked_loss, readable_errors
 from normscope.model.output import first_tensor
-from normscope.model.state import untouched
+from normscope.model.state import seeded
 from normscope.model.vector_norm import norm
 
 SHORTEST_SEQUENCE = 5
@@ -106,9 +106,7 @@ def signal(model: nn.Module, batches: Sequence[Batch], *, loss_fn: LossFn | None
         taps.append(first.detach().requires_grad_())
         return (taps[-1], *inputs[1:])
 
-    with untouched(model), torch.enable_grad():
-        model.train()
-        torch.manual_seed(seed)
+    with seeded(model, seed):
         parameters = [p for p in model.parameters() if p.requires_grad]
         reached: set[nn.Parameter] = set()
         for batch in batches:

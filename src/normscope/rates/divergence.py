@@ -13,7 +13,7 @@ from normscope.descent.recipe import Recipe, preparation, schedule
 from normscope.model.batch import on_device
 from normscope.model.layers import LayerCall, record_calls
 from normscope.model.loss import readable_errors
-from normscope.model.state import untouched
+from normscope.model.state import seeded
 from normscope.rates.starting_point import Starts
 
 OUT_OF_SIZE = 10.0
@@ -31,9 +31,7 @@ def diverging_layer(starts: Starts, recipe: Recipe, *, lr: float, seed: int, ste
         norm = torch.linalg.vector_norm(call.output.detach(), dtype=torch.float64)
         sizes[call.name] = float(norm) / max(call.output.numel(), 1) ** 0.5
 
-    with untouched(model), readable_errors():
-        model.train()
-        torch.manual_seed(seed)
+    with seeded(model, seed), readable_errors():
         device = next(model.parameters()).device
         optimizer = make_optimizer(recipe.optimizer, model, lr, recipe.state)
         scheduler = schedule(optimizer, recipe)

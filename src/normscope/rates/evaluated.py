@@ -11,7 +11,7 @@ from normscope.descent.precision import autocast, grad_scaler
 from normscope.descent.recipe import Recipe, preparation, schedule
 from normscope.model.batch import on_device
 from normscope.model.loss import loss_value, readable_errors
-from normscope.model.state import untouched
+from normscope.model.state import seeded
 from normscope.rates.starting_point import Starts
 
 BATCHES = 10
@@ -26,9 +26,7 @@ def has_running_averages(model: nn.Module) -> bool:
 def losses_by_mode(starts: Starts, recipe: Recipe, lr: float, *, seed: int = 0) -> tuple[float, float]:
     """The mean loss in evaluation mode and in training mode, on the mini-batches that follow a descent at this rate."""
     model = starts.model(seed)
-    with untouched(model), readable_errors():
-        model.train()
-        torch.manual_seed(seed)
+    with seeded(model, seed), readable_errors():
         device = next(model.parameters()).device
         optimizer = make_optimizer(recipe.optimizer, model, lr, recipe.state)
         scheduler, forward = schedule(optimizer, recipe), autocast(recipe.precision, str(device))

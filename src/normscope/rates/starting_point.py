@@ -22,7 +22,7 @@ from normscope.model.loss import (
     readable_errors,
 )
 from normscope.model.mini_batches import Batches, mini_batches
-from normscope.model.state import untouched
+from normscope.model.state import seeded
 from normscope.rates.trial import Descent, Trial
 
 BATCHES_FOR_CONSTANT = 10
@@ -129,9 +129,7 @@ class Starts:
         model = self.model(seed)
         if not labels_tell_constant_loss(taken, self._loss_fn):
             self.forward_passes += len(taken)
-        with untouched(model):
-            model.train()
-            torch.manual_seed(seed)
+        with seeded(model, seed):
             return constant_loss(model, taken, self._loss_fn)
 
     def _loss_at_horizon_of(self, seed: int) -> float:
@@ -140,8 +138,6 @@ class Starts:
         taken = self.first_batches(seed, self._steps, self._steps - max(1, self._steps // 10))
         model = self.model(seed)
         self.forward_passes += len(taken)
-        with untouched(model), readable_errors():
-            model.train()
-            torch.manual_seed(seed)
+        with seeded(model, seed), readable_errors():
             losses = [loss_value(model, batch, self._loss_fn) for batch in taken]
         return float(torch.stack(losses).mean())
