@@ -10,8 +10,6 @@ the sum of a branch and of an earlier norm's output.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from normscope.diagnosis.program import Patch
 from normscope.diagnosis.sequences import some_of
 from normscope.model.batch import Batch
+from normscope.model.layers import running
 from normscope.model.loss import LossFn, default_loss
-from normscope.model.state import untouched
+from normscope.model.state import seeded
 
 HIDDEN = -1e4
 """A logit below this is that of a key that a mask hides."""
@@ -66,9 +65,7 @@ class Transformer:
 def transformer(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None, *, seed: int = 0) -> Transformer | None:
     """See above, without dropout; None where there is no attention, or the model does not take a part of the batch."""
     some = some_of(batch)
-    with untouched(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _recording(model) as seen:
-        model.train()
-        torch.manual_seed(seed)
+    with seeded(model, seed), sdpa_kernel(SDPBackend.MATH), running(model) as inside, _Recorder(inside) as seen:
         for module in model.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.eval()
@@ -109,7 +106,7 @@ def measured(logits: Tensor, module: str) -> Attention:
 class _Recorder(TorchDispatchMode):
     """Keeps softmaxes until it is known whether values are multiplied by them."""
 
-    inside: list[str] = field(default_factory=list)
+    inside: list[str]
     waiting: list[tuple[Tensor, Tensor, str]] = field(default_factory=list)
     """Logits, weights and module of every softmax of three dimensions or more."""
     attentions: list[tuple[Tensor, Tensor, str]] = field(default_factory=list)
@@ -138,24 +135,6 @@ class _Recorder(TorchDispatchMode):
             self.post_norms += any(t is not None and t.data_ptr() in self.normed for t in parts)
             self.normed[output[0].data_ptr()] = output[0]
         return output
-
-
-@contextmanager
-def _recording(model: nn.Module) -> Iterator[_Recorder]:
-    """A recorder that knows which module is running; inside `untouched`, which takes the hooks away."""
-    seen = _Recorder()
-    for path, module in model.named_modules():
-
-        def enter(_module: nn.Module, _inputs: Any, path: str = path) -> None:
-            seen.inside.append(path)
-
-        def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-            seen.inside.pop()
-
-        module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave, always_call=True)
-    with seen:
-        yield seen
 
 
 class _Scaled(TorchFunctionMode):

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.diagnosis.outputs import Reach, into_range, loss_of_outputs, outputs_in_place
+from normscope.diagnosis.outputs import Reach, into_range, loss_of_outputs
 from normscope.model.batch import Batch
 from normscope.model.best_constant import best_constant_loss
 from normscope.model.loss import LossFn, default_loss
+from normscope.model.output import outputs_in_place
 
 BATCHES = 4
 """On which outputs are fitted."""
@@ -82,5 +83,5 @@ def _lowest_in_range(model: nn.Module, batch: Batch, loss_fn: LossFn | None, fit
 
 
 def _loss(model: nn.Module, batch: Batch, loss_fn: LossFn | None, z: Tensor) -> Tensor:
-    with outputs_in_place(model, lambda: z), torch.enable_grad():
+    with outputs_in_place(model, lambda *_, **__: z), torch.enable_grad():
         return (loss_fn or default_loss)(model, batch).reshape(())

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from normscope.model.batch import Batch, map_tensors
+from normscope.model.layers import running
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -40,9 +41,9 @@ NOWHERE = Range()
 class Watch(TorchFunctionMode):
     """Looks at every output in half precision while the model runs; see `watching`."""
 
-    def __init__(self) -> None:
+    def __init__(self, inside: list[str]) -> None:
         super().__init__()
-        self.inside: list[str] = []
+        self.inside = inside
         self.largest = Range()
         self.first_overflow = Range()
 
@@ -68,22 +69,8 @@ class Watch(TorchFunctionMode):
 @contextmanager
 def watching(model: nn.Module) -> Iterator[Watch]:
     """A watch that knows which module is running."""
-    watch, handles = Watch(), []
-    for path, module in model.named_modules():
-
-        def enter(_module: nn.Module, _inputs: object, path: str = path) -> None:
-            watch.inside.append(path)
-
-        def leave(_module: nn.Module, _inputs: object, _output: object) -> None:
-            watch.inside.pop()
-
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
-    try:
-        with watch:
-            yield watch
-    finally:
-        for handle in handles:
-            handle.remove()
+    with running(model) as inside, Watch(inside) as watch:
+        yield watch
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from normscope.diagnosis.loss_terms import judged
 from normscope.model.batch import Batch, targets_of
 from normscope.model.layers import own_parameters, watched_modules
 from normscope.model.loss import LossFn, default_loss
-from normscope.model.output import first_tensor
+from normscope.model.output import first_tensor, outputs_in_place
 from normscope.model.state import untouched
 
 Function = Callable[[Tensor], Tensor]
@@ -179,31 +179,11 @@ def target_kind(targets: Sequence[Tensor], outputs: int | None = None) -> str:
 # --- Losses ---
 
 
-@contextmanager
-def outputs_in_place(model: nn.Module, give: Callable[[], Tensor]) -> Iterator[list[int]]:
-    """The model gives these outputs, whatever it is called with; yields a list that grows with every call."""
-    calls: list[int] = []
-
-    def forward(*_args: object, **_kwargs: object) -> Tensor:
-        calls.append(1)
-        return give()
-
-    own = model.__dict__.get("forward")
-    model.__dict__["forward"] = forward
-    try:
-        yield calls
-    finally:
-        if own is None:
-            del model.__dict__["forward"]
-        else:
-            model.__dict__["forward"] = own
-
-
 def loss_of_outputs(model: nn.Module, batch: Batch, loss_fn: LossFn | None, outputs: Tensor) -> float:
     """What the loss gives for these outputs in the model's place; NaN where it does not ask the model once, or does not
     take them."""
     try:
-        with outputs_in_place(model, lambda: outputs) as calls, torch.enable_grad():
+        with outputs_in_place(model, lambda *_, **__: outputs) as calls, torch.enable_grad():
             loss = float((loss_fn or default_loss)(model, batch).detach())
             loss = judged(loss_fn, loss)
     except Exception:  # somebody's own code, on outputs that are not its own

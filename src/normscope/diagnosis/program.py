@@ -5,12 +5,11 @@ A repair is a function from a program to a program, so that what is advised can 
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from normscope.descent.loop import descend
@@ -22,6 +21,7 @@ from normscope.diagnosis.loss_terms import judged
 from normscope.errors import NormscopeError
 from normscope.model.batch import Batch
 from normscope.model.loss import LossFn, default_loss, readable_errors
+from normscope.model.mini_batches import in_random_order
 from normscope.model.state import seeded
 
 Patch = Callable[[nn.Module], None]
@@ -119,14 +119,6 @@ class Run:
         return float(min(max((level - loss) / room, -1.0), 1.0)) if math.isfinite(loss) else -1.0
 
 
-def in_order(batches: Sequence[Batch], seed: int) -> Iterator[Batch]:
-    """The batches without end, in an order of each seed's own."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        for i in torch.randperm(len(batches), generator=generator).tolist():
-            yield batches[i]
-
-
 MODE_BATCHES = 8
 """On which the two modes are compared."""
 
@@ -167,7 +159,7 @@ def run(
         for step in descend(
             model,
             optimizer,
-            in_order(program.batches, seed),
+            in_random_order(program.batches, seed),
             loss_fn=program.loss_fn,
             steps=program.steps,
             autocast=autocast(program.precision, device),

@@ -7,8 +7,7 @@ targets. A network that merely shrinks its outputs gets no further than this.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from normscope.model.batch import Batch
+from normscope.model.output import outputs_in_place
 
 MOST_NUMBERS = 2**20
 """A constant of more entries than this is not fitted."""
@@ -95,11 +95,14 @@ def _fitted(
     optimizer = torch.optim.LBFGS(constants, max_iter=EVALUATIONS, max_eval=EVALUATIONS, line_search_fn="strong_wolfe")
     lowest = math.inf
 
+    def constant_output(*inputs: Any, **named: Any) -> Any:
+        return given.rebuilt(constants, _length(inputs, named))
+
     def mean_loss() -> Tensor:
         nonlocal lowest
         optimizer.zero_grad()
         torch.manual_seed(0)  # the same noise in every evaluation
-        with _constant_output(model, constants, given):
+        with outputs_in_place(model, constant_output):
             total = torch.stack([loss(model, batch).double().reshape(()) for batch in batches]).mean()
         total.backward()
         if math.isfinite(value := float(total.detach())):
@@ -109,24 +112,6 @@ def _fitted(
     with torch.enable_grad():
         optimizer.step(mean_loss)
     return lowest if math.isfinite(lowest) and any(c.grad is not None for c in constants) else math.nan
-
-
-@contextmanager
-def _constant_output(model: nn.Module, constants: Sequence[Tensor], given: _Output) -> Iterator[None]:
-    """While open, the model gives the constants whatever it is called with."""
-    own = vars(model).get("forward")
-
-    def forward(*inputs: Any, **named: Any) -> Any:
-        return given.rebuilt(constants, _length(inputs, named))
-
-    vars(model)["forward"] = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del vars(model)["forward"]
-        else:
-            vars(model)["forward"] = own
 
 
 def _constant_shape(leaf: Tensor, labels: Tensor | None) -> tuple[int, ...]:

@@ -137,6 +137,27 @@ def record_calls(
             handle.remove()
 
 
+@contextmanager
+def running(model: nn.Module) -> Iterator[list[str]]:
+    """The paths of the modules that run at the moment, the innermost last."""
+    inside: list[str] = []
+    handles = []
+    for path, module in model.named_modules():
+
+        def enter(_module: nn.Module, _inputs: object, path: str = path) -> None:
+            inside.append(path)
+
+        def leave(_module: nn.Module, _inputs: object, _output: object) -> None:
+            inside.pop()
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+    try:
+        yield inside
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def channel_dim(module: nn.Module, output: Tensor) -> int:
     """The dimension of `output` that runs over channels.
 

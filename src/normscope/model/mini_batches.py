@@ -1,6 +1,7 @@
 """The same mini-batches for the same seed at every rate, from whatever gives batches."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
@@ -50,15 +51,11 @@ def mini_batches(source: Batches, steps: int, seed: int = 0) -> tuple[BatchesOfS
         raise InvalidBatch(
             f"the {type(source).__name__} gives no batch: is its data set empty or smaller than a batch?"
         )
-    return lambda seed: _in_order(kept) if seed is None else _in_random_order(kept, seed), len(kept)
+    return lambda seed: cycle(kept) if seed is None else in_random_order(kept, seed), len(kept)
 
 
-def _in_order(kept: list[Batch]) -> Iterator[Batch]:
-    while True:
-        yield from kept
-
-
-def _in_random_order(kept: list[Batch], seed: int) -> Iterator[Batch]:
+def in_random_order(kept: Sequence[Batch], seed: int) -> Iterator[Batch]:
+    """The batches without end, in an order of each seed's own."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         for i in torch.randperm(len(kept), generator=generator).tolist():

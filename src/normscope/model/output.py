@@ -1,6 +1,7 @@
 """Calling a model with a batch, and what it gives: logits, a loss, or the first tensor inside."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +14,26 @@ def call(model: nn.Module, batch: Batch) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(batch[0] if isinstance(batch, tuple | list) and batch else batch)
+
+
+@contextmanager
+def outputs_in_place(model: nn.Module, give: Callable[..., Any]) -> Iterator[list[int]]:
+    """The model gives what this gives of the same arguments; yields a list that grows with every call."""
+    calls: list[int] = []
+
+    def forward(*inputs: Any, **named: Any) -> Any:
+        calls.append(1)
+        return give(*inputs, **named)
+
+    own = vars(model).get("forward")
+    vars(model)["forward"] = forward
+    try:
+        yield calls
+    finally:
+        if own is None:
+            del vars(model)["forward"]
+        else:
+            vars(model)["forward"] = own
 
 
 def entry(output: Any, name: str) -> Any:
