@@ -182,6 +182,29 @@ def test_the_conclusion_names_what_lowers_the_loss_most() -> None:
     assert found.startswith("None of these repairs")
 
 
+def test_repairs_that_buy_as_much_are_named_beside_the_best() -> None:
+    found = conclusion(summary(lr_recommended=[0.1, 0.2, 0.2, 0.2], horizon_loss=[1.0, 0.2, 0.21, 0.3]))
+    assert found.startswith("Most is bought by repair 1") and found.endswith("As good, within a tenth: repair 2.")
+
+
+@pytest.mark.parametrize(
+    ("mended", "diverged", "constant", "begins"),
+    [
+        (0.02, False, 2.3, "Most is bought by mending what is wrong: loss 0.02 after 2 steps. Of these "),
+        (0.2, False, 2.3, "Of these repairs, most is bought by repair 1, "),
+        (0.02, True, 2.3, "Of these repairs, most is bought by repair 1, "),
+        (0.02, False, 1.1, "Of these repairs, most is bought by repair 1, "),
+    ],
+)
+def test_a_fault_mended_stands_before_the_best_repair(mended: float, diverged: bool, constant: float, begins) -> None:
+    """Where its loss proves it; else, or where it is another loss, no repair is called the best of all."""
+    tree = summary(lr_recommended=[0.1, 0.2], horizon_loss=[1.0, 0.2])
+    for name, end, level, over in (("as_it_is", 2.3, 2.3, False), ("mended", mended, constant, diverged)):
+        values = {"score": 0.5, "diverged": over, "constant_loss": level}
+        tree[f"as_it_is/training/{name}"] = xr.DataTree(xr.Dataset({"loss": ("step", [2.3, end]), **values}))
+    assert conclusion(tree).startswith(begins)
+
+
 def test_what_batch_norm_costs_in_evaluation_mode_is_said() -> None:
     columns = {"lr_recommended": [0.1, 0.2], "horizon_loss": [1.0, 0.2], "train_mode_loss": [math.nan, 0.2]}
     found = conclusion(summary(**columns, eval_loss=[math.nan, 1.5]))
@@ -219,8 +242,9 @@ def test_nothing_is_concluded_of_what_there_was_no_time_for() -> None:
     assert conclusion(tree) == "What the repairs buy is not known: the model as it is was not measured to its end."
     assert headline(tree).startswith("Out of time: the rates as it is were not measured to the end.")
     tree = summary(**columns, cut=[False, True, False])
-    assert (
-        conclusion(tree) == "Most is bought by repair 2, in the first 100 steps: loss 0.2 at 0.2, in place of 1 at 0.1."
+    assert conclusion(tree) == (
+        "Of the repairs measured to their end, most is bought by repair 2, in the first 100 steps: "
+        "loss 0.2 at 0.2, in place of 1 at 0.1."
     )
     assert headline(tree).startswith("Out of time: repair 1 was not measured to the end.")
     tree = summary(**columns, cut=[False, True, True])
@@ -311,7 +335,7 @@ def test_no_answer_contradicts_itself(variants: list[dict[str, Any]], faulty: bo
     cut = [one["cut"] for one in made]
     first = text.split("seeds ", 1)[1]
     assert first.startswith("Out of time: ") == any(cut)
-    named = re.search(r"Most is bought by (repair \d)", text)
+    named = re.search(r"[Mm]ost is bought by (repair \d)", text)
     if named:
         row = rows(tree)[int(named[1][-1])]
         assert not row.cut and not cut[0] and row.status == "measured"

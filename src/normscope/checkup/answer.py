@@ -10,7 +10,7 @@ from typing import Any
 import xarray as xr
 
 from normscope.diagnosis.finding import as_findings
-from normscope.diagnosis.words import findings_text, skipped
+from normscope.diagnosis.words import findings_text, skipped, trainings
 from normscope.results import attribute
 from normscope.statistics.numbers import number
 
@@ -379,13 +379,35 @@ def conclusion(tree: xr.DataTree) -> str:
     if not helpful:
         return f"{some} lowers the loss after {tree.attrs['steps']} steps."
     lowest = helpful[0]
-    text = f"Most is bought by {lowest.title}, in the first {tree.attrs['steps']} steps: {gain(lowest, base)}."
+    text = f"{_mended(tree, lowest)}{_scope(tree, repaired)} bought by {lowest.title}, in the first "
+    text += f"{tree.attrs['steps']} steps: {gain(lowest, base)}."
+    if tied := [row.title for row in helpful[1:] if not _well_below(lowest.horizon_loss, row.horizon_loss)]:
+        text += f" As good, within a tenth: {', '.join(tied)}."
     widest = max(helpful, key=lambda row: row.lr_recommended)
     if widest is not lowest and widest.lr_recommended > MUCH_LARGER * lowest.lr_recommended:
         text += f" The largest rate to train at comes with {widest.title}: {gain(widest, base)}."
     return " ".join(
         [text, *(costs_in_evaluation(row) for row in {id(r): r for r in (lowest, widest)}.values())]
     ).strip()
+
+
+def _mended(tree: xr.DataTree, lowest: Row) -> str:
+    """That mending what is wrong buys more than the best repair, where its loss proves that, if after fewer steps."""
+    runs = trainings(tree)
+    if not {"as it is", "mended"} <= runs.keys() or runs["mended"]["diverged"]:
+        return ""
+    mended = runs["mended"]
+    same_task = math.isclose(mended["constant_loss"], runs["as it is"]["constant_loss"], rel_tol=1e-3)
+    if not same_task or not _well_below(mended["end_loss"], lowest.horizon_loss):
+        return ""
+    return f"Most is bought by mending what is wrong: loss {number(mended['end_loss'])} after {mended['steps']} steps. "
+
+
+def _scope(tree: xr.DataTree, repaired: list[Row]) -> str:
+    """Among what the best repair is the best: not what is wrong mended, nor what was not measured to its end."""
+    if any(row.status != REFUSED and not row.comparable for row in repaired):
+        return "Of the repairs measured to their end, most is"
+    return "Of these repairs, most is" if "mended" in trainings(tree) else "Most is"
 
 
 def helps(row: Row, base: Row) -> bool:

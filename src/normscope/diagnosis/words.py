@@ -46,9 +46,8 @@ def findings_json(tree: xr.DataTree) -> str:
     """The findings of a diagnosis, or of a check, as JSON.
 
     `schema` and `version` name the format; `findings` are in the order in which to mend them, each with `name`,
-    `category`, `title`, `sentence`, `advice`, `code`, `place`, `fault` and `numbers`; `training` has for the program
-    "as it is" and "mended" the number of `steps`, the `end_loss`, the `score` (1 is all there is to learn) and whether
-    it `diverged`; `skipped` are lines. Numbers that are not finite are null.
+    `category`, `title`, `sentence`, `advice`, `code`, `place`, `fault` and `numbers`; `training` is
+    what `trainings` gives; `skipped` are lines. Numbers that are not finite are null.
     """
     return json.dumps(finite(findings_content(tree)), indent=1, ensure_ascii=False, allow_nan=False)
 
@@ -57,52 +56,40 @@ def findings_content(tree: xr.DataTree) -> dict[str, Any]:
     """What `findings_json` writes, of a diagnosis or of that of a check."""
     found = as_findings(tree["findings"].to_dataset())
     names = ("name", "category", "title", "sentence", "advice", "code", "place", "fault", "numbers")
-    training = {}
-    if (runs := _training(tree)) is not None:
-        for name, node in runs.children.items():
-            data = node.to_dataset()
-            losses = data["loss"].values
-            training[name.replace("_", " ")] = {
-                "steps": len(losses),
-                "end_loss": float(losses[-max(1, len(losses) // 10) :].mean()),
-                "score": float(data["score"]),
-                "diverged": bool(data["diverged"]),
-            }
     return {
         "schema": SCHEMA,
         "version": SCHEMA_VERSION,
         "normscope": __version__,
         "findings": [{name: getattr(finding, name) for name in names} for finding in found],
-        "training": training,
+        "training": trainings(tree),
         "skipped": skipped(tree),
     }
 
 
-def _training(tree: xr.DataTree) -> xr.DataTree | None:
-    """The runs of a diagnosis, or of that of a check."""
-    return tree.children.get("as_it_is", tree).children.get("training")
+def trainings(tree: xr.DataTree) -> dict[str, dict[str, Any]]:
+    """The trainings of a diagnosis, or of that of a check, "as it is" and "mended", as far as there are: the number of
+    `steps`, the `end_loss` (mean of the last tenth), the `constant_loss` of the best constant output, the `score` (1 is
+    all there is to learn) and whether it `diverged`."""
+    node = tree.children.get("as_it_is", tree).children.get("training")
+    if node is None:
+        return {}
+    return {name.replace("_", " "): _trained(run.to_dataset()) for name, run in node.children.items()}
+
+
+def _trained(run: xr.Dataset) -> dict[str, Any]:
+    losses = run["loss"].values
+    return {
+        "steps": len(losses),
+        "end_loss": float(losses[-max(1, len(losses) // 10) :].mean()),
+        "constant_loss": float(run["constant_loss"]),
+        "score": float(run["score"]),
+        "diverged": bool(run["diverged"]),
+    }
 
 
 def score_of(tree: xr.DataTree) -> float:
     """The share of what there is to learn that the program as it is learned; NaN where it was not trained."""
-    runs = _training(tree)
-    return (
-        float(runs.children["as_it_is"].dataset["score"])
-        if runs is not None and "as_it_is" in runs.children
-        else math.nan
-    )
-
-
-def steps_of(tree: xr.DataTree) -> int:
-    """Of the program's own training; 0 where it was not trained."""
-    runs = _training(tree)
-    return int(runs["as_it_is"].sizes["step"]) if runs is not None and "as_it_is" in runs.children else 0
-
-
-def diverged(tree: xr.DataTree) -> bool:
-    """Whether the program's own training did."""
-    runs = _training(tree)
-    return runs is not None and "as_it_is" in runs.children and bool(runs.children["as_it_is"].dataset["diverged"])
+    return trainings(tree).get("as it is", {}).get("score", math.nan)
 
 
 def has_fault(tree: xr.DataTree) -> bool:
@@ -121,10 +108,11 @@ def _first(finding: Finding, width: int) -> Iterator[str]:
 
 def _nothing(tree: xr.DataTree, found: list[Finding], width: int) -> Iterator[str]:
     """No fault: said as strongly as what was trained allows."""
-    score, steps = score_of(tree), steps_of(tree)
-    if math.isnan(score):
+    run = trainings(tree).get("as it is")
+    score, steps = (run["score"], run["steps"]) if run else (math.nan, 0)
+    if run is None:
         said = "No fault was found, but it was not trained: whether it learns is not known."
-    elif diverged(tree):
+    elif run["diverged"]:
         said = f"No fault was found, but it diverges at step {steps}: give a smaller rate, and look at the data."
     elif score < NOT_LEARNING:
         said = f"No fault was found, but it does not learn in {steps} steps: look at the data, and give it more steps."
