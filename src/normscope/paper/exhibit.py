@@ -4,16 +4,18 @@ Every module of `paper.exhibits` that defines `EXHIBIT` is one: there is no list
 """
 
 import importlib
+import math
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from normscope.errors import InvalidConfig, unknown
 from normscope.results import attribute, keep, load_if_kept, provenance, with_attributes
-from normscope.runtime.progress import progress
+from normscope.runtime.progress import Bar, progress
 from normscope.statistics.claim import Claim, Scope
 from normscope.statistics.verdict import AT_REDUCED_SIZE, THE_PAPERS, Verdict
 
@@ -215,23 +217,31 @@ class Exhibit:
 def over_networks(
     setting: Setting,
     name: str,
-    measure_one: "Callable[[str, int], xr.Dataset]",
+    measure_one: "Callable[..., xr.Dataset]",
+    dims: Mapping[str, Sequence[str]] = MappingProxyType({"norm": ("batch", "none")}),
     *,
-    norms: tuple[str, ...] = ("batch", "none"),
+    long_names: Mapping[str, str] = MappingProxyType({"norm": "normalization"}),
     **attrs: Any,
 ) -> "xr.Dataset":
-    """Measure every norm with every seed, `measure_one(norm, seed)`, into one Dataset with the dims `norm`, `seed` in
-    front; a scalar or a coordinate that is the same in all stays as it is. Shows progress under `name`."""
-    rows = []
-    with progress(name, len(norms) * len(setting.seeds)) as bar:
-        for norm in norms:
-            seeds = []
-            for seed in setting.seeds:
-                bar.advance(f"{NORM_TITLES.get(norm, norm)}, seed {seed}", by=0)
-                seeds.append(setting.part(f"{name}-{norm}-seed{seed}", lambda n=norm, s=seed: measure_one(n, s)))
-                bar.advance(f"{NORM_TITLES.get(norm, norm)}, seed {seed}")
-            rows.append(joined(seeds, "seed", setting.seeds))
-    dataset = joined(rows, "norm", norms, long_name="normalization")
+    """Measure every combination of the values of `dims` with every seed, `measure_one(value, ..., seed)`, into one
+    Dataset with these dims and `seed` in front; a scalar or a coordinate that is the same in all stays as it is. Shows
+    progress under `name`, and keeps what is done as the setting's parts."""
+    axes = {**dims, "seed": setting.seeds}
+
+    def measured(place: tuple[Any, ...], bar: Bar) -> "xr.Dataset":
+        if len(place) < len(axes):
+            dim = list(axes)[len(place)]
+            parts = [measured((*place, value), bar) for value in axes[dim]]
+            return joined(parts, dim, axes[dim], long_names.get(dim))
+        *values, seed = place
+        said = f"{', '.join(NORM_TITLES.get(value, value) for value in values)}, seed {seed}"
+        bar.advance(said, by=0)
+        found = setting.part("-".join([name, *values, f"seed{seed}"]), lambda: measure_one(*place))
+        bar.advance(said)
+        return found
+
+    with progress(name, math.prod(map(len, axes.values()))) as bar:
+        dataset = measured((), bar)
     return with_attributes(dataset, **setting.provenance(**attrs))
 
 

@@ -42,7 +42,7 @@ def measure(setting: Setting) -> xr.Dataset:
         return start.merge(steps(net, small, seed), combine_attrs="override")
 
     return over_networks(
-        small, "apart", measure_one, norms=AT_START, learning_rate=small_lr(small), image_size=IMAGE_SIZE
+        small, "apart", measure_one, {"norm": AT_START}, learning_rate=small_lr(small), image_size=IMAGE_SIZE
     )
 
 

@@ -55,7 +55,7 @@ def measure(setting: Setting) -> xr.Dataset:
         small,
         "apart_rates",
         measure_one,
-        norms=WITH_RATES if setting.trains else measured_rungs(setting),
+        {"norm": WITH_RATES if setting.trains else measured_rungs(setting)},
         image_size=IMAGE_SIZE,
         descent={"batch_size": BATCH_SIZE, "steps": STEPS, "momentum": MOMENTUM, "threads": torch.get_num_threads()},
     )

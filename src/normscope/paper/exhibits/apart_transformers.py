@@ -11,7 +11,7 @@ from torch import nn
 from normscope.descent.step_line import step_line
 from normscope.descent.update import update_of
 from normscope.figures.style import figure_of
-from normscope.paper.exhibit import Exhibit, Setting, joined
+from normscope.paper.exhibit import Exhibit, Setting, over_networks
 from normscope.paper.exhibits.apart import END
 from normscope.paper.exhibits.initialization import divergence_step_size
 from normscope.paper.ladder import HALF, PREDICTED, RUNGS, Effect, log_of, share_of_effect
@@ -21,8 +21,7 @@ from normscope.paper.transformers import CharGPT, ViT, characters, text_batch
 from normscope.probes.gradient_norms import gradient_norms
 from normscope.probes.output_gradients import output_gradients
 from normscope.probes.sharpness import sharpness
-from normscope.results import labelled, with_attributes
-from normscope.runtime.progress import progress
+from normscope.results import labelled
 from normscope.statistics.claim import Claim
 from normscope.statistics.verdict import CONTROL
 
@@ -62,21 +61,11 @@ def measure(setting: Setting) -> xr.Dataset:
     update can go before the loss passes 10³ times its start, 2/λ₁, and the gradient at the outputs. The ViT sees the
     setting's images, the GPT the text of `paper.transformers`."""
     small = at_reduced_size(setting)
-    rows = []
-    with progress("apart_transformers", len(NETWORKS) * len(NORMS) * len(setting.seeds)) as bar:
-        for network in NETWORKS:
-            norms = []
-            for norm in NORMS:
-                seeds = []
-                for seed in setting.seeds:
-                    name = f"apart_transformers-{network}-{norm}-seed{seed}"
-                    seeds.append(setting.part(name, partial(measure_one, small, network, norm, seed)))
-                    bar.advance(f"{network}, {norm}, seed {seed}")
-                norms.append(joined(seeds, "seed", setting.seeds))
-            rows.append(joined(norms, "norm", NORMS, long_name="normalization"))
-    dataset = joined(rows, "network", NETWORKS)
+    dims = {"network": NETWORKS, "norm": NORMS}
     side = small.data.train_images.shape[-1]
-    return with_attributes(dataset, **setting.provenance(examples=EXAMPLES, image_size=side))
+    return over_networks(
+        setting, "apart_transformers", partial(measure_one, small), dims, examples=EXAMPLES, image_size=side
+    )
 
 
 def build(setting: Setting, network: str, norm: str, seed: int) -> nn.Module:

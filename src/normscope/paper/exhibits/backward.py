@@ -10,11 +10,9 @@ from matplotlib.figure import Figure
 
 from normscope.descent.loop import descend
 from normscope.figures.style import COLORS, figure_of, legend_once
-from normscope.paper.exhibit import DEEP, NORM_TITLES, Exhibit, Setting, depth_of, joined
+from normscope.paper.exhibit import DEEP, NORM_TITLES, Exhibit, Setting, depth_of, joined, over_networks
 from normscope.paper.exhibits.figure3 import LEARNING_RATE
 from normscope.probes.gradient_norms import gradient_norms
-from normscope.results import with_attributes
-from normscope.runtime.progress import progress
 from normscope.statistics.claim import Claim, RatioClaim
 from normscope.statistics.verdict import CONTROL, LATER_WORKS
 
@@ -32,21 +30,14 @@ def measure(setting: Setting) -> xr.Dataset:
     """The rms of the gradient at every convolution's output, on the mini-batch of updates 0, 1, 3 and 10 of training as
     in figure 3. NaN where the loss is not finite any more."""
     depth = depth_of(setting.net)
-    networks = [(kind, norm) for kind, norms in NETWORKS.items() for norm in norms]
-    rows = []
-    with progress("backward", len(networks) * len(setting.seeds)) as bar:
-        for kind, norm in networks:
-            seeds = []
-            for seed in setting.seeds:
-                name = f"backward-{kind}-{norm}-seed{seed}"
-                seeds.append(
-                    setting.part(name, lambda n=f"{kind}{depth}", o=norm, s=seed: measure_one(setting, n, o, s))
-                )
-                bar.advance(f"{kind}{depth} {NORM_TITLES[norm]}, seed {seed}")
-            rows.append(joined(seeds, "seed", setting.seeds))
-    names = [f"{kind} {NORM_TITLES[norm]}" for kind, norm in networks]
-    dataset = joined(rows, "network", names, long_name="network and normalization")
-    return with_attributes(dataset, **setting.provenance(learning_rate=LEARNING_RATE))
+    networks = {f"{kind} {NORM_TITLES[norm]}": (kind, norm) for kind, norms in NETWORKS.items() for norm in norms}
+
+    def of_network(name: str, seed: int) -> xr.Dataset:
+        kind, norm = networks[name]
+        return measure_one(setting, f"{kind}{depth}", norm, seed)
+
+    dims, long_names = {"network": list(networks)}, {"network": "network and normalization"}
+    return over_networks(setting, "backward", of_network, dims, long_names=long_names, learning_rate=LEARNING_RATE)
 
 
 def measure_one(setting: Setting, net_name: str, norm: str, seed: int) -> xr.Dataset:

@@ -33,7 +33,7 @@ def measure(setting: Setting) -> xr.Dataset:
         place = scaled_layer(PUBLISHED["figure2"]["layer"], int(np.nanmax(depth)))
         return xr.merge([dataset.isel(layer=depth == place), kernels], combine_attrs="override")
 
-    return over_networks(setting, "figure2", measure_one, norms=NORMS)
+    return over_networks(setting, "figure2", measure_one, {"norm": NORMS})
 
 
 def draw(dataset: xr.Dataset) -> Figure:

@@ -61,7 +61,7 @@ def measure(setting: Setting) -> xr.Dataset:
         ]
         return joined(probed, "mini_batch", MINI_BATCHES, long_name="mini-batch of training")
 
-    return over_networks(fresh, "figure3", measure_one, norms=("none", "batch"), learning_rate=LEARNING_RATE)
+    return over_networks(fresh, "figure3", measure_one, {"norm": ("none", "batch")}, learning_rate=LEARNING_RATE)
 
 
 def both_directions(net: nn.Module, sgd: torch.optim.SGD, batch: Batch) -> xr.Dataset:

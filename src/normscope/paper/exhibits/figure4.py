@@ -71,7 +71,7 @@ def measure(setting: Setting) -> xr.Dataset:
             moments[name] = (dims, values, {"long_name": long_name, "units": "1"})
         return moments.assign_coords(depth=("layer", layers.values, layers.attrs))
 
-    return over_networks(setting, "figure4", measure_one, norms=("none", "batch"))
+    return over_networks(setting, "figure4", measure_one, {"norm": ("none", "batch")})
 
 
 def divergence_step_size(net: nn.Module, batch: object) -> float:

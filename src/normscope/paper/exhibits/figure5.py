@@ -28,7 +28,7 @@ def measure(setting: Setting) -> xr.Dataset:
     def measure_one(norm: str, seed: int) -> xr.Dataset:
         return channel_moments(setting.build(norm, seed), setting.first_batch(seed))
 
-    return over_networks(setting, "figure5", measure_one, norms=NORMS)
+    return over_networks(setting, "figure5", measure_one, {"norm": NORMS})
 
 
 def curves(dataset: xr.Dataset) -> xr.Dataset:

@@ -26,7 +26,7 @@ def measure(setting: Setting) -> xr.Dataset:
     def measure_one(norm: str, seed: int) -> xr.Dataset:
         return output_gradients(setting.build(norm, seed), setting.first_batch(seed))
 
-    return over_networks(setting, "figure6", measure_one, norms=NORMS)
+    return over_networks(setting, "figure6", measure_one, {"norm": NORMS})
 
 
 def largest_column(dataset: xr.Dataset) -> xr.DataArray:

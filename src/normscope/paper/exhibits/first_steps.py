@@ -1,6 +1,7 @@
 """The first ten updates: mostly wrong, then large corrections, or too large ones."""
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,10 +14,9 @@ from torch.nn import functional as F
 from normscope.descent.loop import Step, descend
 from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.figures.style import COLORS, figure_of
-from normscope.paper.exhibit import DEEP, NORM_TITLES, Exhibit, Setting, joined
+from normscope.paper.exhibit import DEEP, Exhibit, Setting, joined, over_networks
 from normscope.probes.output_gradients import common_part, mean_pairwise_cosine, predictions
-from normscope.results import labelled, with_attributes
-from normscope.runtime.progress import progress
+from normscope.results import labelled
 from normscope.statistics.claim import Claim, RatioClaim
 from normscope.statistics.verdict import CONTROL
 
@@ -37,20 +37,15 @@ CURVES = {
 def measure(setting: Setting) -> xr.Dataset:
     """SGD as in the paper (momentum 0.9, weight decay 5e-4); every value is that of the mini-batch of an update, in the
     network as it is before the update. NaN behind a loss that is not finite, which ends the descent."""
-    rows = []
-    with progress("first_steps", len(RUNS) * len(setting.seeds)) as bar:
-        for norm, lr in RUNS.values():
-            seeds = []
-            for seed in setting.seeds:
-                seeds.append(first_updates(setting, norm, lr, seed))
-                bar.advance(f"{NORM_TITLES[norm]}, learning rate {lr:g}, seed {seed}")
-            rows.append(joined(seeds, "seed", setting.seeds))
-    dataset = joined(rows, "run", list(RUNS), long_name="batch norm and learning rate")
-    return with_attributes(dataset, **setting.provenance(runs=RUNS))
+    dims, long_names = {"run": list(RUNS)}, {"run": "batch norm and learning rate"}
+    return over_networks(
+        setting, "first_steps", partial(first_updates, setting), dims, long_names=long_names, runs=RUNS
+    )
 
 
-def first_updates(setting: Setting, norm: str, lr: float, seed: int) -> xr.Dataset:
+def first_updates(setting: Setting, run: str, seed: int) -> xr.Dataset:
     """One run over `update`, from 0 to 10 taken."""
+    norm, lr = RUNS[run]
     net = setting.build(norm, seed)
     logits: list[Tensor] = []
     net.register_forward_hook(lambda _module, _inputs, output: logits.append(output.detach()))

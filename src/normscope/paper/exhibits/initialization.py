@@ -16,12 +16,11 @@ from normscope.descent.step_line import step_line
 from normscope.figures.style import COLORS, axis_label, figure_of, legend_once
 from normscope.model.loss import output_spread
 from normscope.model.state import untouched
-from normscope.paper.exhibit import DEEP, Exhibit, Setting, depth_of, joined
+from normscope.paper.exhibit import DEEP, Exhibit, Setting, depth_of, over_networks
 from normscope.paper.exhibits.figure5 import curves
 from normscope.probes.channel_moments import channel_moments
 from normscope.probes.sharpness import sharpness
-from normscope.results import labelled, with_attributes
-from normscope.runtime.progress import progress
+from normscope.results import labelled
 from normscope.statistics.claim import Bounded, Claim, RatioClaim, Scope
 from normscope.statistics.verdict import CONTROL
 
@@ -131,16 +130,20 @@ def measure(setting: Setting) -> xr.Dataset:
     paired by seed as far as a start's own numbers allow.
     """
     starts = [s for s in STARTS if s != "zero_residual" or setting.net.startswith("resnet")] + [REFERENCE]
-    rows, first_batches = [], [setting.first_batch(seed) for seed in setting.seeds]
-    with progress("initialization", len(starts) * len(setting.seeds)) as bar:
-        for start in starts:
-            seeds = []
-            for seed, batch in zip(setting.seeds, first_batches, strict=True):
-                seeds.append(measure_one(build(setting, start, seed), batch))
-                bar.advance(f"{start}, seed {seed}")
-            rows.append(joined(seeds, "seed", setting.seeds))
-    dataset = joined(rows, "init", starts, long_name="initialization")
-    return with_attributes(dataset, **setting.provenance(hessian_examples=EXAMPLES, tolerance=TOLERANCE))
+
+    def from_start(start: str, seed: int) -> xr.Dataset:
+        return measure_one(build(setting, start, seed), setting.first_batch(seed))
+
+    dims, long_names = {"init": starts}, {"init": "initialization"}
+    return over_networks(
+        setting,
+        "initialization",
+        from_start,
+        dims,
+        long_names=long_names,
+        hessian_examples=EXAMPLES,
+        tolerance=TOLERANCE,
+    )
 
 
 def growth(dataset: xr.Dataset) -> xr.DataArray:

@@ -34,7 +34,7 @@ def measure(setting: Setting) -> xr.Dataset:
         net = setting.build("none" if norm == "none" else "batch", seed)
         return gradient_cancellation(net, setting.first_batch(seed), frozen_statistics=norm == "frozen")
 
-    return over_networks(setting, "table1", measure_one, norms=NETWORKS)
+    return over_networks(setting, "table1", measure_one, {"norm": NETWORKS})
 
 
 def paper_layers(dataset: xr.Dataset) -> xr.Dataset:
