@@ -1,5 +1,6 @@
 """Claims as data: listed without measuring; replicas of the paper's own numbers pass, and every one can fail."""
 
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,6 @@ import xarray as xr
 
 from normscope.paper.exhibit import exhibits
 from normscope.paper.published import PUBLISHED
-from normscope.paper.tables import filled
 from normscope.statistics.claim import Claim
 from normscope.statistics.judgement import judge
 from normscope.statistics.score import counted, multiplicity_line, score, score_line
@@ -127,5 +127,6 @@ def test_kinds_are_counted_apart_and_weighed() -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/claims.md", "docs/apart.md"])
 def test_tables_in_the_docs_are_those_of_the_committed_results(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert filled(text, ROOT) == text, f"run python -m normscope.paper.tables {page}"
+    filled = runpy.run_path(str(ROOT / "docs" / "claim_tables.py"))["filled"]
+    assert filled(text, ROOT) == text, f"run python docs/claim_tables.py {page}"
     assert "<!-- end -->" in text

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import replicas
 import xarray as xr
 
 from normscope.descent.outcome import Outcome
-from normscope.paper import reduced, replicas
+from normscope.paper import reduced
 from normscope.paper.exhibits import figure1_reduced
 from normscope.paper.exhibits.figure1_reduced import CLAIMS, EXHIBIT, at_gate, finished, gathered, name_of, passes
 from normscope.paper.reduced import ARMS, PROTOCOL, configs

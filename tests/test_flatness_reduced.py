@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+import replicas
 import xarray as xr
 
-from normscope.paper import replicas
 from normscope.paper.exhibits.figure1_reduced import gathered
 from normscope.paper.exhibits.flatness_reduced import AT_LOSS, CLAIMS, EXHIBIT, sharpness_of
 from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED

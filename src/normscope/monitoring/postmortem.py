@@ -100,10 +100,15 @@ def find_cause(
     Args:
         rescued: the weights that made the loss, where the model no longer has them.
     """
+
+    def loss_of(module: nn.Module, given: Batch) -> Tensor:
+        with autocast():
+            return (loss_fn or default_loss)(module, given)
+
     with untouched(model), uncompiled():
         if rescued:
             put_weights(model, rescued)
-        cause, layer, example, what = _cause(model, batch, before, loss_fn, autocast)
+        cause, layer, example, what = _cause(model, batch, before, loss_of)
         if not before.weights and not _finite(model.parameters()):
             return Postmortem(
                 cause, layer, example, _sentence(step, loss, what, cause, before, math.nan), math.nan, xr.Dataset()
@@ -115,7 +120,7 @@ def find_cause(
             if before.weights:
                 put_weights(model, before.weights)
             try:
-                sizes, multiple = _along_step(model, optimizer, batch, loss_fn, autocast)
+                sizes, multiple = _along_step(model, optimizer, batch, loss_of)
                 rate = multiple * _rate(optimizer)
             except NormscopeError:
                 pass  # this mini-batch has no step from there: then there is nothing to draw
@@ -125,9 +130,7 @@ def find_cause(
     return Postmortem(cause, layer, example, _sentence(step, loss, what, cause, before, rate), rate, sizes)
 
 
-def _cause(
-    model: nn.Module, batch: Batch, before: Before, loss_fn: LossFn | None, autocast: Callable[[], Any]
-) -> tuple[str, str, int | None, str]:
+def _cause(model: nn.Module, batch: Batch, before: Before, loss: LossFn) -> tuple[str, str, int | None, str]:
     """Cause, layer, example, and what was seen in words."""
     for place, tensor in tensors_of(batch).items():
         if not tensor.is_floating_point() or not tensor.numel():
@@ -150,7 +153,7 @@ def _cause(
     broken = _broken_layer(model, before)
     if broken is not None:
         return "broken layer", broken[0], None, broken[1]
-    first = _first_not_finite(model, batch, loss_fn, autocast)
+    first = _first_not_finite(model, batch, loss)
     if first is not None:
         layer, example, size_before, low_precision = first
         grown = _growth(size_before, before)
@@ -158,10 +161,10 @@ def _cause(
             why = f"{layer} gives what is not finite from inputs that are, at example {example}"
             return "overflow", layer, example, why
         return "rate", layer, None, f"the activations grew {number(grown)} times, and {layer} was the first to overflow"
-    if before.weights and _loss(model, batch, loss_fn, autocast, before.weights) > 10 * max(before.loss, 1e-8):
-        examples = _losses_apart(model, batch, loss_fn, autocast)
+    if before.weights and _loss(model, batch, loss, before.weights) > 10 * max(before.loss, 1e-8):
+        examples = _losses_apart(model, batch, loss)
         return "bad batch", "", examples, "the batch has so large a loss also with the weights of before"
-    layer, grown = _most_grown(model, batch, before, loss_fn, autocast)
+    layer, grown = _most_grown(model, batch, before, loss)
     return (
         "rate",
         layer,
@@ -195,9 +198,7 @@ def _largest(tensor: Any) -> float:
     return float(torch.as_tensor(tensor).detach().double().abs().amax())
 
 
-def _first_not_finite(
-    model: nn.Module, batch: Batch, loss_fn: LossFn | None, autocast: Callable[[], Any]
-) -> tuple[str, int, dict[str, float], bool] | None:
+def _first_not_finite(model: nn.Module, batch: Batch, loss: LossFn) -> tuple[str, int, dict[str, float], bool] | None:
     """The first layer whose output is not finite, the first example there, the sizes of the layers before it, and
     whether it ran in fewer bits than 32."""
     sizes: dict[str, float] = {}
@@ -214,20 +215,19 @@ def _first_not_finite(
         found.append((call.name, rows[0] if rows else 0, y.dtype in (torch.float16, torch.bfloat16)))
 
     model.train()
-    _pass_recorded(model, batch, loss_fn, autocast, on_call)
+    _pass_recorded(model, batch, loss, on_call)
     return (found[0][0], found[0][1], sizes, found[0][2]) if found else None
 
 
 def _pass_recorded(
     model: nn.Module,
     batch: Batch,
-    loss_fn: LossFn | None,
-    autocast: Callable[[], Any],
+    loss: LossFn,
     on_call: Callable[[LayerCall], None],
 ) -> None:
     def passed() -> None:
-        with autocast(), record_calls(model, on_call):
-            (loss_fn or default_loss)(model, batch)
+        with record_calls(model, on_call):
+            loss(model, batch)
 
     without_graph(passed)
 
@@ -238,32 +238,24 @@ def _growth(sizes: Mapping[str, float], before: Before) -> float:
     return max(grown, default=1.0)
 
 
-def _most_grown(
-    model: nn.Module, batch: Batch, before: Before, loss_fn: LossFn | None, autocast: Callable[[], Any]
-) -> tuple[str, float]:
+def _most_grown(model: nn.Module, batch: Batch, before: Before, loss: LossFn) -> tuple[str, float]:
     sizes: dict[str, float] = {}
-
-    def on_call(call: LayerCall) -> None:
-        sizes[call.name] = float(root_mean_square(call.output.detach()))
-
-    _pass_recorded(model, batch, loss_fn, autocast, on_call)
+    _pass_recorded(model, batch, loss, lambda call: sizes.__setitem__(call.name, float(root_mean_square(call.output))))
     grown = {n: size / before.activations[n] for n, size in sizes.items() if before.activations.get(n, 0) > 0}
     return max(grown.items(), key=lambda row: row[1], default=("", math.nan))
 
 
-def _loss(
-    model: nn.Module, batch: Batch, loss_fn: LossFn | None, autocast: Callable[[], Any], weights: Mapping[str, Any]
-) -> float:
+def _loss(model: nn.Module, batch: Batch, loss: LossFn, weights: Mapping[str, Any]) -> float:
     def passed() -> float:
-        with untouched(model), autocast():
+        with untouched(model):
             put_weights(model, weights)
-            return float((loss_fn or default_loss)(model, batch).detach())
+            return float(loss(model, batch).detach())
 
     value = without_graph(passed)
     return math.inf if math.isnan(value) else value
 
 
-def _losses_apart(model: nn.Module, batch: Batch, loss_fn: LossFn | None, autocast: Callable[[], Any]) -> int | None:
+def _losses_apart(model: nn.Module, batch: Batch, loss: LossFn) -> int | None:
     """The example with the largest loss of its own; None where the batch cannot be taken apart."""
     count = num_examples(batch)
     if count is None:
@@ -273,8 +265,7 @@ def _losses_apart(model: nn.Module, batch: Batch, loss_fn: LossFn | None, autoca
     for i in range(count):
         one = take(batch, [i])
         try:
-            with autocast():
-                losses.append(float(loss_value(model, one, loss_fn)))
+            losses.append(float(loss_value(model, one, loss)))
         except Exception:  # a loss may need several examples
             return None
     model.train()
@@ -285,18 +276,13 @@ def _along_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
-    loss_fn: LossFn | None,
-    autocast: Callable[[], Any],
+    loss: LossFn,
 ) -> tuple[xr.Dataset, float]:
     """Activation sizes at fractions of the step that the optimizer, without what it remembers, makes at its rate, and
     the multiple of it at which the loss rises."""
     fresh = copy.copy(optimizer)
     fresh.state = defaultdict(dict)
     rows: list[dict[str, float]] = []
-
-    def loss(module: nn.Module, given: Any) -> Tensor:
-        with autocast():
-            return (loss_fn or default_loss)(module, given)
 
     with step_line(model, batch, loss, direction=NextUpdate(fresh, model)) as line:
         critical = critical_multiple(lambda s: float(line.loss_at(s)), float(line.loss))

@@ -234,7 +234,7 @@ def over_networks(
             parts = [measured((*place, value), bar) for value in axes[dim]]
             return joined(parts, dim, axes[dim], long_names.get(dim))
         *values, seed = place
-        said = f"{', '.join(NORM_TITLES.get(value, value) for value in values)}, seed {seed}"
+        said = f"{', '.join(str(NORM_TITLES.get(value, value)) for value in values)}, seed {seed}"
         bar.advance(said, by=0)
         found = setting.part("-".join([name, *values, f"seed{seed}"]), lambda: measure_one(*place))
         bar.advance(said)

@@ -14,7 +14,7 @@ mean 1 and second moment M + 1, so that the effective rank (sum x)^2 / sum x^2 f
 """
 
 from collections.abc import Sequence
-from math import comb, pi
+from math import pi
 
 import numpy as np
 import xarray as xr
@@ -29,21 +29,6 @@ def fuss_catalan_edge(num_factors: int) -> float:
     """The largest singular value of the product of `num_factors` large matrices: sqrt((M+1)^{M+1} / M^M)."""
     m = _checked(num_factors)
     return float(((m + 1) * (1 + 1 / m) ** m) ** 0.5)
-
-
-def fuss_catalan_moment(order: int, num_factors: int) -> int:
-    """Mean of x^order under the law: the Fuss-Catalan number binom((M+1)k, k) / (Mk + 1)."""
-    m = _checked(num_factors)
-    return comb((m + 1) * order, order) // (m * order + 1)
-
-
-def fuss_catalan_density(x: ArrayLike, num_factors: int) -> Floats:
-    """Density at the squared singular values `x`, of any shape; inf at zero, zero outside the support."""
-    m, x = _checked(num_factors), np.asarray(x, np.float64)
-    small, full, wide = _sines(x, m)
-    with np.errstate(divide="ignore", over="ignore"):
-        inside = small**2 / (pi * full) * (wide / full) ** (m - 1)
-    return np.where((x >= 0) & (x < fuss_catalan_edge(m) ** 2), inside, 0.0)
 
 
 def fuss_catalan_cdf(x: ArrayLike, num_factors: int) -> Floats:

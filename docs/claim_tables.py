@@ -1,4 +1,4 @@
-"""Tables of claims in Markdown, from results: `python -m normscope.paper.tables FILE ...` writes them between
+"""Tables of claims in Markdown, from results: `python docs/claim_tables.py FILE ...` writes them between
 the markers
 
     <!-- claims: FOLDER -->   ...   <!-- end -->        (also `score` and `line` in place of `claims`)
