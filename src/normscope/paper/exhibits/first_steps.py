@@ -1,7 +1,6 @@
 """The first ten updates: mostly wrong, then large corrections, or too large ones."""
 
 import math
-from functools import partial
 
 import numpy as np
 import torch
@@ -43,9 +42,8 @@ def measure(setting: Setting) -> xr.Dataset:
     )
 
 
-def first_updates(setting: Setting, run: str, seed: int) -> xr.Dataset:
+def first_updates(setting: Setting, norm: str, lr: float, seed: int) -> xr.Dataset:
     """One run over `update`, from 0 to 10 taken."""
-    norm, lr = RUNS[run]
     net = setting.build(norm, seed)
     logits: list[Tensor] = []
     net.register_forward_hook(lambda _module, _inputs, output: logits.append(output.detach()))
