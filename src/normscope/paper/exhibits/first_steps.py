@@ -37,9 +37,11 @@ def measure(setting: Setting) -> xr.Dataset:
     """SGD as in the paper (momentum 0.9, weight decay 5e-4); every value is that of the mini-batch of an update, in the
     network as it is before the update. NaN behind a loss that is not finite, which ends the descent."""
     dims, long_names = {"run": list(RUNS)}, {"run": "batch norm and learning rate"}
-    return over_networks(
-        setting, "first_steps", partial(first_updates, setting), dims, long_names=long_names, runs=RUNS
-    )
+
+    def run_of(run: str, seed: int) -> xr.Dataset:
+        return first_updates(setting, *RUNS[run], seed)
+
+    return over_networks(setting, "first_steps", run_of, dims, long_names=long_names, runs=RUNS)
 
 
 def first_updates(setting: Setting, norm: str, lr: float, seed: int) -> xr.Dataset:
