@@ -1,14 +1,16 @@
-"""Does every probe work on models of timm and transformers as they come, and leave no trace?
+"""Does every call work on models of timm, transformers, pytorchcv and torch_geometric as they come, and leave no trace?
 
-Small models built from their configs, with random weights and inputs, under every probe. A call is *right* where it
-gives an answer, *refused* where it says in one line what it cannot measure, a *bug* where it raises anything else or
-calls itself one; and after each the model's state, modes, hooks and torch's random numbers are compared bit for bit.
+Small models built from their configs, with random weights and inputs, under every probe, a diagnosis, a check and a
+watch. A call is *right* where it gives an answer, *refused* where it says in one line what it cannot measure, a *bug*
+where it raises anything else or calls itself one; and after each the model's state, modes, hooks and torch's random
+numbers are compared bit for bit. The numbers of `TWINS` are compared with those of the model in float64.
 
     python -m benchmarks.zoo [rows.json [NAME ...]]
 
 Rows are written after each model, and models that are in the file already are not run again.
 """
 
+import copy
 import importlib
 import json
 import sys
@@ -24,20 +26,40 @@ import normscope as ns
 from benchmarks.machine import about, headline, write_json
 from normscope.errors import InternalError, NormscopeError
 
-PROBES: dict[str, Callable[[nn.Module, Any], Any]] = {
+Call = Callable[..., Any]
+
+PROBES: dict[str, Call] = {
     "channel_moments": ns.channel_moments,
     "gradient_cancellation": ns.gradient_cancellation,
     "gradient_histogram": ns.gradient_histogram,
-    "gradient_noise": lambda model, batch: ns.gradient_noise(model, batch, partitions=2),
+    "gradient_noise": lambda model, batch, **k: ns.gradient_noise(model, batch, partitions=2, **k),
     "gradient_norms": ns.gradient_norms,
-    "input_jacobian": lambda model, batch: ns.input_jacobian(model, batch, num_examples=1),
-    "moments_along_step": lambda model, batch: ns.moments_along_step(model, batch, step_size=0.01),
+    "input_jacobian": lambda model, batch, **_: ns.input_jacobian(model, batch, num_examples=1),
+    "moments_along_step": lambda model, batch, **k: ns.moments_along_step(model, batch, step_size=0.01, **k),
     "output_gradients": ns.output_gradients,
-    "relative_loss": lambda model, batch: ns.relative_loss(model, batch, step_sizes=[0.01, 1.0]),
-    "sharpness": lambda model, batch: ns.sharpness(model, batch, max_products=4),
-    "with_norm": lambda model, batch: ns.with_norm(model, "batch", batch=batch),
-    "with_init": lambda model, batch: ns.with_init(model, "orthogonal", seed=0),
+    "relative_loss": lambda model, batch, **k: ns.relative_loss(model, batch, step_sizes=[0.01, 1.0], **k),
+    "sharpness": lambda model, batch, **k: ns.sharpness(model, batch, max_products=4, **k),
+    "with_norm": lambda model, batch, **_: ns.with_norm(model, "batch", batch=batch),
+    "with_init": lambda model, batch, **_: ns.with_init(model, "orthogonal", seed=0),
+    "diagnose": lambda model, batch, **k: ns.diagnose(model, [batch] * 2, optimizer="sgd", seconds=1.0, **k),
+    "check": lambda model, batch, **k: ns.check(
+        model, [batch] * 2, optimizer="sgd", lr=0.01, steps=4, seeds=1, workers=1, **k
+    ),
+    "watch": lambda model, batch, **k: watched(model, batch, **k),
 }
+
+TWINS = {"gradient_norms": "weight_gradient_norm", "channel_moments": "mean", "relative_loss": "relative_loss"}
+"""Variables that are also measured in float64."""
+
+
+def watched(model: nn.Module, batch: Any, loss_fn: Any = None) -> None:
+    """One step is measured; what a watch cannot measure is a note."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with ns.watch(model, optimizer, loss_fn, every=1) as watch:
+        watch.step(1.0, batch)
+    if watch.notes:
+        raise NormscopeError(watch.notes[0])
+
 
 TEXT = (
     *("GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTNeoXForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"),
@@ -94,6 +116,46 @@ IMAGES = tuple(_IMAGES.split())
 """timm's, at 64 x 64 where they take it."""
 
 
+_CV = """
+    resnet10 preresnet10 seresnet10 sepreresnet10 resnext14_16x4d bninception
+    mobilenet_wd4 fdmobilenet_wd4 mobilenetv2_wd4 shufflenet_g1_wd4
+    shufflenetv2_wd2 menet108_8x1_g3 condensenet74_c4_g4 igcv3_wd4 mnasnet_small
+    proxylessnas_cpu fbnet_cb efficientnet_b0 xdensenet121_2 densenet121 diracnet18v2 resnet20_cifar10
+    nin_cifar10 wrn16_10_cifar10 ror3_56_cifar10 rir_cifar10 resdropresnet20_cifar10 pyramidnet110_a48_cifar10
+    shakeshakeresnet20_2x16d_cifar10 irevnet301 bagnet9 dla34 airnet50_1x64d_r2 ibn_resnet50 sknet50 hrnet_w18_small_v1
+    vovnet27s ghostnet spnasnet
+"""
+
+CV = tuple(f"pytorchcv:{name}" for name in _CV.split())
+"""pytorchcv's, at 64 x 64 (32 x 32 for those of CIFAR)."""
+
+GRAPHS = tuple(f"graph:{name}" for name in ("GCN", "GraphSAGE", "GAT", "GIN", "EdgeCNN"))
+"""torch_geometric's, on one graph of 12 nodes."""
+
+
+def cv_model(name: str) -> tuple[nn.Module, Any]:
+    provider: Any = importlib.import_module("pytorchcv.model_provider")
+    name = name.partition(":")[2]
+    if name.endswith("cifar10"):
+        return provider.get_model(name), (torch.randn(4, 3, 32, 32), torch.arange(4) % 3)
+    net = provider.get_model(name, num_classes=3)
+    if isinstance(getattr(net.features, "final_pool", None), nn.AvgPool2d):
+        net.features.final_pool = nn.AdaptiveAvgPool2d(1)  # theirs is for 224 x 224
+    return net, (torch.randn(4, 3, 64, 64), torch.arange(4) % 3)
+
+
+def graph_model(name: str) -> tuple[nn.Module, Any]:
+    nets: Any = importlib.import_module("torch_geometric.nn")
+    data: Any = importlib.import_module("torch_geometric.data")
+    net = getattr(nets, name.partition(":")[2])(8, 16, num_layers=2, out_channels=3, norm="batch")
+    edges = torch.stack([torch.arange(12), (torch.arange(12) + 1) % 12])
+    return net, data.Data(x=torch.randn(12, 8), edge_index=edges, y=torch.arange(12) % 3)
+
+
+def graph_loss(model: nn.Module, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(model(batch.x, batch.edge_index), batch.y)
+
+
 def text_model(name: str) -> tuple[nn.Module, Any]:
     family: Any = getattr(importlib.import_module("transformers"), name)
     default = family.config_class()
@@ -129,44 +191,88 @@ def is_same(before: list[Any], after: list[Any]) -> bool:
     return bits and before[1:] == after[1:]
 
 
+def build(name: str) -> tuple[nn.Module, Any, dict[str, Any]]:
+    """A model, a batch, and the keyword arguments that each call is given."""
+    if name.startswith("graph:"):
+        return *graph_model(name), {"loss_fn": graph_loss}
+    make = cv_model if name.startswith("pytorchcv:") else text_model if name in TEXT else image_model
+    return *make(name), {}
+
+
+def error_of_twin(probe: str, model: nn.Module, batch: Any, given: dict[str, Any], found: Any) -> float | None:
+    """The largest difference from float64, over the largest number; None where there is no twin (dropout)."""
+
+    def numbers(model: nn.Module, batch: Any, seed: int) -> Any:
+        torch.manual_seed(seed)
+        return PROBES[probe](model, batch, **given)[TWINS[probe]].values
+
+    if given or (numbers(model, batch, 0) != numbers(model, batch, 1)).any():
+        return None
+    double = (
+        {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+        if isinstance(batch, dict)
+        else (batch[0].double(), batch[1])
+    )
+    expected = numbers(copy.deepcopy(model).double(), double, 0)
+    difference = abs(found[TWINS[probe]].values - expected)
+    return float(difference.max() / abs(expected).max())
+
+
+def tried(probe: str, model: nn.Module, batch: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """One call: its outcome, whether it left a trace, how long it took, what it said."""
+    before, began, said, found = state(model), time.perf_counter(), "", None
+    try:
+        found = PROBES[probe](model, batch, **given)
+        outcome = "right"
+    except InternalError as error:
+        outcome, said = "bug", str(error)
+    except NormscopeError as error:
+        outcome, said = "refused", str(error)
+    except Exception as error:
+        outcome, said = "bug", f"{type(error).__name__}: {error}"
+    seconds = time.perf_counter() - began
+    row = {"probe": probe, "outcome": outcome, "trace": not is_same(before, state(model)), "seconds": seconds}
+    if found is not None and probe in TWINS:
+        try:
+            row["twin"] = error_of_twin(probe, model, batch, given, found)
+        except Exception:  # the model itself does not compute in float64
+            row["twin"] = None
+    return row | {"said": said}
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    names = sys.argv[2:] or [*TEXT, *IMAGES]
+    names = sys.argv[2:] or [*TEXT, *IMAGES, *CV, *GRAPHS]
     print((__doc__ or "").split("\n")[0], headline(), sep="\n")
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path and path.exists() else []
     for name in [name for name in names if all(row["model"] != name for row in rows)]:
         torch.manual_seed(0)
         try:
-            model, batch = text_model(name) if name in TEXT else image_model(name)
+            model, batch, given = build(name)
+            given["loss_fn"](model, batch) if given else model(**batch) if isinstance(batch, dict) else model(batch[0])
         except Exception as error:  # another release of the package has other names
             print(f"{name}: not built: {type(error).__name__}: {str(error)[:200]}", flush=True)
             continue
-        model(**batch) if isinstance(batch, dict) else model(batch[0])  # lazy parts are there from here on
-        for probe, call in PROBES.items():
-            before, began, said = state(model), time.perf_counter(), ""
-            try:
-                call(model, batch)
-                outcome = "right"
-            except InternalError as error:
-                outcome, said = "bug", str(error)
-            except NormscopeError as error:
-                outcome, said = "refused", str(error)
-            except Exception as error:
-                outcome, said = "bug", f"{type(error).__name__}: {error}"
-            seconds = time.perf_counter() - began
-            trace = not is_same(before, state(model))
-            row = {"model": name, "probe": probe, "outcome": outcome, "trace": trace, "seconds": seconds, "said": said}
+        for probe in PROBES:
+            row = {"model": name, **tried(probe, model, batch, given)}
             rows.append(row)
-            if said or trace:
-                print(f"{name} {probe}: {outcome}{', TRACE' if trace else ''}: {said[:300]}", flush=True)
+            if row["said"] or row["trace"]:
+                print(
+                    f"{name} {probe}: {row['outcome']}{', TRACE' if row['trace'] else ''}: {row['said'][:300]}",
+                    flush=True,
+                )
+            if (row.get("twin") or 0) > 0.01:
+                print(f"{name} {probe}: {row['twin']:.2g} from float64", flush=True)
         of_model = [row for row in rows if row["model"] == name]
-        counts = {kind: sum(row["outcome"] == kind for row in of_model) for kind in ("right", "refused", "bug")}
-        print(f"{name}: {counts}, {sum(row['seconds'] for row in of_model):.1f} s", flush=True)
+        print(f"{name}: {counts(of_model)}, {sum(row['seconds'] for row in of_model):.1f} s", flush=True)
         if path is not None:
             write_json(str(path), {**about(), "rows": rows})
-    counts = {kind: sum(row["outcome"] == kind for row in rows) for kind in ("right", "refused", "bug")}
-    print(f"{len(rows)} calls: {counts}; {sum(row['trace'] for row in rows)} left a trace")
+    print(f"{len(rows)} calls: {counts(rows)}; {sum(row['trace'] for row in rows)} left a trace")
+
+
+def counts(rows: list[dict[str, Any]]) -> dict[str, int]:
+    return {kind: sum(row["outcome"] == kind for row in rows) for kind in ("right", "refused", "bug")}
 
 
 if __name__ == "__main__":

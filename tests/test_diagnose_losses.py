@@ -16,6 +16,7 @@ from normscope.diagnosis.faults import schedule
 from normscope.diagnosis.finding import Finding, as_findings
 from normscope.diagnosis.loss_terms import Split, loss_terms
 from normscope.diagnosis.mixing import mixing
+from normscope.model.best_constant import best_constant_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread_throughout")
 
@@ -210,3 +211,23 @@ def test_a_schedule_that_ends_the_training_is_told_by_its_rates(scheduler: Any, 
     if suspicion is not None:
         assert suspicion.numbers["moving_steps"] == 8 and "From step 8 of 40 on" in suspicion.sentence
     assert schedule.FAULT.suspected(Facts(None)) is None  # type: ignore[misc, arg-type]
+
+
+class Graph:
+    """A batch of somebody's own class, which says nothing of examples or labels."""
+
+    def __init__(self) -> None:
+        (self.x, self.y), self.next = blobs(12), torch.arange(12).roll(1)
+
+
+def test_a_batch_of_its_own_class_leaves_no_trace() -> None:
+    """Its loss is fitted by a constant, and the model runs for that."""
+    model, graph = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)), Graph()
+
+    def loss_fn(model: nn.Module, batch: Graph) -> Tensor:
+        return F.cross_entropy(model(batch.x + batch.x[batch.next]), batch.y)
+
+    with no_trace(model):
+        ns.diagnose(model, [graph, graph], loss_fn=loss_fn, optimizer="sgd", seconds=2.0)
+    with no_trace(model):
+        assert best_constant_loss(model, [graph], loss_fn) < 1.39

@@ -152,8 +152,8 @@ def diagnosis(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     some = islice(starts.batches(None), limit if number_of is None else min(limit, number_of))
     taken = [on_device(batch, device) for batch in some]
-    return as_tree(
-        diagnosed(
+    with untouched(model):
+        found = diagnosed(
             model,
             taken,
             recipe,
@@ -165,7 +165,7 @@ def diagnosis(
             instance=starts.from_instance,
             schedule=schedule,
         )
-    )
+    return as_tree(found)
 
 
 def diagnosed(

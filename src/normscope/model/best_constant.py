@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from normscope.model.batch import Batch
 from normscope.model.output import outputs_in_place
+from normscope.model.state import untouched
 
 MOST_NUMBERS = 2**20
 """A constant of more entries than this is not fitted."""
@@ -52,17 +53,18 @@ def best_constant_loss(model: nn.Module, batches: Sequence[Batch], loss: Callabl
     """The lowest mean loss over the batches at any constant output, for a loss that calls the model as a whole.
 
     A constant is one number for every entry of an example's output; where labels have a position, one for every class,
-    the same at all positions. Runs the model once, in the mode it is in.
+    the same at all positions. Runs the model once, in the mode it is in, and leaves no trace.
 
     Returns:
         NaN where the loss does not follow from what the model gives: it calls parts of it, is computed inside of it, or
         differentiates the output by the input.
     """
     try:
-        given = _given(model, batches[0], loss)
-        if given is None or sum(map(math.prod, given.shapes(batches[0]))) > MOST_NUMBERS:
-            return math.nan
-        return _fitted(model, batches, loss, given)
+        with untouched(model):
+            given = _given(model, batches[0], loss)
+            if given is None or sum(map(math.prod, given.shapes(batches[0]))) > MOST_NUMBERS:
+                return math.nan
+            return _fitted(model, batches, loss, given)
     except Exception:  # somebody's loss, of what no model of theirs would give: then nothing is known
         return math.nan
 
