@@ -41,7 +41,8 @@ TINY = Scale(
     deeper_net="resnet8", deeper_lrs={"batch": 0.1, "final": 0.03, "none": 0.003}, reduced="",
 )  # fmt: skip
 
-# In a process of its own: Ray's own warnings are not ours to judge. Answers "gone" when the second node is.
+# In a process of its own: Ray's own warnings are not ours to judge. Kills the second node, or adds one again, and
+# answers "gone" or "here".
 CLUSTER = """
 import os, sys
 from ray.cluster_utils import Cluster
@@ -55,10 +56,22 @@ second = cluster.add_node(**small)
 cluster.wait_for_nodes()
 print(cluster.address, flush=True)
 for line in sys.stdin:
-    cluster.remove_node(second, allow_graceful=False)
-    print("gone", flush=True)
+    if line == "kill\\n":
+        cluster.remove_node(second, allow_graceful=False)
+    else:
+        second = cluster.add_node(**small)
+        cluster.wait_for_nodes()
+    print("gone" if line == "kill\\n" else "here", flush=True)
 cluster.shutdown()
 """
+
+
+def ask(process: subprocess.Popen[str], word: str) -> str:
+    """Tell the cluster's process to "kill" or "add" the second node; its answer."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(f"{word}\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
 
 
 @pytest.fixture(scope="module")
@@ -213,9 +226,7 @@ def test_with_a_node_killed_midway_no_run_is_lost_or_done_twice(cluster, tmp_pat
     configs = [replace(SLOW, epochs=16, seed=seed) for seed in range(4)]  # the other node must not be done with all
     sweep = sweeping(tmp_path / "out", configs, address)
     wait_for_both(sweep, nodes)
-    process.stdin.write("kill\n")
-    process.stdin.flush()
-    assert process.stdout.readline() == "gone\n"
+    assert ask(process, "kill") == "gone"
     assert sweep.poll() is None, "the sweep was over before the node was killed"
     begun = {path.name for path in nodes.glob(f"1/{scratch().name}/[!.]*")}
     assert begun <= set(map(key, configs)) and len(begun) == 1, "it left a run behind"

@@ -63,7 +63,7 @@ def fork(folder):
 for child in [fork(Path(sys.argv[2])), fork(Path(sys.argv[2]))]:
     os.waitpid(child, 0)
 
-moments, kills, ended, longest = random.Random(0), 0, False, float(sys.argv[4])
+moments, kills, ended, longest = random.Random(int(sys.argv[5])), 0, False, float(sys.argv[4])
 while not ended:
     child = fork(Path(sys.argv[3]))
     time.sleep(moments.uniform(0.02, longest))
@@ -107,15 +107,15 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def disturb(configs: list[RunConfig], tmp_path: Path, *, longest: float) -> int:
+def disturb(configs: list[RunConfig], tmp_path: Path, *, longest: float, seed: int = 0) -> int:
     """Sweep into `shared` by two drivers at once, into `killed` by drivers killed after at most so many seconds.
 
     How many were killed, at most 20: the next one ends the sweep.
     """
-    (shared := tmp_path / "shared").mkdir()
+    (shared := tmp_path / "shared").mkdir(parents=True)
     (killed := tmp_path / "killed").mkdir()
     values = json.dumps([config.to_mapping() for config in configs])
-    arguments = [sys.executable, "-c", SWEEP, values, str(shared), str(killed), str(longest)]
+    arguments = [sys.executable, "-c", SWEEP, values, str(shared), str(killed), str(longest), str(seed)]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     trained = [line for path in shared.glob("trained by *") for line in path.read_text().split()]

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from zoo import ZOO, by_name, disturb, fingerprint, no_trace, scaled
+from zoo import ZOO, by_name, disturb, everything, fingerprint, no_trace, scaled
 
 import normscope
 from normscope.diagnosis.diagnose import diagnose
@@ -310,33 +310,22 @@ CHANGING = [
 BATCH = torch.randn(6, 7, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4
 
 
-def everything(model):
-    """The fingerprint, and which objects all attributes are."""
-    found = fingerprint(model, BATCH)
-    for path, module in model.named_modules():
-        found[f"{path}: objects"] = (type(module), {name: id(value) for name, value in vars(module).items()})
-        found |= {f"{path}.{name}: memory": p.data_ptr() for name, p in module._parameters.items() if p is not None}
-        hooks = [(p._backward_hooks, p._post_accumulate_grad_hooks) for p in module.parameters(recurse=False)]
-        found[f"{path}: hooks of tensors"] = [tuple(len(each or ()) for each in pair) for pair in hooks]
-    return found
-
-
 @pytest.mark.parametrize("build", CHANGING)
 def test_a_model_that_changes_itself_comes_back_as_it_was(build):
     torch.manual_seed(0)
     model = disturb(build())
-    before, remembered = everything(model), model.remembered() if build is Remembers else None
+    before, remembered = everything(model, BATCH), model.remembered() if build is Remembers else None
     with untouched(model) as saved:
         first = default_loss(model, BATCH)
         first.backward()
-        assert everything(model) != before
+        assert everything(model, BATCH) != before
         saved.restore()
         saved.restore()
-        assert {k: v for k, v in everything(model).items() if k != "random state"} == {
+        assert {k: v for k, v in everything(model, BATCH).items() if k != "random state"} == {
             k: v for k, v in before.items() if k != "random state"
         }
         default_loss(model, BATCH).backward()
-    assert everything(model) == before
+    assert everything(model, BATCH) == before
     assert not isinstance(model, Remembers) or model.remembered() == remembered
     torch.manual_seed(1)
     expected = default_loss(build_again(build), BATCH)
@@ -357,11 +346,11 @@ def build_again(build, probed=False):
 def test_probes_of_a_model_that_changes_itself(build):
     torch.manual_seed(0)
     model = build()
-    before, remembered = everything(model), model.remembered() if build is Remembers else None
+    before, remembered = everything(model, BATCH), model.remembered() if build is Remembers else None
     found = relative_loss(model, BATCH, step_sizes=[1e-9, 0.1, 0.2])
     moments = moments_along_step(model, BATCH, step_size=0.2, fractions=[0.0, 0.5, 1.0], layers="body")
     channel_moments(model, BATCH)
-    assert everything(model) == before
+    assert everything(model, BATCH) == before
     assert not isinstance(model, Remembers) or model.remembered() == remembered
     # every point starts from the model as it was: nothing that a pass did is there in the next one
     assert float(found["relative_loss"][0]) == pytest.approx(1, abs=1e-6)
@@ -373,9 +362,9 @@ def test_probes_of_a_model_that_changes_itself(build):
 def test_a_diagnosis_of_a_model_that_changes_itself_blames_no_batch(build):
     torch.manual_seed(0)
     model = build()
-    before = everything(model)
+    before = everything(model, BATCH)
     diagnose(model, [BATCH] * 3, optimizer="sgd")
-    assert everything(model) == before
+    assert everything(model, BATCH) == before
 
 
 def test_a_buffer_that_was_left_with_a_graph_keeps_it():
@@ -413,13 +402,13 @@ def test_the_public_name_is_the_function():
 
 def test_a_context_that_was_lost_open_does_not_restore_later_on():
     model = by_name("batch_norm").build(0)
-    before = everything(model)
+    before = everything(model, BATCH)
     with untouched(model):
         model[0].weight.data.zero_()
         lost = untouched(model)
         lost.__enter__()
         model.eval()
-    assert everything(model) == before
+    assert everything(model, BATCH) == before
     model.eval()
     lost.__exit__(None, None, None)
     assert not model.training
@@ -460,7 +449,7 @@ def test_an_interrupt_at_any_moment_leaves_no_trace():
         for model, probe in probes_to_interrupt():
             start = time.perf_counter()
             probe(model)
-            took, before = time.perf_counter() - start, everything(model)
+            took, before = time.perf_counter() - start, everything(model, BATCH)
             begun, wanted = time.perf_counter(), arrived + 10
             # For a while; on a busy machine, where few signals arrive in time, longer.
             while (lasted := time.perf_counter() - begun) < 0.4 or (arrived < wanted and lasted < 20):
@@ -473,7 +462,7 @@ def test_an_interrupt_at_any_moment_leaves_no_trace():
                 except Alarm as error:
                     kept = error  # with all frames: nothing may wait until they are dropped
                     arrived += 1
-                assert everything(model) == before
+                assert everything(model, BATCH) == before
                 assert signal.getsignal(signal.SIGALRM) is ring
     finally:
         signal.signal(signal.SIGALRM, old)
@@ -482,10 +471,10 @@ def test_an_interrupt_at_any_moment_leaves_no_trace():
 
 def test_a_signal_while_restoring_is_handled_when_the_model_is_back(monkeypatch):
     model, handled = by_name("batch_norm").build(0), []
-    before = everything(model)
+    before = everything(model, BATCH)
 
     def handler(signum, _frame):
-        handled.append((signum, everything(model) == before))
+        handled.append((signum, everything(model, BATCH) == before))
         raise Alarm
 
     for sent in (signal.SIGTERM, signal.SIGUSR1):
@@ -525,7 +514,7 @@ def test_a_signal_in_the_body_is_handled_at_once_and_handlers_set_there_stay():
 def test_threads_that_probe_models_of_their_own():
     entry = by_name("dropout")
     models = [disturb(entry.build(seed), seed) for seed in range(8)]
-    batch, before, state = entry.batch(0), [everything(model) for model in models], torch.get_rng_state()
+    batch, before, state = entry.batch(0), [everything(model, BATCH) for model in models], torch.get_rng_state()
 
     def probe(model):
         for _ in range(5):
@@ -534,7 +523,7 @@ def test_threads_that_probe_models_of_their_own():
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(probe, models))
-    assert [everything(model) for model in models] == before
+    assert [everything(model, BATCH) for model in models] == before
     assert torch.equal(torch.get_rng_state(), state)
 
 

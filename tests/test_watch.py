@@ -483,3 +483,52 @@ def test_an_optimizer_of_another_model_and_a_loss_of_many_numbers_are_told(capsy
     with pytest.raises(InvalidConfig, match=r"one number, not \(8,\)"):
         watch.step(F.cross_entropy(model(batch_of(0)[0]), batch_of(0)[1], reduction="none"), batch_of(0))
     watch.close()
+
+
+def test_numbers_that_no_file_takes_end_the_record_and_not_the_training(tmp_path, capsys):
+    model = nn.Linear(4, 3)
+    batch = torch.eye(4).to_sparse(), torch.arange(4) % 3, torch.ones(2, dtype=torch.complex64), torch.tensor([])
+
+    def loss_fn(model, batch):
+        return F.cross_entropy(model(batch[0].to_dense()), batch[1])
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ns.watch(model, optimizer, loss_fn, every=1, out=tmp_path) as watch:
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = loss_fn(model, batch)
+            loss.backward()
+            watch.step(loss, batch)
+            optimizer.step()
+        watch.step(torch.tensor(math.inf), batch)  # with a post-mortem
+    assert watch.steps == 4 and len(watch.measurements) == 3 and watch.postmortem is not None
+    assert [note for note in watch.notes if "no flight record" not in note] == []
+
+
+def test_a_gradient_whose_norm_cannot_be_taken_is_a_note(capsys, monkeypatch):
+    def fails(_):
+        raise RuntimeError("no norm of these")
+
+    monkeypatch.setattr("normscope.monitoring.watch.gradient_norm", fails)
+    model = network()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), watched={"every": 2}, steps=3)
+    assert "the gradient's norm is not seen: no norm of these" in capsys.readouterr().err
+
+
+def test_a_model_without_parameters_is_watched_for_its_loss():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    with ns.watch(nn.Flatten(), optimizer) as watch:
+        watch.step(1.0)
+    assert watch.record().sizes["step"] == 1
+
+
+def test_several_watches_of_one_training_change_nothing(tmp_path):
+    alone = network()
+    train(alone, torch.optim.SGD(alone.parameters(), **SGD))
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), **SGD)
+    with ns.watch(model, optimizer, every=3) as other, ns.watch(model[0], optimizer) as part:
+        train(model, optimizer, watched={"every": 2, "out": tmp_path})
+        other.step(1.0, batch_of(0))
+        part.step(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(alone.state_dict().values(), model.state_dict().values(), strict=True))

@@ -300,6 +300,19 @@ def fingerprint(model: nn.Module, batch: Any = None) -> dict[str, object]:
     return found
 
 
+def everything(model: nn.Module, batch: Any = None) -> dict[str, object]:
+    """The fingerprint, which objects all attributes are, where parameters lie, and how many hooks tensors have."""
+    found = fingerprint(model, batch)
+    for path, module in model.named_modules():
+        found[f"{path}: objects"] = (type(module), {name: id(value) for name, value in vars(module).items()})
+        found |= {f"{path}.{name}: memory": p.data_ptr() for name, p in module._parameters.items() if p is not None}
+        hooks: list[Any] = [
+            (p._backward_hooks, p._post_accumulate_grad_hooks) for p in module.parameters(recurse=False)
+        ]
+        found[f"{path}: hooks of tensors"] = [tuple(len(each or ()) for each in pair) for pair in hooks]
+    return found
+
+
 @contextmanager
 def no_trace(model: nn.Module, batch: Any = None) -> Iterator[None]:
     """Assert that the body leaves model, batch and random state as they were, or name what changed."""

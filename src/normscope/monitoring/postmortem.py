@@ -35,7 +35,7 @@ from normscope.model.state import untouched
 from normscope.monitoring.critical_multiple import critical_multiple
 from normscope.monitoring.measurement import root_mean_square
 from normscope.monitoring.next_update import NextUpdate
-from normscope.monitoring.snapshot import put_weights, tensors_of
+from normscope.monitoring.snapshot import dense, put_weights, tensors_of
 from normscope.results import labelled
 from normscope.statistics.numbers import number
 
@@ -135,7 +135,8 @@ def _cause(model: nn.Module, batch: Batch, before: Before, loss: LossFn) -> tupl
     for place, tensor in tensors_of(batch).items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        rows = tensor.detach().double().reshape(len(tensor), -1).abs().amax(1) if tensor.ndim else tensor.double()[None]
+        entries = dense(tensor).double()
+        rows = entries.reshape(len(entries), -1).abs().amax(1) if entries.ndim else entries[None]
         bad = (~torch.isfinite(rows)).nonzero().flatten().tolist()
         if bad:
             return "bad batch", "", bad[0], f"example {bad[0]} of the batch holds numbers that are not finite"

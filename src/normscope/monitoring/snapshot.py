@@ -42,11 +42,25 @@ def tensors_of(batch: Batch, path: str = "") -> dict[str, Tensor]:
     return {k: v for key, part in rows for k, v in tensors_of(part, f"{path}.{key}" if path else str(key)).items()}
 
 
+def largest_numbers(batch: Batch) -> dict[str, float]:
+    """The largest entry in size of each tensor of a batch, by its place."""
+    found: dict[str, float] = {}
+    for place, tensor in tensors_of(batch).items():
+        entries = dense(tensor)
+        if entries.numel():
+            found[place] = float((entries if entries.is_complex() else entries.double()).abs().amax())
+    return found
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """A tensor without its graph, every entry of it."""
+    tensor = tensor.detach()
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
 def array_of(tensor: Tensor) -> np.ndarray:
     """A tensor as an array of its own; bfloat16, which numpy has not, as float32."""
-    tensor = tensor.detach()
-    if tensor.layout != torch.strided:
-        tensor = tensor.to_dense()
+    tensor = dense(tensor)
     if tensor.dtype == torch.bfloat16 or "float8" in str(tensor.dtype):
         tensor = tensor.float()
     return tensor.cpu().numpy().copy()

@@ -5,8 +5,8 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from normscope.descent.outcome import has_diverged
-from normscope.errors import InvalidConfig, NormscopeError, TrainingAlarm, one_line
+from normscope.errors import InvalidConfig, TrainingAlarm, one_line
 from normscope.model.batch import Batch
 from normscope.model.build import unwrapped
 from normscope.model.loss import LossFn
@@ -32,7 +32,7 @@ from normscope.monitoring.record import record_of
 from normscope.monitoring.rule import AHEAD, LOWER, PATIENCE, PRECISION, THRESHOLD, TO_DO, leading, probability
 from normscope.monitoring.schedule import Schedule
 from normscope.monitoring.signals import FreeStep, Signals, gradient_norm
-from normscope.monitoring.snapshot import batch_arrays, tensors_of, weight_arrays
+from normscope.monitoring.snapshot import batch_arrays, largest_numbers, weight_arrays
 from normscope.monitoring.trackers import Tracker, alarm_value, check_tracker, scalars_of, track
 from normscope.results import provenance
 from normscope.statistics.numbers import number
@@ -209,8 +209,9 @@ class Watch:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-        for entry in self.signals.arrived(wait=True):
-            self._see(entry)
+        new = [alarm for entry in self.signals.arrived(wait=True) for alarm in self._see(entry)]
+        self.alarms += new
+        self._told += new
         self._write(None, None)
 
     def note(self, line: str) -> None:
@@ -223,10 +224,14 @@ class Watch:
         if self.steps % self._stride:
             return
         begun = time.perf_counter()
-        with torch.no_grad():
-            self._norm = gradient_norm(optimizer)
-            if self._norm is not None and self._norm.device.type == "cpu" and self.measuring:
-                self._rescue(float(self._norm))
+        try:
+            with torch.no_grad():
+                self._norm = gradient_norm(optimizer)
+                if self._norm is not None and self._norm.device.type == "cpu" and self.measuring:
+                    self._rescue(float(self._norm))
+        except Exception as error:  # the training must go on, whatever its gradients are
+            self._norm = None
+            self.note(f"the gradient's norm is not seen: {one_line(error)}")
         self._spend_free(time.perf_counter() - begun)
 
     def _spend_free(self, seconds: float) -> None:
@@ -264,8 +269,13 @@ class Watch:
             TrainingAlarm: on an alarm, with on_alarm="raise".
             InvalidConfig: the loss is no single number.
         """
-        if isinstance(loss, Tensor) and loss.numel() != 1:
-            raise InvalidConfig(f"watch.step takes the loss of the mini-batch, one number, not {tuple(loss.shape)}")
+        if isinstance(loss, Tensor):
+            what, is_number = f"{tuple(loss.shape)} of {loss.dtype} on {loss.device}", loss.numel() == 1
+            is_number = is_number and not loss.is_complex() and not loss.is_meta
+        else:
+            what, is_number = f"{loss!r:.40}", hasattr(loss, "__float__")
+        if not is_number:
+            raise InvalidConfig(f"watch.step takes the loss of the mini-batch, one number, not {what}")
         begun = time.perf_counter()
         step, self.steps = self.steps, self.steps + 1
         lr = max((float(group.get("lr", math.nan)) for group in self.optimizer.param_groups), default=math.nan)
@@ -365,8 +375,9 @@ class Watch:
             found = Postmortem("diverged", "", None, sentence, math.nan, xr.Dataset())
         self.postmortem = found
         self._rescued = {}
-        if self.flight is not None:
-            self.flight.write_postmortem(found, entry.step, batch)
+        with self._recording():
+            if self.flight is not None:
+                self.flight.write_postmortem(found, entry.step, batch)
         return Alarm(entry.step, found.cause, found.layer, found.sentence, 1.0)
 
     def _tell(self, alarm: Alarm) -> None:
@@ -423,28 +434,32 @@ class Watch:
 
     def _write(self, measurement: Measurement | None, batch: Batch) -> None:
         """Remember the state of this measurement, and write what is new into the flight record."""
-        weights: dict[str, np.ndarray] = {}
-        if measurement is not None and math.isfinite(measurement.scalars["measured_loss"]):
-            weights = weight_arrays(self.model) if self.flight is not None else {}
-            self._before = Before(
-                measurement.step,
-                {},
-                {place: float(t.detach().double().abs().amax()) for place, t in tensors_of(batch).items() if t.numel()},
-                dict(zip(measurement.layers, measurement.per_layer["activation_size"].tolist(), strict=True)),
-                measurement.scalars["measured_loss"],
-                self.signals.steps[-1].lr if self.signals.steps else math.nan,
-                measurement.scalars["critical_multiple"],
-            )
-        if self.flight is None:
-            self._unwritten.clear()
-            return
-        arrays = None if measurement is None else batch_arrays(batch)
-        try:
-            self.flight.put(self._unwritten, measurement, self._told, arrays, weights)
-        except NormscopeError as error:  # a full disk must not end a training
-            self.flight = None
-            self.note(f"no flight record from here on: {error}")
+        with self._recording():
+            if measurement is not None and math.isfinite(measurement.scalars["measured_loss"]):
+                self._before = Before(
+                    measurement.step,
+                    {},
+                    largest_numbers(batch),
+                    dict(zip(measurement.layers, measurement.per_layer["activation_size"].tolist(), strict=True)),
+                    measurement.scalars["measured_loss"],
+                    self.signals.steps[-1].lr if self.signals.steps else math.nan,
+                    measurement.scalars["critical_multiple"],
+                )
+            if self.flight is not None:
+                kept = measurement is not None and self._before.step == measurement.step
+                weights = weight_arrays(self.model) if kept else {}
+                arrays = None if measurement is None else batch_arrays(batch)
+                self.flight.put(self._unwritten, measurement, self._told, arrays, weights)
         self._unwritten, self._told = [], []
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """A full disk, or numbers that no file takes, end the record and not the training."""
+        try:
+            yield
+        except Exception as error:
+            self.flight = None
+            self.note(f"no flight record from here on: {one_line(error)}")
 
     def record(self) -> xr.Dataset:
         """All that was seen.
@@ -460,7 +475,7 @@ class Watch:
         )
 
     def _origin(self) -> dict[str, Any]:
-        parameter = next(self.model.parameters())
+        parameter = next(self.model.parameters(), torch.zeros(()))
         return provenance(
             device=parameter.device,
             dtype=parameter.dtype,
