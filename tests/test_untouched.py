@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -279,6 +280,38 @@ class Remembers(nn.Module):
     def remembered(self):
         parts = [self.cache, self.by_name, self.names, self.last, list(self.order), self.notes, self.plain]
         return copy.deepcopy([*parts, self.mean.tolist(), self.in_a_list[0].tolist(), fingerprint(self.hidden[0])])
+
+
+class Draws(nn.Module):
+    """From generators of its own, and counts in arrays."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.counts, self.fixed = nn.Linear(7, 4), np.zeros(2), np.ones(2)
+        self.fixed.flags.writeable = False
+        self.drawn = [torch.Generator().manual_seed(1), random.Random(2), random.SystemRandom()]
+        self.more = {"new": np.random.default_rng(3), "old": np.random.RandomState(4)}
+
+    def numbers(self):
+        first, second, *_ = self.drawn
+        self.counts += 1
+        drawn = [torch.randn((), generator=first), second.random(), self.more["new"].random(), self.more["old"].rand()]
+        return [float(each) for each in (*drawn, *self.counts)]
+
+    def forward(self, x):
+        return self.body(x) * sum(self.numbers())
+
+
+def test_generators_and_arrays_of_its_own_come_back():
+    expected, model = Draws().numbers(), Draws()
+    relative_loss(model, BATCH, step_sizes=[0.1])
+    with untouched(model) as saved:
+        losses = []
+        for _ in range(2):
+            with saved.one_pass():
+                losses.append(float(default_loss(model, BATCH).detach()))
+    assert losses[0] == losses[1]
+    assert model.numbers() == expected
 
 
 class MovesItsMemory(nn.Module):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -205,6 +206,20 @@ class Random(nn.Module):
         return F.dropout(x + 0.01 * noise, 0.1) * self.scale
 
 
+class Draws(nn.Module):
+    """From generators of its own, and counts in an array."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.counts = nn.Linear(WIDTH, WIDTH), np.zeros(2)
+        self.first, self.others = torch.Generator().manual_seed(1), [random.Random(2), np.random.default_rng(3)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.counts += 1
+        drawn = sum(other.random() for other in self.others) / self.counts[0]
+        return self.layer(x) + 0.1 * drawn * torch.randn(WIDTH, generator=self.first)
+
+
 class Residual(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -280,6 +295,7 @@ CHANGING: list[Callable[[], nn.Module]] = [
     Moves,
     Modes,
     Swaps,
+    Draws,
 ]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.errors import InvalidModel
+from normscope.model.held_state import way_back
 from normscope.model.structure import Structure
 from normscope.runtime.interrupts import Interrupts, restoring, waits_on_exit
 from normscope.runtime.torch_state import Modes, RandomNumbers, SharedRandomNumbers
@@ -20,9 +21,9 @@ def untouched(model: nn.Module) -> AbstractContextManager["Saved"]:
     """Restore, on leaving, all of the model's state and torch's random state.
 
     That is: parameters, buffers and other tensors, `.grad`, `requires_grad`, mode and hooks, the same objects holding
-    the same bits; all other attributes of modules too, with the contents of lists, dicts and sets, so that what a model
-    notes of itself in a forward pass fits what is restored; the random state on the CPU and on every GPU that the model
-    lives on; and torch's modes, as of gradients.
+    the same bits; all other attributes of modules too, with the contents of lists, dicts, sets and numpy arrays and the
+    states of random generators, so that what a model notes of itself in a forward pass fits what is restored; the
+    random state on the CPU and on every GPU that the model lives on; and torch's modes, as of gradients.
 
     Also restores when the body raises or is interrupted, at whatever moment: a signal that arrives while it saves or
     restores is handled when that is done. Where contexts of several threads overlap, the last to be left restores the
@@ -68,6 +69,7 @@ class Saved(Mapping[Tensor, Tensor]):
             self._saved = [alias.clone() for alias in self._aliases]
             self._leaves = [_Leaf(t) for t in tensors if t.is_leaf]
         self._values = dict(zip(tensors, self._saved, strict=True))
+        self._ways_back = [back for each in self._structure.held if (back := way_back(each)) is not None]
         self.gpus = sorted({t.device.index for t in tensors if t.is_cuda})
         written = [i for i, t in enumerate(tensors) if is_writable(t)]
         # Only inference mode may write to what was made in it.
@@ -98,7 +100,7 @@ class Saved(Mapping[Tensor, Tensor]):
             raise failed[0]
 
     def restore_values(self) -> None:
-        """Put the bits of all tensors back, but not those of gradients."""
+        """Put the bits of all tensors back, but not those of gradients, and the model's own generators and arrays."""
         with torch.no_grad():
             _copy(self._aliases, self._saved, self._normal)
         if self._inference:
@@ -107,6 +109,8 @@ class Saved(Mapping[Tensor, Tensor]):
         for tensor, alias in zip(self._values, self._aliases, strict=True):
             if not _same_memory(tensor, alias):
                 tensor.data = alias
+        for back in self._ways_back:
+            back()
 
     def one_pass(self, seed: int | None = None) -> AbstractContextManager[None]:
         """A pass of several from the same place: it starts with the tensors' saved values, in the mode and with the

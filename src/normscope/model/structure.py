@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from normscope.model.held_state import HELD
+
 D = TypeVar("D", bound=dict[Any, Any])
 
-_BASES = (nn.Module, Tensor, OrderedDict, dict, list, deque, set, tuple, SimpleNamespace)
+_BASES = (nn.Module, Tensor, OrderedDict, dict, list, deque, set, tuple, SimpleNamespace, *HELD)
 """What leads on from an attribute. `OrderedDict` is in front of `dict`, whose own `clear` would break it."""
 
 
@@ -24,6 +26,7 @@ class Structure:
 
     def __init__(self, model: nn.Module) -> None:
         self.tensors: list[Tensor] = []
+        self.held: list[Any] = []
         self._modules: list[tuple[nn.Module, type, dict[str, Any]]] = []
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self._ordered: list[tuple[OrderedDict[Any, Any], dict[Any, Any]]] = []
@@ -45,6 +48,8 @@ class Structure:
                     seen.add(id(value))
                     if base is Tensor:
                         self.tensors.append(value)
+                    elif base in HELD:
+                        self.held.append(value)
                     else:
                         todo.append((value, base))
 
