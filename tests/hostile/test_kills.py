@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_sweep_cluster import SLOW, ask, assert_as_by_hand, cluster, quiet_lines, sweeping, under_way  # noqa: F401
+from test_sweep_cluster import SLOW, ask, assert_as_by_hand, cluster, quiet_lines, sweeping, wait_for_both  # noqa: F401
 from test_sweep_kills import CONFIGS, assert_same, children, disturb, trained_whole
 from test_train import kill_runs
 
@@ -118,9 +118,7 @@ def test_killed_nodes(attack, tries, tmp_path, cluster):  # noqa: F811
         with attack.one(number):
             configs = [replace(SLOW, epochs=16, seed=seed) for seed in range(3)]
             sweep = sweeping(tmp_path / str(number), configs, address)
-            while under_way(nodes) != {"0", "1"}:
-                assert sweep.poll() is None, sweep.communicate()[1]
-                time.sleep(0.02)
+            wait_for_both(sweep, nodes)
             assert ask(process, "kill") == "gone"
             out, err = sweep.communicate(timeout=600)
             assert (sweep.returncode, out) == (0, f"3 runs: 3 learn\n{tmp_path / str(number)}\n"), err
