@@ -2,9 +2,7 @@
 again repaired."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,38 +12,25 @@ import xarray as xr
 from torch import nn
 
 from normscope.checkup.answer import AS_IT_IS, LEFT_OUT, MEASURED, NOT_TRIED, REFUSED
+from normscope.checkup.budget import Budget
 from normscope.checkup.first_look import first_look
 from normscope.checkup.notebook import CheckTree
-from normscope.checkup.repairs import Repair, fitting_repairs, repairs
+from normscope.checkup.repairs import fitting_repairs, repairs
+from normscope.checkup.variants import Variants, was_interrupted
 from normscope.descent.optimizers import OptimizerFactory, own_lr
-from normscope.descent.recipe import Recipe, SchedulerFactory, scheduled_rates
-from normscope.diagnosis.diagnose import TRIAL_STEPS, diagnosis
-from normscope.diagnosis.finding import findings_dataset
-from normscope.diagnosis.profile import profile
+from normscope.descent.recipe import SchedulerFactory
 from normscope.errors import InvalidConfig, NormscopeError
-from normscope.model.build import ModelOrBuild, eager, instance_of
+from normscope.model.build import ModelOrBuild, eager
 from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
 from normscope.model.mini_batches import Batches
-from normscope.rates.best import best, best_lr
-from normscope.rates.evaluated import has_running_averages, losses_by_mode
-from normscope.rates.judged import own_rate_datasets
+from normscope.rates.best import best
 from normscope.rates.longer import longest
-from normscope.rates.stable_lr import HIGHEST_LR, LOWEST_LR, name_of, recipe_of, stable_lr
+from normscope.rates.stable_lr import HIGHEST_LR, LOWEST_LR, name_of, recipe_of
 from normscope.rates.starting_point import Starts
 from normscope.results import attribute, labelled, provenance, with_attributes
-from normscope.runtime.bounded import bounded
 from normscope.runtime.jobs import side_by_side, usable_workers
-from normscope.runtime.progress import Bar, progress
-
-BUDGET_SHARE = 0.5
-"""Of a budget, the rates of the model as it is get at most this share."""
-
-GRACE = 0.05
-"""Of a budget, and at most a second: what has not ended by then is left where it stands."""
-
-LEAST_SHARE = 0.1
-"""A repair is not begun with less of the budget left than this share."""
+from normscope.runtime.progress import progress
 
 
 @instrument
@@ -111,7 +96,7 @@ def check(
     if lr is not None and not 0 < lr < math.inf:
         raise InvalidConfig(f"lr is {lr:g}: give a positive rate")
     repairs(repair or (), steps=steps)  # a misspelled one is said before anything runs
-    begun = time.monotonic()
+    budget = Budget(budget_seconds)
     source = eager(model_or_build)
     told: dict[str, Any] = {
         "optimizer": optimizer,
@@ -141,106 +126,8 @@ def check(
     names = fitting if repair is None else repair
     asked = [] if first.hopeless else repairs(names, steps=steps)
     titles = {one.name: one.title(starts.model(0)) for one in asked}
-    only_own = lr is not None and not asked and train_steps is None
-
-    half = None if budget_seconds is None else (1 if not asked else BUDGET_SHARE) * budget_seconds
-    least = 0.0 if budget_seconds is None else LEAST_SHARE * budget_seconds
-
-    def left() -> float | None:
-        return None if budget_seconds is None else budget_seconds - (time.monotonic() - begun)
-
-    def alarm() -> float | None:
-        """A little later than the searches end themselves."""
-        seconds = left()
-        return None if seconds is None or budget_seconds is None else seconds + min(1.0, GRACE * budget_seconds)
-
-    def recipe_with(repair: Repair | None) -> Recipe:
-        """The recipe with what a repair changes of it."""
-        return replace(
-            recipe,
-            warmup=repair.warmup if repair and repair.warmup else warmup,
-            clip_norm=repair.clip_norm if repair and repair.clip_norm else clip_norm,
-        )
-
-    def rates(measured: Any, repair: Repair | None, seconds: float | None) -> xr.Dataset:
-        trained = recipe_with(repair)
-        return stable_lr(
-            measured,
-            starts.batches,
-            **told,
-            warmup=trained.warmup,
-            clip_norm=trained.clip_norm,
-            budget_seconds=seconds,
-            keep_interrupted=True,
-            train_steps=None if repair else train_steps,
-            cooldown=cooldown and not repair,
-        )
-
-    def in_evaluation(measured: Any, repair: Repair | None, tried: xr.Dataset) -> xr.Dataset:
-        """The rates' Dataset, with the loss in evaluation mode where the model keeps running averages."""
-        good, mine = best_lr(tried), Starts(measured, starts.batches, steps, loss_fn=loss_fn, fine_tuning=False)
-        seconds = alarm()
-        if good is None or not has_running_averages(mine.model(0)) or (seconds is not None and seconds <= 0):
-            return tried
-        with bounded(seconds):
-            evaluated, trained = losses_by_mode(mine, recipe_with(repair), good)
-            tried = tried.assign(
-                eval_loss=((), evaluated, {"long_name": "loss in evaluation mode", "units": "1"}),
-                train_mode_loss=((), trained, {"long_name": "loss in training mode", "units": "1"}),
-            )
-        return tried
-
-    def as_it_is(bar: Bar) -> dict[str, xr.Dataset]:
-        nodes: dict[str, xr.Dataset] = {}
-        whole, short = replace(recipe, scheduler=None), min(steps, TRIAL_STEPS)
-        diagnosed = partial(diagnosis, starts, first=first, schedule=scheduled_rates(recipe, starts.model(0)))
-        if first.hopeless:
-            return with_diagnosis(nodes, diagnosed(replace(whole, steps=short)))
-        if lr is not None:
-            with bar.part("your rate"):
-                own, tried = own_rate_datasets(
-                    starts, recipe, lr, seeds=seeds, optimizer=name_of(optimizer), budget_seconds=half
-                )
-                nodes |= {"own_rate": own, "as_it_is/rates": tried}
-        if not only_own:
-            with bar.part(AS_IT_IS):
-                nodes["as_it_is/rates"] = in_evaluation(source, None, rates(source, None, half))
-        if attribute(nodes["as_it_is/rates"], "interrupted"):
-            return {**nodes, "findings": findings_dataset([]).assign_attrs(cut="true")}
-        # With a rate of the user's own the program is trained as they train it; else briefly, at the best one found. A
-        # range of the user's own may hold none: then the diagnosis looks for one itself.
-        trained, at = whole, lr
-        if lr is None:
-            trained = replace(whole, steps=short, warmup=0)
-            at = best_lr(nodes["as_it_is/rates"]) if tuple(lr_range) == (LOWEST_LR, HIGHEST_LR) else None
-        try:
-            with bar.part("what limits it"), bounded(alarm()) as in_time:
-                nodes = with_diagnosis(nodes, diagnosed(trained, lr=at, own=lr is not None))
-        except KeyboardInterrupt:
-            return {**nodes, "findings": findings_dataset([]).assign_attrs(cut="true", interrupted="true")}
-        if not in_time.kept:
-            nodes["findings"] = findings_dataset([]).assign_attrs(cut="true")
-        return nodes
-
-    def repaired(one: Repair, bar: Bar) -> dict[str, xr.Dataset] | None:
-        """None where no time was left."""
-        with bar.part(titles[one.name]):
-            seconds = left()
-            if seconds is not None and seconds < least:
-                return None
-            nodes: dict[str, xr.Dataset] = {}
-            with bounded(alarm()) as in_time:
-                made = one.applied_to(source, batch=batch, loss_fn=loss_fn)
-                instance = instance_of(made)
-                shown = profile(instance, batch, recipe=replace(recipe, warmup=0, scheduler=None))
-                nodes = {f"repairs/{one.name}/{name}": n.to_dataset() for name, n in shown.children.items()}
-                nodes[f"repairs/{one.name}/rates"] = tried = rates(made, one, left())
-            if not in_time.kept:
-                return None
-            nodes[f"repairs/{one.name}/rates"] = in_evaluation(made, one, tried)
-            return nodes
-
-    jobs = [as_it_is, *(partial(repaired, one) for one in asked)]
+    variants = Variants(source, starts, recipe, first, budget, told, train_steps, cooldown, lr, tuple(asked))
+    jobs = [variants.as_it_is, *(partial(variants.repaired, one, titles[one.name]) for one in asked)]
     at_once = usable_workers(workers, len(jobs))
     ended: dict[int, Any] = {}
     with side_by_side(jobs, at_once) as results, progress("check", total=2 + (lr is not None) + len(asked)) as bar:
@@ -252,18 +139,13 @@ def check(
                 break
     if 0 not in ended:
         raise KeyboardInterrupt
-    rows = [(AS_IT_IS, AS_IT_IS, NOT_TRIED if first.hopeless else MEASURED, first.hopeless)]
-    nodes: dict[str, xr.Dataset] = ended[0]
     interrupted = any(isinstance(r, dict) and any(map(was_interrupted, r.values())) for r in ended.values())
-    for place, one in enumerate(asked, 1):
-        result = ended.get(place)
-        if isinstance(result, NormscopeError):
-            rows.append((one.name, titles[one.name], REFUSED, str(result)))
-        elif result is None:
-            rows.append((one.name, titles[one.name], LEFT_OUT, "interrupted" if interrupted else "out of time"))
-        else:
-            rows.append((one.name, titles[one.name], MEASURED, ""))
-            nodes |= result
+    rows = [(AS_IT_IS, AS_IT_IS, NOT_TRIED if first.hopeless else MEASURED, first.hopeless)]
+    rows += [
+        (one.name, titles[one.name], *_became(ended.get(place), interrupted)) for place, one in enumerate(asked, 1)
+    ]
+    done = [ended[place] for place in sorted(ended) if isinstance(ended[place], dict)]
+    nodes: dict[str, xr.Dataset] = {path: node for found in done for path, node in found.items()}
     parameter = next(p for p in starts.model(0).parameters() if p.requires_grad)
     config = provenance(
         device=parameter.device,
@@ -279,7 +161,7 @@ def check(
         interrupted=interrupted,
         budget_seconds=budget_seconds,
         workers=at_once,
-        seconds=round(time.monotonic() - begun, 1),
+        seconds=round(budget.spent, 1),
         different_batches=starts.num_batches,
         parameters=sum(p.numel() for p in starts.model(0).parameters()),
         model=model or _name(source, starts.model(0)),
@@ -289,13 +171,11 @@ def check(
     return CheckTree.from_dict({"/": with_attributes(summary(rows, nodes), **config), **nodes})
 
 
-def with_diagnosis(nodes: dict[str, xr.Dataset], found: xr.DataTree) -> dict[str, xr.Dataset]:
-    """The nodes with a diagnosis: its findings on top, what they rest on beside the rates."""
-    kept = {f"as_it_is/{name}": found[name] for name in found.children if name != "findings"}
-    if training := kept.pop("as_it_is/training", None):
-        kept |= {f"as_it_is/training/{name}": node for name, node in training.children.items()}
-    findings = found["findings"].to_dataset()
-    return {**nodes, **{name: node.to_dataset() for name, node in kept.items()}, "findings": findings}
+def _became(result: Any, interrupted: bool) -> tuple[str, str]:
+    """Status and reason of a repair, from what its job gave."""
+    if isinstance(result, NormscopeError):
+        return REFUSED, str(result)
+    return (LEFT_OUT, "interrupted" if interrupted else "out of time") if result is None else (MEASURED, "")
 
 
 def summary(rows: Sequence[tuple[str, str, str, str]], nodes: dict[str, xr.Dataset]) -> xr.Dataset:
@@ -355,11 +235,6 @@ ONE_BATCH = "There is one batch only, as in full-batch training: the rates are t
 def ended_early(rates: xr.Dataset) -> bool:
     """Whether time or Ctrl-C ended these trials."""
     return bool(attribute(rates, "out_of_time")) or was_interrupted(rates)
-
-
-def was_interrupted(node: xr.Dataset) -> bool:
-    """Whether Ctrl-C ended these trials."""
-    return bool(attribute(node, "interrupted")) if "interrupted" in node.attrs else False
 
 
 def _name(source: Any, model: nn.Module) -> str:
