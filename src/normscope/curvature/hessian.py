@@ -15,7 +15,7 @@ from normscope.model.batch import Batch
 from normscope.model.loss import LossFn, checked_loss, readable_errors
 from normscope.model.state import untouched
 from normscope.runtime.interrupts import restoring
-from normscope.runtime.torch_state import FunctionMode
+from normscope.runtime.torch_state import Args, Function, FunctionMode, Kwargs
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def hessian(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> It
 class _TwiceDifferentiable(FunctionMode):
     """Spells out what torch's own kernel differentiates only once: the hard sigmoid of MobileNetV3."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         if func is F.hardsigmoid:
-            return F.relu6((args[0] if args else kwargs["input"]) + 3) / 6
+            return F.relu6((args[0] if args else (kwargs or {})["input"]) + 3) / 6
         return func(*args, **(kwargs or {}))
 
 

@@ -25,6 +25,7 @@ from normscope.model.batch import Batch
 from normscope.model.layers import running
 from normscope.model.loss import LossFn, default_loss
 from normscope.model.state import seeded
+from normscope.runtime.torch_state import Args, Function, Kwargs
 
 HIDDEN = -1e4
 """A logit below this is that of a key that a mask hides."""
@@ -117,7 +118,7 @@ class _Recorder(TorchDispatchMode):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         tensors = [a for a in args if isinstance(a, Tensor)]
@@ -144,7 +145,7 @@ class _Scaled(TorchFunctionMode):
         super().__init__()
         self.factor = factor
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         name = getattr(func, "__name__", "")
         attends = name == "scaled_dot_product_attention" or (name == "softmax" and args and args[0].ndim > 2)
         if attends and args:
@@ -168,11 +169,11 @@ def logits_scaled(factors: dict[str, float]) -> Patch:
                 module.register_forward_pre_hook(smaller, with_kwargs=True)
                 continue
 
-            def enter(_m: nn.Module, _i: Any, factor: float = factor, modes: list[_Scaled] = open_modes) -> None:
+            def enter(_m: nn.Module, _i: object, factor: float = factor, modes: list[_Scaled] = open_modes) -> None:
                 modes.append(_Scaled(factor))
                 modes[-1].__enter__()
 
-            def leave(_m: nn.Module, _i: Any, _o: Any, modes: list[_Scaled] = open_modes) -> None:
+            def leave(_m: nn.Module, _i: object, _o: object, modes: list[_Scaled] = open_modes) -> None:
                 modes.pop().__exit__(None, None, None)
 
             module.register_forward_pre_hook(enter)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normscope.model.batch import Batch, joined, map_inputs, num_examples
 from normscope.model.loss import LossFn, default_loss, readable_errors
-from normscope.model.output import output_tensor
+from normscope.model.output import Output, output_tensor
 from normscope.model.state import untouched
 
 
@@ -118,7 +118,7 @@ def _outputs(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) 
     """The model's outputs on a batch, (examples, outputs) in float64, caught on the way to its loss."""
     caught: list[Tensor] = []
 
-    def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
+    def hook(_module: nn.Module, _inputs: object, output: Output) -> None:
         tensor = output_tensor(output)
         if tensor is not None and tensor.ndim:
             caught.append(tensor.detach().double().clone())

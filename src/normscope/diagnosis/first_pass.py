@@ -23,7 +23,9 @@ from normscope.diagnosis.half_precision import in_float32, watching, wider
 from normscope.errors import NormscopeError, raised
 from normscope.model.batch import Batch, num_examples, parts_of, take, targets_of
 from normscope.model.loss import LossFn, default_loss
+from normscope.model.output import Output
 from normscope.model.state import seeded
+from normscope.runtime.torch_state import Args, Function, Kwargs
 
 GARBAGE = 1e6
 """No parameter starts as large as this on purpose."""
@@ -264,7 +266,7 @@ def producer(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) 
     with seeded(model, seed):
         for path, module in model.named_modules():
 
-            def hook(m: nn.Module, inputs: Any, output: Any, path: str = path) -> None:
+            def hook(m: nn.Module, inputs: Any, output: Output, path: str = path) -> None:
                 if not found and not _all_finite(output) and _all_finite(inputs):
                     found.append((path, type(m).__name__))
 
@@ -297,7 +299,7 @@ class _FirstNan(TorchFunctionMode):
         super().__init__()
         self.found = ""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if not self.found and _has_nan(output) and not _has_nan([args, kwargs or {}]):
             self.found = getattr(func, "__name__", "").strip("_")
@@ -349,7 +351,7 @@ class _Watch(TorchFunctionMode):
         self.targets = targets
         self.found: Broadcast | None = None
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         name = getattr(func, "__name__", "")
         if self.found is None and self.targets is not None and name in PAIRED and len(args) > 1:
             a, b = args[:2]

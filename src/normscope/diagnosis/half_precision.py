@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from normscope.model.batch import Batch, map_tensors
 from normscope.model.layers import running
+from normscope.runtime.torch_state import Args, Function, Kwargs
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -47,7 +48,7 @@ class Watch(TorchFunctionMode):
         self.largest = Range()
         self.first_overflow = Range()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if isinstance(output, Tensor) and output.dtype in HALF and output.numel():
             self._look(output.detach())

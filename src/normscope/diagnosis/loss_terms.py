@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from normscope.model.batch import Batch
 from normscope.model.loss import LossFn, default_loss
-from normscope.model.output import first_tensor
+from normscope.model.output import Output, first_tensor
 from normscope.model.state import untouched
+from normscope.runtime.torch_state import Args, Function, Kwargs
 
 ADDS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 FACTORS = ("mul", "mul_", "__mul__", "__rmul__", "__imul__")
@@ -89,7 +90,7 @@ def loss_terms(
     split, seen = Split(loss_fn), []
     outputs: list[Tensor] = []
 
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def keep(_module: nn.Module, _inputs: object, output: Output) -> None:
         tensor = first_tensor(output)
         if tensor is not None and tensor.requires_grad:
             outputs.append(tensor)
@@ -128,7 +129,7 @@ class _Adds(TorchFunctionMode):
         super().__init__()
         self.made: dict[int, tuple[Tensor, list[tuple[Tensor, float]]]] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if isinstance(output, Tensor) and output.numel() == 1 and output.requires_grad and not kwargs:
@@ -150,7 +151,7 @@ class _Adds(TorchFunctionMode):
         return [term for part, own in made[1] for term in self.terms(part, factor * own)]
 
 
-def _names(output: Any) -> dict[int, tuple[str, Tensor]]:
+def _names(output: Output) -> dict[int, tuple[str, Tensor]]:
     entries = output.items() if hasattr(output, "items") else ()
     return {id(t): (str(name), t) for name, t in entries if isinstance(t, Tensor) and t.numel() == 1}
 

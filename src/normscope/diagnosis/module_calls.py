@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from normscope.model.batch import Batch
 from normscope.model.loss import LossFn, default_loss
-from normscope.model.output import first_tensor, output_tensor
+from normscope.model.output import Output, first_tensor, output_tensor
 from normscope.model.state import seeded
 
 Calls = list[tuple[str, Tensor | None, Tensor]]
@@ -37,7 +37,7 @@ def module_calls(
     with seeded(model, seed, training=False):
         for path, module in model.named_modules():
 
-            def hook(_module: nn.Module, inputs: Any, output: Any, path: str = path) -> None:
+            def hook(_module: nn.Module, inputs: Any, output: Output, path: str = path) -> None:
                 if (given := of(output)) is not None:
                     calls.append((path, of(first_tensor(inputs)), given))
 

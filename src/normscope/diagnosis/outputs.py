@@ -20,7 +20,7 @@ from normscope.diagnosis.loss_terms import judged
 from normscope.model.batch import Batch, targets_of
 from normscope.model.layers import own_parameters, watched_modules
 from normscope.model.loss import LossFn, default_loss
-from normscope.model.output import first_tensor, outputs_in_place
+from normscope.model.output import Output, first_tensor, outputs_in_place
 from normscope.model.state import untouched
 
 Function = Callable[[Tensor], Tensor]
@@ -112,7 +112,7 @@ def calls_of(model: nn.Module) -> Iterator[list[tuple[str, Tensor | None, Tensor
     handles = []
     for path, module in watched_modules(model).items():
 
-        def hook(_module: nn.Module, inputs: Any, output: Any, path: str = path) -> None:
+        def hook(_module: nn.Module, inputs: Any, output: Output, path: str = path) -> None:
             y, x = first_tensor(output), first_tensor(inputs)
             if y is not None and y.is_floating_point():
                 seen.append((path, None if x is None else x.detach().clone(), y.detach().clone()))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from normscope.diagnosis.module_calls import LEAKS, Calls, first_changed, module_calls
 from normscope.model.batch import Batch, num_examples, take, targets_of
 from normscope.model.loss import IGNORED_LABEL, LossFn, default_loss
-from normscope.model.output import output_tensor
+from normscope.model.output import Output, output_tensor
 from normscope.model.state import untouched
 
 ALIKE = 0.95
@@ -127,7 +127,7 @@ def _shift_in_loss(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: i
     labels[:, place] = batch["labels"][:, place]
     kept: list[Tensor] = []
 
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def keep(_module: nn.Module, _inputs: object, output: Output) -> None:
         tensor = output_tensor(output)
         if tensor is not None and tensor.requires_grad:
             kept.append(tensor)

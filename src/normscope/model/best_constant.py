@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from normscope.model.batch import Batch
-from normscope.model.output import outputs_in_place
+from normscope.model.output import Output, outputs_in_place
 from normscope.model.state import untouched
 
 MOST_NUMBERS = 2**20
@@ -73,7 +73,7 @@ def _given(model: nn.Module, batch: Batch, loss: Callable[[nn.Module, Batch], Te
     """The model's output in the first of its calls; None where it is not called, or gives other things than tensors."""
     caught: list[_Output] = []
 
-    def hook(_module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
+    def hook(_module: nn.Module, inputs: Any, named: Any, output: Output) -> None:
         leaves, structure = pytree.tree_flatten(output)
         if not caught and leaves and all(isinstance(leaf, Tensor) for leaf in leaves):
             caught.append(_Output([leaf.detach() for leaf in leaves], structure, _length(inputs, named)))

@@ -16,6 +16,10 @@ def call(model: nn.Module, batch: Batch) -> Any:
     return model(batch[0] if isinstance(batch, tuple | list) and batch else batch)
 
 
+Output = Any
+"""What a module gives: a tensor, a nest of them, or an object of somebody's own that holds some."""
+
+
 @contextmanager
 def outputs_in_place(model: nn.Module, give: Callable[..., Any]) -> Iterator[list[int]]:
     """The model gives what this gives of the same arguments; yields a list that grows with every call."""
@@ -36,12 +40,12 @@ def outputs_in_place(model: nn.Module, give: Callable[..., Any]) -> Iterator[lis
             vars(model)["forward"] = own
 
 
-def entry(output: Any, name: str) -> Any:
+def entry(output: Output, name: str) -> Any:
     """A named entry of an output: a mapping's item or an object's attribute; None where there is none."""
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
-def first_tensor(output: Any) -> Tensor | None:
+def first_tensor(output: Output) -> Tensor | None:
     """The first tensor in a module's output: itself, or inside a tuple, list or mapping."""
     if isinstance(output, Tensor):
         return output
@@ -49,7 +53,7 @@ def first_tensor(output: Any) -> Tensor | None:
     return next((tensor for part in parts if (tensor := first_tensor(part)) is not None), None)
 
 
-def output_tensor(output: Any) -> Tensor | None:
+def output_tensor(output: Output) -> Tensor | None:
     """A model's output proper: its `.logits`, else its first tensor that is no scalar, so that its own `.loss` is
     passed over."""
     logits = entry(output, "logits")

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from normscope.runtime.torch_state import Args, Kwargs
+
 EXAMPLES = 2
 """Where a fused kernel never writes its logits down, they are computed for so many of the batch's examples."""
 
@@ -18,7 +20,7 @@ class AttentionLogits(TorchDispatchMode):
         self.found: list[Tensor] = []
         """One scalar a call, on the device; masked logits of fused attention count too."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         """Run the operation as it is, and look at what went in."""
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__

@@ -20,7 +20,7 @@ from normscope.model.batch import Batch
 from normscope.model.build import uncompiled
 from normscope.model.layers import LayerCall, own_parameters, record_calls
 from normscope.model.loss import LossFn, default_loss
-from normscope.model.output import output_tensor
+from normscope.model.output import Output, output_tensor
 from normscope.monitoring.attention_logits import AttentionLogits
 from normscope.monitoring.critical_multiple import critical_multiple
 from normscope.monitoring.next_update import NextUpdate, adam_lag
@@ -108,7 +108,7 @@ def measure(
         layers[call.name] = call.module
         sizes.append(torch.stack([root_mean_square(call.output), not_finite_share(call.output)]))
 
-    def on_output(_module: nn.Module, _inputs: object, output: Any) -> None:
+    def on_output(_module: nn.Module, _inputs: object, output: Output) -> None:
         tensor = output_tensor(output)
         if tensor is not None and tensor.numel() and tensor.is_floating_point():
             outputs.append(tensor.detach().abs().amax().double())

@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
+from normscope.model.output import Output
+
 OUTPUT_NORM = "output_norm"
 """What the norm behind a layer is called, as its child."""
 
@@ -65,15 +67,15 @@ def _keep_handle(layer: nn.Module, name: str, handle: RemovableHandle) -> None:
     setattr(layer, f"{name}_hook", handle)
 
 
-def _normalize_output(layer: nn.Module, _inputs: object, output: Any) -> Any:
+def _normalize_output(layer: nn.Module, _inputs: object, output: Output) -> Any:
     return _with_first_output(getattr(layer, OUTPUT_NORM), output)
 
 
-def _scale_output(layer: nn.Module, _inputs: object, output: Any) -> Any:
+def _scale_output(layer: nn.Module, _inputs: object, output: Output) -> Any:
     return _with_first_output(getattr(layer, OUTPUT_SCALAR), output)
 
 
-def _with_first_output(module: nn.Module, output: Any) -> Any:
+def _with_first_output(module: nn.Module, output: Output) -> Any:
     """A recurrent net gives its outputs, perhaps packed, in front of its state."""
     if isinstance(output, PackedSequence):
         return output._replace(data=module(output.data))

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from normscope.runtime.torch_state import Args, Function, Kwargs
+
 NORM_OF_Q, NORM_OF_K = "q_norm", "k_norm"
 """What the norms are called, as children of the attention."""
 
@@ -99,7 +101,7 @@ class SeesAttention(TorchFunctionMode):
         super().__init__()
         self._on_attention = on_attention
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is F.scaled_dot_product_attention:
             named = dict(zip(("query", "key", "value"), args, strict=False))
@@ -115,7 +117,7 @@ _entered: list[SeesAttention] = []
 """Modes of the forward passes under way, innermost last."""
 
 
-def _enter(attention: nn.Module, _inputs: Any) -> None:
+def _enter(attention: nn.Module, _inputs: object) -> None:
     def normed(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         return attention.get_submodule(NORM_OF_Q)(q).to(q.dtype), attention.get_submodule(NORM_OF_K)(k).to(k.dtype)
 
@@ -123,5 +125,5 @@ def _enter(attention: nn.Module, _inputs: Any) -> None:
     _entered[-1].__enter__()
 
 
-def _leave(_attention: nn.Module, _inputs: Any, _output: Any) -> None:
+def _leave(_attention: nn.Module, _inputs: object, _output: object) -> None:
     _entered.pop().__exit__(None, None, None)

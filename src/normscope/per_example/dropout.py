@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from normscope.runtime.torch_state import FunctionMode
+from normscope.runtime.torch_state import Args, Function, FunctionMode, Kwargs
 
 
 class WithoutDropout(FunctionMode):
@@ -15,7 +15,7 @@ class WithoutDropout(FunctionMode):
         super().__init__()
         self.largest = 0.0
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         kwargs = kwargs or {}
         if func in DROPOUTS:
             given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from normscope.per_example.patches import Convolution
 from normscope.per_example.rules import Convolve, Embed, Linear, Rule, ScaleAndShift
+from normscope.runtime.torch_state import Args, Function, Kwargs
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,17 @@ class Heard:
     """What to call in place of the function, where that would give a view of a parameter."""
 
 
-def _linear(func: Any, args: Any, kwargs: Any) -> Heard | None:
+Meet = Callable[[Function, Args, Kwargs], Heard | None]
+"""Tells the parts of a call apart; None for one that is not of its kind."""
+
+
+def _linear(func: Function, args: Args, kwargs: Kwargs) -> Heard | None:
     x, weight, bias = _named(args, kwargs, "input", "weight", "bias")
     return Heard(x, (weight, bias), Linear())
 
 
-def _convolution(transposed: bool) -> Callable[[Any, Any, Any], Heard | None]:
-    def meet(func: Any, args: Any, kwargs: Any) -> Heard | None:
+def _convolution(transposed: bool) -> Meet:
+    def meet(func: Function, args: Args, kwargs: Kwargs) -> Heard | None:
         names = ["input", "weight", "bias", "stride", "padding"]
         names += ["output_padding", "groups", "dilation"] if transposed else ["dilation", "groups"]
         given = dict(zip(names, _named(args, kwargs, *names), strict=True))
@@ -58,7 +63,7 @@ def _convolution(transposed: bool) -> Callable[[Any, Any, Any], Heard | None]:
     return meet
 
 
-def _embedding(func: Any, args: Any, kwargs: Any) -> Heard | None:
+def _embedding(func: Function, args: Args, kwargs: Kwargs) -> Heard | None:
     names = ("weight", "input", "padding_idx", "scale_grad_by_freq")
     weight, tokens, padding_idx, by_frequency = _named(args, kwargs, *names)
     if by_frequency:
@@ -66,8 +71,8 @@ def _embedding(func: Any, args: Any, kwargs: Any) -> Heard | None:
     return Heard(tokens, (weight,), Embed(-1 if padding_idx is None else padding_idx))
 
 
-def _norm(*names: str, channel_dim: int | None) -> Callable[[Any, Any, Any], Heard | None]:
-    def meet(func: Any, args: Any, kwargs: Any) -> Heard | None:
+def _norm(*names: str, channel_dim: int | None) -> Meet:
+    def meet(func: Function, args: Args, kwargs: Kwargs) -> Heard | None:
         given = dict(zip(names, _named(args, kwargs, *names), strict=True))
         if func is torch.batch_norm and given["training"]:
             return None  # couples the examples
@@ -81,17 +86,17 @@ def _norm(*names: str, channel_dim: int | None) -> Callable[[Any, Any, Any], Hea
     return meet
 
 
-def _product(func: Any, args: Any, kwargs: Any) -> Heard | None:
+def _product(func: Function, args: Args, kwargs: Kwargs) -> Heard | None:
     found = _x_and_operand(args, kwargs)
     return found and Heard(found[0], (found[1], None), ScaleAndShift(None))
 
 
-def _sum(func: Any, args: Any, kwargs: Any) -> Heard | None:
+def _sum(func: Function, args: Args, kwargs: Kwargs) -> Heard | None:
     found = _x_and_operand(args, kwargs)
     return found and Heard(found[0], (None, found[1]), ScaleAndShift(None))
 
 
-def _expansion(func: Any, args: Any, kwargs: Any) -> Heard | None:
+def _expansion(func: Function, args: Args, kwargs: Kwargs) -> Heard | None:
     operand = args[0]
     if kwargs or not operand.requires_grad:
         return None
@@ -99,7 +104,7 @@ def _expansion(func: Any, args: Any, kwargs: Any) -> Heard | None:
     return Heard(expanded, (None, operand), ScaleAndShift(None), expanded.clone)
 
 
-def _x_and_operand(args: Any, kwargs: Any) -> tuple[Tensor, Tensor] | None:
+def _x_and_operand(args: Args, kwargs: Kwargs) -> tuple[Tensor, Tensor] | None:
     """Which of two factors or summands is a parameter (a leaf, or a view of one), where it broadcasts against the
     other."""
     if len(args) != 2 or kwargs or not all(isinstance(arg, Tensor) for arg in args):
@@ -113,13 +118,13 @@ def _x_and_operand(args: Any, kwargs: Any) -> tuple[Tensor, Tensor] | None:
     return x, operand
 
 
-def _named(args: Any, kwargs: Any, *names: str) -> list[Any]:
+def _named(args: Args, kwargs: Kwargs, *names: str) -> list[Any]:
     """The arguments of these names, in this order; None for one that was not given."""
     given = dict(zip(names, args, strict=False)) | kwargs
     return [given.get(name) for name in names]
 
 
-OPERATIONS: dict[Any, Callable[[Any, Any, Any], Heard | None]] = {
+OPERATIONS: dict[Any, Meet] = {
     F.linear: _linear,
     torch.conv1d: _convolution(False),
     torch.conv2d: _convolution(False),

@@ -19,7 +19,7 @@ from normscope.per_example.layout import Examples, Layout
 from normscope.per_example.operations import COMPOSITES, OPERATIONS, Heard
 from normscope.per_example.rules import Rule
 from normscope.per_example.summands import Summand, squared_norms_and_sum
-from normscope.runtime.torch_state import FunctionMode
+from normscope.runtime.torch_state import Args, Function, FunctionMode, Kwargs
 
 Key = tuple[Any, ...]
 """A function and the indices of the parameters it is called with: tells one kind of call from another."""
@@ -51,7 +51,7 @@ class Taps(FunctionMode):
         self._uses = [0] * len(parameters)
         self._waiting: dict[int, list[Summand]] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         kwargs = kwargs or {}
         if func in COMPOSITES:
             with self:

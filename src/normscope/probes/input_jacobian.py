@@ -22,7 +22,7 @@ from normscope.errors import InvalidBatch, InvalidConfig, InvalidModel
 from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.loss import LossFn, readable_errors
-from normscope.model.output import call, entry
+from normscope.model.output import Output, call, entry
 from normscope.model.state import untouched
 from normscope.results.schema import coord, measured, variable
 from normscope.runtime.progress import progress
@@ -174,7 +174,7 @@ def _forward(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> tuple[Te
         arguments[found[0]] = leaves[0].clone()  # networks may work on their input in place; a leaf forbids it
         return tuple(arguments[i] for i in range(len(args))), {k: arguments[k] for k in kwargs}
 
-    def keep(_module: nn.Module, _args: object, output: Any) -> None:
+    def keep(_module: nn.Module, _args: object, output: Output) -> None:
         outputs.append(output)
 
     hooks = [model.register_forward_pre_hook(feed, with_kwargs=True), model.register_forward_hook(keep)]
@@ -193,7 +193,7 @@ def _forward(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> tuple[Te
     return leaves[0], _rows(outputs[0] if logits is None else logits, leaves[0])
 
 
-def _rows(output: Any, leaf: Tensor) -> Tensor:
+def _rows(output: Output, leaf: Tensor) -> Tensor:
     """The outputs flattened to (batch, outputs)."""
     if not isinstance(output, Tensor) or output.ndim < 1 or len(output) != len(leaf):
         what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

@@ -11,7 +11,6 @@ before them, a sum over the examples, adds up where it would cancel.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from normscope.model.batch import Batch, targets_of
 from normscope.model.contract import instrument
 from normscope.model.layers import channel_dim
 from normscope.model.loss import LossFn, checked_loss, loss_units, readable_errors
-from normscope.model.output import output_tensor
+from normscope.model.output import Output, output_tensor
 from normscope.model.state import untouched
 from normscope.results.schema import OF_LOSS, coord, measured, variable
 
@@ -90,7 +89,7 @@ def output_caught(model: nn.Module, batch: Batch) -> Iterator[list[CaughtOutput]
     that is no scalar."""
     caught: list[CaughtOutput] = []
 
-    def hook(module: nn.Module, _inputs: object, output: Any) -> None:
+    def hook(module: nn.Module, _inputs: object, output: Output) -> None:
         tensor = output_tensor(output)
         if tensor is None or not tensor.requires_grad:
             raise InvalidModel(f"{type(module).__name__} gives no output tensor that depends on its parameters")

@@ -1,12 +1,21 @@
 """What torch keeps for all models: random numbers, and the modes that `with` statements switch on and off."""
 
 import threading
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import overrides
 from torch.backends import cuda
+
+Function = Callable[..., Any]
+"""One of torch's, as a mode that `with` switches on gets to see it ..."""
+
+Args = tuple[Any, ...]
+"""... with what it is called with by position ..."""
+
+Kwargs = dict[str, Any]
+"""... and by name."""
 
 _KERNELS = {
     cuda.flash_sdp_enabled: cuda.enable_flash_sdp,
