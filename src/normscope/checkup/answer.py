@@ -387,7 +387,7 @@ def conclusion(tree: xr.DataTree) -> str:
     if widest is not lowest and widest.lr_recommended > MUCH_LARGER * lowest.lr_recommended:
         text += f" The largest rate to train at comes with {widest.title}: {gain(widest, base)}."
     return " ".join(
-        [text, *(costs_in_evaluation(row) for row in {id(r): r for r in (lowest, widest)}.values())]
+        [text, *(_costs_in_evaluation(row) for row in {id(r): r for r in (lowest, widest)}.values())]
     ).strip()
 
 
@@ -417,7 +417,7 @@ def helps(row: Row, base: Row) -> bool:
     return not base.lr_recommended > 0 or _well_below(row.horizon_loss, base.horizon_loss)
 
 
-def costs_in_evaluation(row: Row) -> str:
+def _costs_in_evaluation(row: Row) -> str:
     """What batch norm costs once its running averages take the place of the batch's own statistics; "" where little."""
     if math.isnan(row.train_mode_loss) or not _well_below(row.train_mode_loss, row.eval_loss, EVAL_GAP):
         return ""
@@ -456,7 +456,7 @@ def _limits(tree: xr.DataTree, width: int) -> Iterator[str]:
     (title, text), *others = found
     head = limits_title(tree)
     yield from _wrap(f"{head}. {text}" if head == HEALTHY else f"{head}: {title}. {text}", width, indent="  ")
-    yield from (f"    {line}" for line in first_code(tree).splitlines())
+    yield from (f"    {line}" for line in _first_code(tree).splitlines())
     for other, _ in others[: MOST_FAULTS - 1]:
         yield from _wrap(f"Also: {other}.", width, indent="  ")
     if len(others) >= MOST_FAULTS:
@@ -475,7 +475,7 @@ def limits_title(tree: xr.DataTree) -> str:
     return "What limits it" if first in LIMITS else WRONG
 
 
-def first_code(tree: xr.DataTree) -> str:
+def _first_code(tree: xr.DataTree) -> str:
     """The advice of the first fault as lines of Python; empty where it has none."""
     found = as_findings(tree["findings"].to_dataset())
     return next((f.code for f in found if f.fault), "")

@@ -59,7 +59,7 @@ class Variants:
         schedule = scheduled_rates(recipe, self.starts.model(0))
         diagnosed = partial(diagnosis, self.starts, first=self.first, schedule=schedule)
         if self.first.hopeless:
-            return with_diagnosis(nodes, diagnosed(replace(whole, steps=short)))
+            return _with_diagnosis(nodes, diagnosed(replace(whole, steps=short)))
         if self.lr is not None:
             with bar.part("your rate"):
                 how = {"seeds": self.told["seeds"], "optimizer": name_of(self.told["optimizer"])}
@@ -80,7 +80,7 @@ class Variants:
             at = best_lr(nodes["as_it_is/rates"]) if usual else None
         try:
             with bar.part("what limits it"), bounded(self.budget.alarm()) as in_time:
-                nodes = with_diagnosis(nodes, diagnosed(trained, lr=at, own=self.lr is not None))
+                nodes = _with_diagnosis(nodes, diagnosed(trained, lr=at, own=self.lr is not None))
         except KeyboardInterrupt:
             return {**nodes, "findings": findings_dataset([]).assign_attrs(cut="true", interrupted="true")}
         if not in_time.kept:
@@ -139,7 +139,7 @@ class Variants:
         return tried
 
 
-def with_diagnosis(nodes: Nodes, found: xr.DataTree) -> Nodes:
+def _with_diagnosis(nodes: Nodes, found: xr.DataTree) -> Nodes:
     """The nodes with a diagnosis: its findings on top, what they rest on beside the rates."""
     kept = {f"as_it_is/{name}": found[name] for name in found.children if name != "findings"}
     if training := kept.pop("as_it_is/training", None):

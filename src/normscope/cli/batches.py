@@ -31,7 +31,7 @@ def batches_of(name: str, batch_size: int, *, data_dir: Path | None, num_outputs
     from normscope.data.batches import batches
 
     if name.startswith("random:"):
-        return random_batches(random_shape(name), batch_size, num_outputs)
+        return _random_batches(_random_shape(name), batch_size, num_outputs)
     if is_target(name):
         return loader_of(load_target(name, "--data"))
     if name not in DATA:
@@ -45,7 +45,7 @@ def batches_of(name: str, batch_size: int, *, data_dir: Path | None, num_outputs
     return of_seed
 
 
-def random_shape(name: str) -> tuple[int, ...]:
+def _random_shape(name: str) -> tuple[int, ...]:
     """The shape of one example in "random:3x32x32"."""
     try:
         shape = tuple(int(part) for part in name.removeprefix("random:").split("x"))
@@ -56,7 +56,7 @@ def random_shape(name: str) -> tuple[int, ...]:
     return shape
 
 
-def random_batches(shape: tuple[int, ...], batch_size: int, num_outputs: Callable[[Any], int]) -> list[Any]:
+def _random_batches(shape: tuple[int, ...], batch_size: int, num_outputs: Callable[[Any], int]) -> list[Any]:
     """A few batches of standard normal inputs with labels drawn evenly."""
     import torch
 

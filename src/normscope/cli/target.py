@@ -59,7 +59,7 @@ def refuse_missing(target: str, what: str = "target") -> None:
     if not path.is_file():
         raise InvalidConfig(f"{what}: there is no file {path}")
     try:
-        source = read_source(path)
+        source = _read_source(path)
         tree = ast.parse(source, str(path))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InvalidConfig(f"{what}: {place} does not import: {raised(error)}") from error
@@ -75,7 +75,7 @@ MOST_SOURCE = 2**24
 """Of a file of Python, in bytes."""
 
 
-def read_source(path: Path) -> bytes:
+def _read_source(path: Path) -> bytes:
     """A file of Python; ValueError for one too large to be any."""
     if (size := path.stat().st_size) > MOST_SOURCE:
         raise ValueError(f"it is of {size / 2**20:.0f} MiB, which no Python is")

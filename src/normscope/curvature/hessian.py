@@ -52,7 +52,7 @@ def hessian(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> It
         model.train()
         parameters = [p for p in model.parameters() if p.requires_grad]
         # Only this kernel of attention can be differentiated twice.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), full_precision():
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _full_precision():
             with _TwiceDifferentiable():
                 loss = checked_loss(model, batch, loss_fn)
             with readable_errors():
@@ -63,7 +63,7 @@ def hessian(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> It
             moved = [p for p, _ in used]
             curved = [i for i, (_, g) in enumerate(used) if g.requires_grad]
             slopes = [used[i][1] for i in curved]
-            refuse_first_order_only(model, slopes)
+            _refuse_first_order_only(model, slopes)
             layout = Layout(moved)
 
             def product(vector: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def hessian(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> It
                     return torch.zeros_like(vector)
                 parts = layout.parts(vector)
                 along = [parts[i].to(moved[i]) for i in curved]
-                with second_derivative(model):
+                with _second_derivative(model):
                     curvature = torch.autograd.grad(slopes, moved, along, retain_graph=True, allow_unused=True)
                 return layout.flat(curvature)
 
@@ -112,7 +112,7 @@ class Layout:
         return vector
 
 
-def refuse_first_order_only(model: nn.Module, slopes: Sequence[Tensor]) -> None:
+def _refuse_first_order_only(model: nn.Module, slopes: Sequence[Tensor]) -> None:
     """Look for functions marked `once_differentiable`: autograd, asked for the parameters' part only, would take their
     second derivative for zero without a word.
 
@@ -135,7 +135,7 @@ def refuse_first_order_only(model: nn.Module, slopes: Sequence[Tensor]) -> None:
 
 
 @restoring
-def full_precision() -> Iterator[None]:
+def _full_precision() -> Iterator[None]:
     """Without TF32, which keeps ten bits of a float32's 23 in products on a GPU."""
     settings: tuple[Any, Any] = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [setting.allow_tf32 for setting in settings]
@@ -149,7 +149,7 @@ def full_precision() -> Iterator[None]:
 
 
 @contextmanager
-def second_derivative(model: nn.Module) -> Iterator[None]:
+def _second_derivative(model: nn.Module) -> Iterator[None]:
     """Say in one line what kept a gradient from being differentiated again."""
     try:
         yield

@@ -84,29 +84,29 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, *, seed: int = 0
         new.sub_(vector, alpha=along)
         if beside:
             new.sub_(basis[-2], alpha=beside[-1] / (size or 1.0))
-        length, overlap = orthogonalize(new, basis)
+        length, overlap = _orthogonalize(new, basis)
         diagonal.append(along * size)
         beside.append(length * size)
         asymmetry = max(asymmetry, overlap * size)
-        yield ritz(np.array(diagonal), np.array(beside), asymmetry)
+        yield _ritz(np.array(diagonal), np.array(beside), asymmetry)
         if len(basis) == len(start):
             return
         if length * size <= 10 * precision.eps * max(np.abs(diagonal).max(), *beside):
             # An invariant subspace: all that is coupled to the start vector has been found.
             beside[-1] = 0.0
             new = torch.randn(len(start), generator=generator, dtype=start.dtype).to(start.device)
-            length, _ = orthogonalize(new.div_(float(norm(new))), basis)
+            length, _ = _orthogonalize(new.div_(float(norm(new))), basis)
         vector = new / length
 
 
-def ritz(diagonal: np.ndarray, beside: np.ndarray, asymmetry: float = 0.0) -> Ritz:
+def _ritz(diagonal: np.ndarray, beside: np.ndarray, asymmetry: float = 0.0) -> Ritz:
     """Ritz values and residuals of a (k,) diagonal and the (k,) entries beside it, the last one leading out."""
     values, vectors = eigh_tridiagonal(diagonal, beside[:-1])
     residuals = beside[-1] * np.abs(vectors[-1])
     return Ritz(values[::-1], residuals[::-1], asymmetry)
 
 
-def orthogonalize(vector: Tensor, basis: list[Tensor]) -> tuple[float, float]:
+def _orthogonalize(vector: Tensor, basis: list[Tensor]) -> tuple[float, float]:
     """Take all of `basis`, (n,) unit vectors, out of `vector`, of length 1 at most, in place, and again where little is
     left of it; returns the length of the rest and the length that was taken out."""
     before = after = float(torch.linalg.vector_norm(vector))

@@ -38,10 +38,10 @@ _LONGEST = 2**26  # bytes; a batch has 31 million, and a longer file is not wort
 
 def load_cifar10(data_dir: str | Path | None, *, images_per_batch: int = IMAGES_PER_BATCH) -> RawImages:
     """Find CIFAR-10 in `data_dir`, else in NORMSCOPE_DATA, else download it; check it and read it."""
-    return read_cifar10(find_cifar10(data_dir), images_per_batch=images_per_batch)
+    return read_cifar10(_find_cifar10(data_dir), images_per_batch=images_per_batch)
 
 
-def find_cifar10(data_dir: str | Path | None) -> Path:
+def _find_cifar10(data_dir: str | Path | None) -> Path:
     """The folder of batches or the tar.gz to read; DataError where a place that was named does not exist."""
     by = "the data directory" if data_dir else "NORMSCOPE_DATA"
     named = data_dir or os.environ.get("NORMSCOPE_DATA")

@@ -45,7 +45,7 @@ def reference_loss(start: float, constant_loss: float) -> float:
     return start if math.isnan(constant_loss) else min(start, constant_loss)
 
 
-def forgettable(start: float, constant_loss: float) -> float:
+def _forgettable(start: float, constant_loss: float) -> float:
     """How far above its start a trained model may end and still have lost nothing that counts."""
     if math.isnan(constant_loss):
         return abs(start)
@@ -97,7 +97,7 @@ def outcome(
     mean = float(end.mean())
     error = float(end.std(ddof=1) / math.sqrt(len(end))) if len(end) > 1 else 0.0
     reference = reference_loss(start, constant_loss)
-    if fine_tuning and mean <= start + min(STANDARD_ERRORS * error, forgettable(start, constant_loss)):
+    if fine_tuning and mean <= start + min(STANDARD_ERRORS * error, _forgettable(start, constant_loss)):
         return Outcome.LEARNS
     if mean < LEARNING_FACTOR * reference and mean + STANDARD_ERRORS * error < reference:
         return Outcome.LEARNS

@@ -27,7 +27,7 @@ def plot_gradient_noise(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     curves = {"noise": ("layer_batch_variance", "-"), "signal": ("layer_gradient_squared_norm", ":")}
     for one in each_network(main_path):
         for said, (name, style) in curves.items():
-            values = typical(one.dataset[name]).values
+            values = _typical(one.dataset[name]).values
             finite = np.isfinite(values)
             label = f"{said} {one.label}".strip()
             ax.plot(depth, np.where(finite, values, np.nan), style, color=one.color, label=label)
@@ -40,7 +40,7 @@ def plot_gradient_noise(dataset: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def typical(curve: xr.DataArray) -> xr.DataArray:
+def _typical(curve: xr.DataArray) -> xr.DataArray:
     """The geometric mean over seeds; what is zero in a seed makes it zero."""
     with np.errstate(divide="ignore"):
         logs = xr.DataArray(np.log(curve))

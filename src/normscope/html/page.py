@@ -91,7 +91,7 @@ def render(page: Page) -> str:
     """The page as one HTML document."""
     folder = files("normscope.html")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["whole"] = whole_numbers
+    environment.filters["whole"] = _whole_numbers
     template = environment.from_string((folder / "page.html.jinja").read_text(encoding="utf-8"))
     claims = [(section, claim) for section in page.sections for claim in section.claims]
     counts = [(word, sum(claim.verdict == word for _, claim in claims)) for word in VERDICT_CLASS]
@@ -112,7 +112,7 @@ def _pictures_of(part: Section | Page) -> list[Picture]:
     return [one if isinstance(one, Picture) else Picture(one) for one in part.pictures]
 
 
-def whole_numbers(text: str) -> Markup:
+def _whole_numbers(text: str) -> Markup:
     """The text as HTML in which no line breaks inside a number."""
     return Markup(POWER_OF_TEN.sub(r'<span class="n">\g<0></span>', str(escape(text))))
 

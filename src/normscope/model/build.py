@@ -69,7 +69,7 @@ def build_model(build: Callable[..., Any], seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            model = build(**{"seed": seed}) if takes_seed_by_name(build) else build(*[seed] * num_required(build))
+            model = build(**{"seed": seed}) if _takes_seed_by_name(build) else build(*[seed] * _num_required(build))
         except (NormscopeError, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
@@ -79,13 +79,13 @@ def build_model(build: Callable[..., Any], seed: int) -> nn.Module:
     return model
 
 
-def takes_seed_by_name(build: Callable[..., Any]) -> bool:
+def _takes_seed_by_name(build: Callable[..., Any]) -> bool:
     """Whether there is a parameter called `seed` that can be given by name."""
     parameter = _parameters(build).get("seed")
     return parameter is not None and parameter.kind is not parameter.POSITIONAL_ONLY
 
 
-def num_required(build: Callable[..., Any]) -> int:
+def _num_required(build: Callable[..., Any]) -> int:
     """How many positional parameters have no default: none, or one that is the seed."""
     required = [
         p

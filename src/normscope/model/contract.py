@@ -48,7 +48,7 @@ def instrument(function: Callable[P, R]) -> Callable[P, R]:
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 model = given.arguments[model_name]
-                refuse_unreadable(model, swapped=isinstance(given.arguments.get(second), nn.Module), measured=measures)
+                _refuse_unreadable(model, swapped=isinstance(given.arguments.get(second), nn.Module), measured=measures)
                 if not isinstance(model, nn.Module) and signature.parameters[model_name].annotation is nn.Module:
                     raise InvalidModel(f"{function.__name__} takes an nn.Module: give what the function builds")
                 if second == "batch":
@@ -56,7 +56,7 @@ def instrument(function: Callable[P, R]) -> Callable[P, R]:
                 refuse_bare_loss(given.arguments.get("loss_fn"))
                 for name, value in given.arguments.items():
                     _refuse_no_number(name, value, signature.parameters[name].annotation)
-                with dense_gradients(model), same_random(), uncompiled():
+                with _dense_gradients(model), _same_random(), uncompiled():
                     return function(*given.args, **given.kwargs)
         except (NormscopeError, KeyboardInterrupt, GeneratorExit):
             raise
@@ -81,7 +81,7 @@ def _refuse_no_number(name: str, value: Any, annotation: Any) -> None:
 
 
 @contextmanager
-def dense_gradients(model: Any) -> Iterator[None]:
+def _dense_gradients(model: Any) -> Iterator[None]:
     """Inside, embeddings give the same gradient as an ordinary tensor, where they were asked for a sparse one."""
     modules = model.modules() if isinstance(model, nn.Module) else ()
     sparse = [module for module in modules if vars(module).get("sparse") is True]
@@ -95,7 +95,7 @@ def dense_gradients(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def same_random() -> Iterator[None]:
+def _same_random() -> Iterator[None]:
     """Put Python's and numpy's random states back, which models and loaders of somebody's own may draw from."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
@@ -105,7 +105,7 @@ def same_random() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def refuse_unreadable(model: Any, *, swapped: bool = False, measured: bool = True) -> None:
+def _refuse_unreadable(model: Any, *, swapped: bool = False, measured: bool = True) -> None:
     """Raise the error for what nothing can be measured of: no model, none whose layers or numbers can be seen.
 
     Raises:

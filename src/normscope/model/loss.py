@@ -165,7 +165,7 @@ def constant_loss(model: nn.Module, batches: Iterable[Batch], loss_fn: LossFn | 
         fitted = best_constant_loss(model, batches, loss_fn)
         if not math.isnan(fitted):
             return fitted
-    if loss_fn is None and batches and all(is_cross_entropy(model, batch) for batch in batches[:1]):
+    if loss_fn is None and batches and all(_is_cross_entropy(model, batch) for batch in batches[:1]):
         labels = torch.cat([batch["labels"].flatten() for batch in batches]).long()
         return label_entropy(labels[labels != IGNORED_LABEL])
     permuted = [targets_permuted(batch) for batch in batches]
@@ -176,7 +176,7 @@ def constant_loss(model: nn.Module, batches: Iterable[Batch], loss_fn: LossFn | 
     return float(torch.stack(losses).mean())
 
 
-def is_cross_entropy(model: nn.Module, batch: Batch) -> bool:
+def _is_cross_entropy(model: nn.Module, batch: Batch) -> bool:
     """Whether the loss that a model gives for a mapping is the cross-entropy of its own `logits` and the mapping's
     `labels`, or of the logits and the label after (as of a causal language model), by number."""
     labels = batch.get("labels") if isinstance(batch, Mapping) else None

@@ -71,7 +71,7 @@ class Saved(Mapping[Tensor, Tensor]):
         self._values = dict(zip(tensors, self._saved, strict=True))
         self._ways_back = [back for each in self._structure.held if (back := way_back(each)) is not None]
         self.gpus = sorted({t.device.index for t in tensors if t.is_cuda})
-        written = [i for i, t in enumerate(tensors) if is_writable(t)]
+        written = [i for i, t in enumerate(tensors) if _is_writable(t)]
         # Only inference mode may write to what was made in it.
         self._normal = [i for i in written if not tensors[i].is_inference()]
         self._inference = [i for i in written if tensors[i].is_inference()]
@@ -220,7 +220,7 @@ class _Leaf:
             tensor.detach_()
         if tensor.requires_grad is not self._requires_grad:
             tensor.requires_grad_(self._requires_grad)
-        if grad is not None and self._value is not None and is_writable(grad):
+        if grad is not None and self._value is not None and _is_writable(grad):
             grad.copy_(self._value)
         if tensor.grad is not grad:
             tensor.grad = grad
@@ -235,7 +235,7 @@ class _Leaf:
                 setattr(tensor, name, hooks)
 
 
-def is_writable(tensor: Tensor) -> bool:
+def _is_writable(tensor: Tensor) -> bool:
     """Whether torch lets anyone write to it: not to an expanded one, which therefore nothing can have changed."""
     if tensor.layout != torch.strided:
         return True

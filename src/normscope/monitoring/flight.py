@@ -142,7 +142,7 @@ def read_flight(folder: str | Path) -> Flight:
     folder = Path(folder)
     if not (folder / HEADER).is_file():
         raise ResultError(f"no flight record in {folder}: give the folder that ns.watch(..., out=...) was given")
-    facts = read_checked(folder / HEADER)
+    facts = _read_checked(folder / HEADER)
     if facts is None:
         raise ResultError(f"{folder / HEADER} is damaged: its checksum does not hold")
     steps: list[FreeStep] = []
@@ -151,7 +151,7 @@ def read_flight(folder: str | Path) -> Flight:
     damaged: list[str] = []
     weights: Path | None = None
     for path in sorted((folder / "seen").glob("*.json")):
-        entry = read_checked(path)
+        entry = _read_checked(path)
         arrays = None if entry is None else _arrays(path.with_suffix(".safetensors"), entry["files"], "seen")
         if entry is None or arrays is None:
             if path.exists():  # else it was thinned out while we read
@@ -186,7 +186,7 @@ def write_checked(path: Path, content: Mapping[str, Any]) -> None:
     write_bytes(path, f'{{"sha256": "{digest}", "content": {text}}}\n'.encode())
 
 
-def read_checked(path: Path) -> dict[str, Any] | None:
+def _read_checked(path: Path) -> dict[str, Any] | None:
     """What `write_checked` wrote; None where it is not there, or its checksum does not hold."""
     try:
         text = path.read_text(encoding="utf-8")

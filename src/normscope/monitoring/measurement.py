@@ -106,7 +106,7 @@ def measure(
 
     def on_call(call: LayerCall) -> None:
         layers[call.name] = call.module
-        sizes.append(torch.stack([root_mean_square(call.output), not_finite_share(call.output)]))
+        sizes.append(torch.stack([root_mean_square(call.output), _not_finite_share(call.output)]))
 
     def on_output(_module: nn.Module, _inputs: object, output: Output) -> None:
         tensor = output_tensor(output)
@@ -132,13 +132,13 @@ def measure(
                 stack.enter_context(attention)
             return (loss_fn or default_loss)(module, given)
 
-    with versions_kept(model), uncompiled(), step_line(model, batch, loss, direction=direction) as line:
+    with _versions_kept(model), uncompiled(), step_line(model, batch, loss, direction=direction) as line:
         start = float(line.loss)
         slope = float(next_update.slope)
         critical = critical_multiple(lambda s: float(line.loss_at(s)), start, slope=slope, guess=guess)
         gap = None
         whole = bool(torch.isfinite(found["updates"]).all())  # else even no step at all is not finite: 0 · inf
-        if whole and keeps_running_statistics(model):
+        if whole and _keeps_running_statistics(model):
             model.eval()
             gap = float(line.loss_at(0.0))
             model.train()
@@ -219,12 +219,12 @@ def length(parts: np.ndarray) -> float:
     return largest * float(np.sqrt(np.sum((parts / largest) ** 2)))
 
 
-def keeps_running_statistics(model: nn.Module) -> bool:
+def _keeps_running_statistics(model: nn.Module) -> bool:
     """Whether some module normalizes with the batch's statistics in training and with running ones in evaluation."""
     return any(isinstance(getattr(module, "running_var", None), Tensor) for module in model.modules())
 
 
-def not_finite_share(output: Tensor) -> Tensor:
+def _not_finite_share(output: Tensor) -> Tensor:
     """The share of one call's output that is not finite, a float64 scalar on the device."""
     return 1 - torch.isfinite(output.detach()).sum(dtype=torch.float64) / max(1, output.numel())
 
@@ -246,13 +246,13 @@ def measured_sharpness(
         with autocast():
             return (loss_fn or default_loss)(module, given)
 
-    with versions_kept(model), uncompiled():
+    with _versions_kept(model), uncompiled():
         found = sharpness(model, batch, loss_fn=loss, tolerance=SHARPNESS_TOLERANCE, max_products=SHARPNESS_PRODUCTS)
     return float(found["eigenvalue"][0])
 
 
 @contextmanager
-def versions_kept(model: nn.Module) -> Iterator[None]:
+def _versions_kept(model: nn.Module) -> Iterator[None]:
     """Parameters that come back with the same bits also keep the version that autograd saved: so a backward pass still
     to come, of the training's own loss, does not take them for changed."""
     with ExitStack() as kept:  # one by one: torch 2.6 takes no several

@@ -174,14 +174,14 @@ class Watch:
         self._norm: Tensor | None = None
         self._handle: Any = None
         self.measuring = True
-        if is_sharded(model):
+        if _is_sharded(model):
             self.measuring = False
             self.note("the model is sharded: only loss and rate are watched, nothing is measured")
-        elif not is_main_process():
+        elif not _is_main_process():
             self.measuring = False
         elif not {id(p) for p in model.parameters()} & {id(p) for g in optimizer.param_groups for p in g["params"]}:
             self.note("the optimizer holds none of this model's parameters: is it another model's?")
-        self.flight = FlightRecord(out, self._origin()) if out is not None and is_main_process() else None
+        self.flight = FlightRecord(out, self._origin()) if out is not None and _is_main_process() else None
         self._open()
 
     def __enter__(self) -> Self:
@@ -195,7 +195,7 @@ class Watch:
 
     def _open(self) -> None:
         """Look at the gradient's norm whenever the optimizer is about to move."""
-        if self._handle is None and not is_sharded(self.model):
+        if self._handle is None and not _is_sharded(self.model):
             alive = weakref.ref(self)
 
             def before_step(optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
@@ -336,7 +336,7 @@ class Watch:
         names = leading(features)
         layer, seen = "", "; ".join(f"{FEATURES[name]} is {number(math.exp(features[name]))}" for name in names)
         if self.measurements:
-            layer, grown = most_grown(self.measurements[0], self.measurements[-1])
+            layer, grown = _most_grown(self.measurements[0], self.measurements[-1])
             if layer:
                 seen += f"; the activations of {layer} grew most, {number(grown)} times until the last measurement"
         to_do = TO_DO.get(names[0], LOWER) if names else LOWER
@@ -485,7 +485,7 @@ class Watch:
         )
 
 
-def most_grown(first: Measurement, last: Measurement) -> tuple[str, float]:
+def _most_grown(first: Measurement, last: Measurement) -> tuple[str, float]:
     """The layer whose activations grew most, and how many times; no layer where none grew to twice its size."""
     if first.layers != last.layers or not last.layers:
         return "", math.nan
@@ -495,14 +495,14 @@ def most_grown(first: Measurement, last: Measurement) -> tuple[str, float]:
     return (last.layers[most], float(grown[most])) if grown[most] >= GROWN else ("", math.nan)
 
 
-def is_sharded(model: nn.Module) -> bool:
+def _is_sharded(model: nn.Module) -> bool:
     """Whether the parameters are spread over processes, as FSDP's and tensor-parallel ones are."""
     return any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()) or any(
         hasattr(p, "device_mesh") for p in model.parameters()
     )
 
 
-def is_main_process() -> bool:
+def _is_main_process() -> bool:
     """Whether this is the only process, or the first of several."""
     distributed = torch.distributed
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0

@@ -45,7 +45,7 @@ def make_norm(kind: str, num_channels: int, *, channel_dim: int = 1, spatial_dim
     normalized value says nothing about the input: instance without positions; group, layer and rms with one
     channel and no positions.
     """
-    check_norm_name(kind)
+    _check_norm_name(kind)
     if channel_dim not in (1, -1):
         raise InvalidConfig(f"channel_dim must be 1 or -1, not {channel_dim}")
     if spatial_dims not in (0, 1, 2, 3):
@@ -64,7 +64,7 @@ def make_norm(kind: str, num_channels: int, *, channel_dim: int = 1, spatial_dim
     return _over_images(kind, num_channels, spatial_dims)
 
 
-def check_norm_name(kind: str) -> None:
+def _check_norm_name(kind: str) -> None:
     """Raise `InvalidConfig` for a name that `make_norm` does not take."""
     if kind not in NORMS and kind not in PARTS:
         raise unknown("norm", kind, (*NORMS, *PARTS))

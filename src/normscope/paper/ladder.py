@@ -70,7 +70,7 @@ def log_of(name: str, **at: Any) -> Callable[[xr.Dataset], xr.DataArray]:
     return value
 
 
-def deepest_cancellation(dataset: xr.Dataset) -> xr.DataArray:
+def _deepest_cancellation(dataset: xr.Dataset) -> xr.DataArray:
     """log (a/b)/√n of table 1, a mean over the last third of the convolutions on the main path."""
     log = log_of("normalized_ratio")(dataset)
     deep = log["depth"] > 2 / 3 * float(log["depth"].max())
@@ -90,7 +90,7 @@ EFFECTS = {
     "slope": Effect("the growth of activations with depth (figure 5)", lambda dataset: -dataset["std_slope"]),
     "common": Effect("the gradient's common part (figure 6)", lambda dataset: -dataset["common_part"]),
     "confidence": Effect("the confidence in one class (figure 6)", lambda dataset: -dataset["confidence"]),
-    "cancellation": Effect("cancellation in deep kernels, (a/b)/√n (table 1)", deepest_cancellation),
+    "cancellation": Effect("cancellation in deep kernels, (a/b)/√n (table 1)", _deepest_cancellation),
     "backward": Effect("the growth of gradients backwards", backward_growth),
     "recommended": Effect("the rate to train at", log_of("lr_recommended")),
     "usable": Effect("the largest usable rate", log_of("lr_usable")),
@@ -174,7 +174,7 @@ def claims(effects: tuple[str, ...]) -> list[Claim]:
     ]
 
 
-def ghost_over_batch(dataset: xr.Dataset) -> np.ndarray:
+def _ghost_over_batch(dataset: xr.Dataset) -> np.ndarray:
     """The usable rate with the noise of ghost batches of 16 over that without it."""
     usable = dataset["lr_usable"]
     return (usable.sel(norm="batch_ghost") / usable.sel(norm="batch")).values
@@ -196,7 +196,7 @@ OF_NOISE_AND_EDGE = [
         "largest usable rate within a factor 2",
         where="not in the paper",
         kind=CONTROL,
-        value=ghost_over_batch,
+        value=_ghost_over_batch,
         equals=1.0,
         margin=2.0,
         scale="log",

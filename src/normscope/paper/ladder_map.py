@@ -99,10 +99,8 @@ def draw_cells(
     ax.grid(visible=False)
 
 
-def in_words(
-    dataset: xr.Dataset, effects: tuple[str, ...], rungs: tuple[str, ...] = ("batch_mean", "batch_std")
-) -> str:
-    """The shares of some rungs, in a sentence."""
+def in_words(dataset: xr.Dataset, effects: tuple[str, ...]) -> str:
+    """The shares of centring and of scaling alone, in a sentence."""
     table = shares(dataset, effects)
     sentences = []
     for rung in ("batch_mean", "batch_std"):

@@ -41,7 +41,7 @@ class Summand:
     """The terms' squared norms, (examples,) in float64, and their sum, where these can be had without the terms."""
 
 
-def chunk_bytes(device: torch.device) -> int:
+def _chunk_bytes(device: torch.device) -> int:
     """Work space for the examples taken at once."""
     threads = torch.get_num_threads()
     if device.type == "cuda":
@@ -56,7 +56,7 @@ def squared_norms_and_sum(
     these summands; an example's terms are added up before the norm is taken."""
     if len(summands) == 1 and summands[0].closed_form is not None:
         return summands[0].closed_form()
-    step = max(1, chunk_bytes(device) // max(1, sum(s.row_bytes for s in summands)))
+    step = max(1, _chunk_bytes(device) // max(1, sum(s.row_bytes for s in summands)))
     squares, total = [], None
     for low in range(0, num_examples, step):
         high = min(low + step, num_examples)
@@ -127,7 +127,7 @@ def of_convolution(x: Tensor, delta: Tensor, weight: Tensor, how: Convolution, e
 
         def grouped(low: int, high: int) -> Tensor:
             some = slice(low * each, high * each)
-            return grouped_terms(x[some], delta[some], weight, how).unflatten(0, (high - low, each)).sum(1)
+            return _grouped_terms(x[some], delta[some], weight, how).unflatten(0, (high - low, each)).sum(1)
 
         return Summand(grouped, each * (x[0].numel() + delta[0].numel() + 2 * weight.numel()) * x.element_size())
 
@@ -159,7 +159,7 @@ def work_space(size: PatchSize, images: int, each: int, examples: Examples) -> P
     """Room for as many patches and terms as fit, which layers of the same shape share."""
     key = (size, images)
     if key not in examples.work_space:
-        space = chunk_bytes(size.device)
+        space = _chunk_bytes(size.device)
         kept = max(1, space // size.bytes_of_terms)
         step = evenly(images, min(kept, space // size.bytes_of_patches))
         kept = max(step, kept // step * step) if each == 1 else each * max(1, kept // each)
@@ -173,7 +173,7 @@ def evenly(count: int, most: int) -> int:
     return divisor if 2 * divisor >= min(count, most) else max(1, most)
 
 
-def grouped_terms(x: Tensor, delta: Tensor, weight: Tensor, how: Convolution) -> Tensor:
+def _grouped_terms(x: Tensor, delta: Tensor, weight: Tensor, how: Convolution) -> Tensor:
     """(images, *weight's shape) for any convolution: every image becomes a group of its own."""
     images = len(x)
     kernels = weight.repeat(images, *[1] * (weight.ndim - 1))

@@ -63,7 +63,7 @@ class Kernel:
     num_terms: int = 0
 
 
-def kernel_gradient(module: nn.Module, inputs: Tensor, gradient: Tensor) -> Tensor:
+def _kernel_gradient(module: nn.Module, inputs: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of a layer's weight, in the weight's shape, from its inputs and the gradient at its output.
 
     It is bilinear in both, and what it adds up are the terms d of the module's docstring.
@@ -182,11 +182,11 @@ def _kernels(
 ) -> tuple[set[str], list[Kernel]]:
     """The paths that were measured, and the sums of their kernels, in execution order."""
     terms = Terms(smallest)
-    known = {path: module for path, module in watched.items() if has_known_terms(module)}
+    known = {path: module for path, module in watched.items() if _has_known_terms(module)}
     with untouched(model):
         model.train()
         if frozen_statistics:
-            freeze_statistics(model)
+            _freeze_statistics(model)
         with torch.enable_grad(), record_calls(model, terms.on_call, known):
             loss = checked_loss(model, batch, loss_fn)
             terms.loss_known = True
@@ -205,7 +205,7 @@ def _kernels(
     return terms.measured, kernels
 
 
-def has_known_terms(module: nn.Module) -> bool:
+def _has_known_terms(module: nn.Module) -> bool:
     """Whether a module is a trainable convolution or linear map that computes what torch's own does."""
     if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear) or "forward" in vars(module):
         return False
@@ -266,13 +266,13 @@ class Terms:
         dtype = torch.promote_types(inputs.dtype, self.smallest)
         with torch.autocast(inputs.device.type, enabled=False):
             x, g = inputs.to(dtype), gradient.to(dtype)
-            kernel.signed_sum = kernel.signed_sum + kernel_gradient(module, x, g)
-            absolute = kernel_gradient(module, x.abs(), g.abs())
+            kernel.signed_sum = kernel.signed_sum + _kernel_gradient(module, x, g)
+            absolute = _kernel_gradient(module, x.abs(), g.abs())
             kernel.absolute_sum = kernel.absolute_sum + absolute.mean(dtype=torch.float64)
         kernel.num_terms += num_terms(module, inputs, gradient)
 
 
-def freeze_statistics(model: nn.Module) -> None:
+def _freeze_statistics(model: nn.Module) -> None:
     """Hook every batch norm, in training mode, to pass gradients on as if the batch's mean and variance were constants.
 
     Its own parameters get no gradient.

@@ -139,7 +139,7 @@ def gradient_histogram(
         raise InvalidConfig(f"num_bins={num_bins}: it must be at least 1")
     if limits is not None and not (np.isfinite(limits).all() and limits[0] < limits[1]):
         raise InvalidConfig(f"limits={limits}: they must be finite, the lower one first; None takes them from the data")
-    gradients, left_out = layer_gradients(model, batch, loss_fn, layers)
+    gradients, left_out = _layer_gradients(model, batch, loss_fn, layers)
     names = list(gradients)
     counts = np.zeros((len(names), num_bins), dtype=np.int64)
     edges = np.zeros((len(names), num_bins + 1))
@@ -164,7 +164,7 @@ def gradient_histogram(
     return measured(VARIABLES, values, device=parameter.device, dtype=parameter.dtype, attrs=attrs)
 
 
-def layer_gradients(
+def _layer_gradients(
     model: nn.Module, batch: Batch, loss_fn: LossFn | None, layers: str | Sequence[str] | None
 ) -> tuple[dict[str, tuple[float, Tensor]], list[str]]:
     """Depth and flat gradient, (entries,), of every watched layer in execution order, and the layers without one."""

@@ -105,16 +105,16 @@ def mini_batch_noise(
         total, within = [torch.zeros_like(part) for part in whole], torch.zeros_like(variance)
         for examples in order.split(batch_size):
             of_mini_batch = gradient(checked_loss(model, take(batch, examples), loss_fn), parameters)
-            within += squared_norm_of_each(of_mini_batch)
+            within += _squared_norm_of_each(of_mini_batch)
             total = [so_far + part for so_far, part in zip(total, of_mini_batch, strict=True)]
         mean = [part / count for part in total]
-        variance += (within - count * squared_norm_of_each(mean)) / (count - 1) / partitions
+        variance += (within - count * _squared_norm_of_each(mean)) / (count - 1) / partitions
         off = [part - of_whole for part, of_whole in zip(mean, whole, strict=True)]
-        squares += squared_norm_of_each(off)
+        squares += _squared_norm_of_each(off)
         deviation = [so_far + part for so_far, part in zip(deviation, off, strict=True)]
     # The partitions' deviations are independent: the mean product of two different ones has no noise of its own in it.
-    bias = (squared_norm_of_each(deviation) - squares) / (partitions * (partitions - 1))
-    return MiniBatchNoise(variance, bias, squared_norm_of_each(whole))
+    bias = (_squared_norm_of_each(deviation) - squares) / (partitions * (partitions - 1))
+    return MiniBatchNoise(variance, bias, _squared_norm_of_each(whole))
 
 
 @instrument
@@ -174,7 +174,7 @@ def gradient_noise(
         model.train(training)
         found = per_example(model, batch, loss_fn, seed=seed)
         if found.squared_norms is not None and found.mean is not None:
-            squared_norm = squared_norm_of_each(found.mean)
+            squared_norm = _squared_norm_of_each(found.mean)
             noise = noise_per_example(found.squared_norms, squared_norm)
             variance, bias = noise / batch_size, torch.zeros_like(noise)
             of_examples = found.squared_norms.sum(0)
@@ -189,7 +189,7 @@ def gradient_noise(
             variance, bias, squared_norm = of_parts.variance, of_parts.squared_bias, of_parts.squared_norm
             noise = torch.full_like(variance, torch.nan)
             of_examples = torch.full((num_examples,), torch.nan)
-        layers, owner = owners(model)
+        layers, owner = _owners(model)
         parameter = trainable(model)[0]
     by_layer = torch.zeros(3, len(layers), dtype=torch.float64)
     by_layer.index_add_(1, torch.tensor(owner), torch.stack([noise, variance, squared_norm]).cpu())
@@ -211,7 +211,7 @@ def gradient_noise(
         "layer_gradient_squared_norm": layer_squared_norm,
         "example": np.arange(num_examples),
         "layer": layers,
-        "depth": depths_of(model, layers),
+        "depth": _depths_of(model, layers),
     }
     attrs = {
         "probe": "gradient_noise",
@@ -224,7 +224,7 @@ def gradient_noise(
     return measured(VARIABLES, values, device=parameter.device, dtype=parameter.dtype, attrs=attrs, **config)
 
 
-def owners(model: nn.Module) -> tuple[list[str], list[int]]:
+def _owners(model: nn.Module) -> tuple[list[str], list[int]]:
     """The modules that own trainable parameters, by path, and which of them owns each parameter. A parameter of several
     modules belongs to the first; the model itself goes by the name of its class."""
     paths = [name.rpartition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -232,7 +232,7 @@ def owners(model: nn.Module) -> tuple[list[str], list[int]]:
     return [path or type(model).__name__ for path in layers], [layers.index(path) for path in paths]
 
 
-def depths_of(model: nn.Module, layers: list[str]) -> list[float]:
+def _depths_of(model: nn.Module, layers: list[str]) -> list[float]:
     """The place on the main path of layers that own a weight of two dimensions or more; NaN for all others."""
     modules = dict(model.named_modules())
     weighted = [layer for layer in layers if owns_weight(modules.get(layer, model))]
@@ -240,6 +240,6 @@ def depths_of(model: nn.Module, layers: list[str]) -> list[float]:
     return [place.get(layer, float("nan")) for layer in layers]
 
 
-def squared_norm_of_each(gradient: Gradient) -> Tensor:
+def _squared_norm_of_each(gradient: Gradient) -> Tensor:
     """Of every parameter's part: (parameters,) in float64."""
     return norm_of_each(gradient).square()

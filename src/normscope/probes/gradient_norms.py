@@ -102,7 +102,7 @@ def gradient_norms(
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         used = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
         of_gradient = dict(zip([p for p, _ in used], norm_of_each([g for _, g in used]).tolist(), strict=True))
-        weights = [weights_of(module) for module in modules]
+        weights = [_weights_of(module) for module in modules]
         all_weights = list(dict.fromkeys(p for own in weights for p in own))
         of_weight = dict(zip(all_weights, norm_of_each([p.detach() for p in all_weights]).tolist(), strict=True))
     found = [[of_gradient[p] for p in own if p in of_gradient] for own in weights]
@@ -129,7 +129,7 @@ def gradient_norms(
     return measured(VARIABLES, values, device=parameter.device, dtype=parameter.dtype, training=training)
 
 
-def weights_of(module: nn.Module) -> list[nn.Parameter]:
+def _weights_of(module: nn.Module) -> list[nn.Parameter]:
     """A layer's own parameters with two dimensions or more; all its own, where it has no such."""
     own = own_parameters(module)
     return [parameter for parameter in own if parameter.ndim >= 2] or own

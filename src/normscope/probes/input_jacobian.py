@@ -92,7 +92,7 @@ def input_jacobian(
     with untouched(model), torch.enable_grad():
         model.train(training)
         leaf, outputs = _forward(model, batch, loss_fn)
-        own, share = own_jacobians(leaf, outputs, min(num_examples, len(leaf)))
+        own, share = _own_jacobians(leaf, outputs, min(num_examples, len(leaf)))
     matrices = own.double().cpu().numpy()
     matrices[~outputs[: len(matrices)].detach().isfinite().all(1).cpu().numpy()] = (
         np.nan
@@ -117,7 +117,7 @@ def input_jacobian(
     return measured(VARIABLES, result, device=own.device, dtype=own.dtype, attrs=attrs, **config)
 
 
-def own_jacobians(leaf: Tensor, outputs: Tensor, num_examples: int) -> tuple[Tensor, Tensor]:
+def _own_jacobians(leaf: Tensor, outputs: Tensor, num_examples: int) -> tuple[Tensor, Tensor]:
     """J_b of the first examples, (num_examples, outputs, inputs), and their outside shares, (num_examples,),
     of outputs (batch, outputs) computed from the leaf (batch, ...)."""
 

@@ -42,7 +42,7 @@ DEFAULT_FRACTIONS = np.linspace(0, 1, 51)
 """Every second percent of the step."""
 
 
-def moments_along(
+def _moments_along(
     line: StepLine, model: nn.Module, step_sizes: Sequence[float], layers: str | Sequence[str] | None
 ) -> tuple[list[str], list[int], Tensor, Tensor]:
     """Names and widths of the watched calls, their moments at every step size on the line, one call's channels
@@ -132,7 +132,7 @@ def moments_along_step(
     steps = (points * step_size).tolist()
     direction = None if optimizer is None else update_of(optimizer, model)
     with step_line(model, batch, loss_fn, direction=direction) as line:
-        names, widths, found, losses = moments_along(line, model, steps, layers)
+        names, widths, found, losses = _moments_along(line, model, steps, layers)
     table = np.full((2, len(points), len(names), max(widths)), np.nan)
     for row, (stop, width) in enumerate(zip(np.cumsum(widths), widths, strict=True)):
         table[:, :, row, :width] = found[:, :, stop - width : stop].numpy()

@@ -84,7 +84,7 @@ class CaughtOutput:
 
 
 @contextmanager
-def output_caught(model: nn.Module, batch: Batch) -> Iterator[list[CaughtOutput]]:
+def _output_caught(model: nn.Module, batch: Batch) -> Iterator[list[CaughtOutput]]:
     """Catch the output of every call of the model while the context lasts: its `.logits`, else its first tensor
     that is no scalar."""
     caught: list[CaughtOutput] = []
@@ -135,7 +135,7 @@ def output_gradients(model: nn.Module, batch: Batch, *, loss_fn: LossFn | None =
         >>> dataset["gradient"].values[1].astype(float).round(3).tolist()
         [0.05, 0.05, 0.05, -0.45, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05]
     """
-    with untouched(model), torch.enable_grad(), output_caught(model, batch) as caught:
+    with untouched(model), torch.enable_grad(), _output_caught(model, batch) as caught:
         model.train()
         loss = checked_loss(model, batch, loss_fn)
         if not caught:

@@ -54,7 +54,7 @@ def start_vector(gradient: Tensor, seed: int) -> Tensor:
     return start if bool(start.any()) else unit(gradient)  # one parameter: the two may be opposite
 
 
-def curvature_along(h: Hessian, direction: Tensor) -> float:
+def _curvature_along(h: Hessian, direction: Tensor) -> float:
     """dᵀ H d / dᵀ d of a direction d (n,), by one product; NaN where d is zero."""
     if not bool(direction.any()):
         return math.nan
@@ -62,7 +62,7 @@ def curvature_along(h: Hessian, direction: Tensor) -> float:
     return float(d.double() @ h.product(d).double())
 
 
-def ritz_values(h: Hessian, *, count: int, lowest: bool, tolerance: float, max_products: int, seed: int) -> Ritz:
+def _ritz_values(h: Hessian, *, count: int, lowest: bool, tolerance: float, max_products: int, seed: int) -> Ritz:
     """Lanczos's method until the `count` largest eigenvalues, and the lowest if asked for, are known to `tolerance`, or
     as well as products of their precision allow."""
     if count > len(h.gradient):
@@ -142,9 +142,9 @@ def sharpness(
     with hessian(model, batch, loss_fn) as h:
         loss, gradient_norm = float(h.loss), float(norm(h.gradient))
         if math.isfinite(gradient_norm):
-            curvature = curvature_along(h, h.gradient)
+            curvature = _curvature_along(h, h.gradient)
             products = int(gradient_norm > 0)
-            known = ritz_values(
+            known = _ritz_values(
                 h,
                 count=num_eigenvalues,
                 lowest=lowest,

@@ -61,22 +61,22 @@ def spread(search: Search, *, top: int, bottom: int) -> None:
     while (cell := beyond(search, rungs[0])) is not None and search.go(cell, search.seeds[0], until=rungs[0]):
         pass
     for rung, following, kept in zip(rungs, rungs[1:], KEPT, strict=False):
-        ranking = ranked(search, rung)
+        ranking = _ranked(search, rung)
         if not ranking:
             return
-        if left_the_plateau(search, ranking[0], rung):
+        if _left_the_plateau(search, ranking[0], rung):
             best = ranking[0]
             for cell in (best - SPREAD // 2, best + SPREAD // 2):
                 if search.lowest <= cell <= search.highest:
                     search.go(cell, search.seeds[0], until=rung)
-            ranking = in_contention(search, rung, kept)
+            ranking = _in_contention(search, rung, kept)
         for cell in ranking:
             search.go(cell, search.seeds[0], until=following)
 
 
 def beyond(search: Search, rung: int) -> int | None:
     """The next cell where the lowest loss lies at an end of what was spread; None inside it."""
-    ranking = ranked(search, rung)
+    ranking = _ranked(search, rung)
     every = {cell for cell, _ in (*search.short, *search.tries)}
     if not every:
         return None
@@ -94,23 +94,23 @@ def so_far(search: Search, seed: int) -> dict[int, np.ndarray]:
     return {c: t.losses for (c, s), t in both.items() if s == seed and t.outcome is not Outcome.DIVERGED}
 
 
-def ranked(search: Search, until: int) -> list[int]:
+def _ranked(search: Search, until: int) -> list[int]:
     """The cells that got this far on the first seed, those of the lowest loss there first."""
     ends = {c: end_loss(x[:until]) for c, x in so_far(search, search.seeds[0]).items() if len(x) >= until}
     return sorted(ends, key=lambda c: ends[c])
 
 
-def in_contention(search: Search, until: int, kept: int) -> list[int]:
+def _in_contention(search: Search, until: int, kept: int) -> list[int]:
     """The first of the ranking, and whatever is `ALIKE` with its best: only what another is ahead of is dropped."""
     losses = so_far(search, search.seeds[0])
-    ranking = ranked(search, until)
+    ranking = _ranked(search, until)
     ends = {c: end_loss(losses[c][:until]) for c in ranking}
     best = ranking[0]
     alike = ends[best] + ALIKE * (float(losses[best][0]) - ends[best])
     return [c for i, c in enumerate(ranking) if i < kept or ends[c] <= alike]
 
 
-def left_the_plateau(search: Search, cell: int, until: int) -> bool:
+def _left_the_plateau(search: Search, cell: int, until: int) -> bool:
     """Whether this cell's loss lies below the start and what a constant output reaches."""
     losses = so_far(search, search.seeds[0])[cell][:until]
     return end_loss(losses) < LEARNING_FACTOR * reference_loss(float(losses[0]), search.constant_loss)
@@ -119,11 +119,11 @@ def left_the_plateau(search: Search, cell: int, until: int) -> bool:
 def refine(search: Search, seeds: Sequence[int]) -> None:
     """On the first seed what looks lowest on any; the best few of it on these seeds; then neighbours of the lowest loss
     over them, until it has two. None is begun that cannot be tried on all."""
-    while (cell := seen_elsewhere(search)) is not None:
+    while (cell := _seen_elsewhere(search)) is not None:
         if not search.go(cell, search.seeds[0]):
             return
     for seed in seeds[1:]:
-        for cell in finalists(search):
+        for cell in _finalists(search):
             search.go(cell, seed)
     while (cell := closer(search, seeds)) is not None:
         untried = [seed for seed in seeds if (cell, seed) not in search.tries]
@@ -131,7 +131,7 @@ def refine(search: Search, seeds: Sequence[int]) -> None:
             return
 
 
-def seen_elsewhere(search: Search) -> int | None:
+def _seen_elsewhere(search: Search) -> int | None:
     """The cell of the lowest loss on any seed, as the search for a boundary meets one, where the first lacks it."""
     fallen = {c for (c, _), t in search.tries.items() if t.outcome in FALLEN}
     ends = {(c, s): end_loss(t.losses) for (c, s), t in search.tries.items() if c not in fallen}
@@ -167,7 +167,7 @@ def horizon_losses(search: Search, seeds: Iterable[int], caution: float = 0.0) -
     return {c: float(v.mean() + caution * errors[c]) for c, v in values.items()}
 
 
-def finalists(search: Search) -> list[int]:
+def _finalists(search: Search) -> list[int]:
     """The cells of the lowest losses on the first seed."""
     losses = horizon_losses(search, search.seeds[:1])
     return sorted(losses, key=lambda c: losses[c])[:FINALISTS]
@@ -176,7 +176,7 @@ def finalists(search: Search) -> list[int]:
 def recommended(search: Search) -> int | None:
     """The cell to train at: the lowest of those whose loss, smoothed over neighbours, lies within `NEARLY` of the
     lowest, for a cliff lies above and never below."""
-    seeds = seeds_to_ask(search)
+    seeds = _seeds_to_ask(search)
     losses = horizon_losses(search, seeds, CAUTION)
     if not losses:
         return None
@@ -187,7 +187,7 @@ def recommended(search: Search) -> int | None:
     return min(c for c in smooth if smooth[c] <= lowest + max(NEARLY * gain, 0.0))
 
 
-def seeds_to_ask(search: Search) -> Sequence[int]:
+def _seeds_to_ask(search: Search) -> Sequence[int]:
     """As many seeds as there are, unless what was tried on fewer is `ALIKE` no more, but lower on the first."""
     first = horizon_losses(search, search.seeds[:1])
     if not first:

@@ -61,13 +61,13 @@ def one_step(model: nn.Module, batch: Batch, recipe: Recipe, *, seed: int = 0) -
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with first_update_line(model, batch, recipe, seed=seed) as (line, growth):
         walk = Walk(line)
-        edge = walk.edge(polyak_rate(line, growth, parameters))
+        edge = walk.edge(_polyak_rate(line, growth, parameters))
         top = walk.top(edge, PASSES - 2) if math.isfinite(edge) else math.nan
         norm = float(line.gradient_norm)
     return OneStep(edge, top, norm, growth, 2 + len(walk.rises))
 
 
-def polyak_rate(line: StepLine, growth: Growth, parameters: int) -> float:
+def _polyak_rate(line: StepLine, growth: Growth, parameters: int) -> float:
     """log10 of the rate at which the loss would reach zero if it fell linearly; for updates that do not grow with the
     gradient, as if they were its signs. NaN for a loss that starts at zero or below."""
     slope = float(line.gradient_norm) ** 2 if growth.with_gradient else float(line.gradient_norm) * parameters**0.5 / 2

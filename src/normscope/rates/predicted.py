@@ -139,7 +139,7 @@ def packaged_fits() -> dict[tuple[str, bool], Fit]:
     return fits(table["rows"])
 
 
-def unknown_because(seen: OneStep, optimizer: str) -> str:
+def _unknown_because(seen: OneStep, optimizer: str) -> str:
     """Why nothing can be predicted; empty where it can."""
     if optimizer not in MEASURED:
         return f"{optimizer} was not measured, only {', '.join(MEASURED)}"
@@ -193,7 +193,7 @@ def predict_lr(
 
 def foretold(seen: OneStep, optimizer: str, lr: float | None = None) -> xr.Dataset:
     """The Dataset of `predict_lr`, for an optimizer of this class."""
-    reason = unknown_because(seen, optimizer)
+    reason = _unknown_because(seen, optimizer)
     values: dict[str, Any] = {}
     for target, name in zip(TARGETS, ("largest rate below the first divergence", "rate to train at"), strict=True):
         low = middle = high = math.nan

@@ -51,7 +51,7 @@ def recommendation(search: Search) -> Recommended:
         over = bool(search.tries) and all(t.outcome in FALLEN for t in search.tries.values())
         if over and not search.short:
             return NOT_LOOKED_FOR._replace(found=Sure.NOWHERE)
-        return begun_best(search)
+        return _begun_best(search)
     trials = [search.tries[cell, seed] for seed in search.seeds if (cell, seed) in search.tries]
     loss = float(np.mean([t.horizon_loss for t in trials]))
     learning = [t.outcome is Outcome.LEARNS for t in trials]
@@ -63,13 +63,13 @@ def recommendation(search: Search) -> Recommended:
         found = Sure.LEARNS
     else:
         found = Sure.SOME_SEEDS if any(learning) else Sure.LOWERS
-    tied = tied_with(search, cell)
-    cell = off_the_cliff(search, cell, tied)
+    tied = _tied_with(search, cell)
+    cell = _off_the_cliff(search, cell, tied)
     loss = float(np.mean([search.tries[cell, t.seed].horizon_loss for t in trials]))
     return Recommended(search.lr(cell), search.lr(min(tied)), search.lr(max(tied)), loss, found)
 
 
-def begun_best(search: Search) -> Recommended:
+def _begun_best(search: Search) -> Recommended:
     """Where no trial came to its end: the rate of the lowest loss after as many steps as most have, if that is below
     its start. Its loss at the horizon is not known."""
     seed, least = search.seeds[0], RUNGS[0] * search.steps
@@ -82,10 +82,10 @@ def begun_best(search: Search) -> Recommended:
     return Recommended(lr, lr, lr, math.nan, Sure.UNFINISHED)
 
 
-def off_the_cliff(search: Search, cell: int, tied: set[int]) -> int:
+def _off_the_cliff(search: Search, cell: int, tied: set[int]) -> int:
     """This cell, or the one of the lowest loss among those tied with it that are `ALIKE` and lie `MARGIN` below the
     next that falls (does not learn, where this one does)."""
-    stays = (Outcome.LEARNS,) if learns_at(search, cell) else (Outcome.LEARNS, Outcome.STALLED)
+    stays = (Outcome.LEARNS,) if _learns_at(search, cell) else (Outcome.LEARNS, Outcome.STALLED)
     falls = min((c for (c, _), t in search.tries.items() if c > cell and t.outcome not in stays), default=math.inf)
     if falls - cell >= MARGIN:
         return cell
@@ -97,12 +97,12 @@ def off_the_cliff(search: Search, cell: int, tied: set[int]) -> int:
     return min(further, key=lambda c: losses[c], default=cell)
 
 
-def learns_at(search: Search, cell: int) -> bool:
+def _learns_at(search: Search, cell: int) -> bool:
     """Whether every seed that was tried in this cell learns."""
     return all(t.outcome is Outcome.LEARNS for (c, _), t in search.tries.items() if c == cell)
 
 
-def tied_with(search: Search, cell: int) -> set[int]:
+def _tied_with(search: Search, cell: int) -> set[int]:
     """The cells around this one, without a gap, that no other beats on the seeds and mini-batches in common; of those
     that learn only, where it does."""
     seeds = [seed for seed in search.seeds if (cell, seed) in search.tries]
@@ -112,7 +112,7 @@ def tied_with(search: Search, cell: int) -> set[int]:
     tied = {cell}
     for direction in (-1, 1):
         for c in sorted((c for c in finite if (c - cell) * direction > 0), key=lambda c: abs(c - cell)):
-            if c not in alike or (learns_at(search, cell) and not learns_at(search, c)):
+            if c not in alike or (_learns_at(search, cell) and not _learns_at(search, c)):
                 break
             tied.add(c)
     return tied

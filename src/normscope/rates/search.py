@@ -240,7 +240,7 @@ def find_stable(search: Search, start: int, share: float = 1.0) -> Boundary:
             break
     found = edge(known)
     below_range = step is None and found.low is None
-    return Boundary(Found.BELOW_RANGE if below_range else how_found(search, known, found), found)
+    return Boundary(Found.BELOW_RANGE if below_range else _how_found(search, known, found), found)
 
 
 def find_usable(search: Search, start: int, most: float = 1.0) -> Boundary:
@@ -264,24 +264,24 @@ def find_usable(search: Search, start: int, most: float = 1.0) -> Boundary:
             step = None if cell is None or hunts > MOST_HUNTS else (cell, seed)
         else:
             step = search.next_try(known, start, anchor=learning[0], first_stride=USABLE_STRIDE, check_below=False)
-            if step is None and (lower := next_lower(search, learning[0])) is not None:
+            if step is None and (lower := _next_lower(search, learning[0])) is not None:
                 step, share = (lower, search.seeds[0]), min(most, LOWEST_LOSS_SHARE)
         if step is None or not search.go(*step, share):
             break
     if not learning:
         return Boundary(Found.NOWHERE if step is None else Found.UNFINISHED, Edge(None, None))
     found = edge(known, learning[0])
-    return Boundary(how_found(search, known, found), found)
+    return Boundary(_how_found(search, known, found), found)
 
 
-def how_found(search: Search, known: dict[tuple[int, int], bool], found: Edge) -> Found:
+def _how_found(search: Search, known: dict[tuple[int, int], bool], found: Edge) -> Found:
     """Bracketed or above the range where the lower end is confirmed on every seed; unfinished else."""
     if not confirmed(known, found, seeds=search.seeds, highest=search.highest):
         return Found.UNFINISHED
     return Found.ABOVE_RANGE if found.high is None else Found.BRACKETED
 
 
-def next_lower(search: Search, best: int) -> int | None:
+def _next_lower(search: Search, best: int) -> int | None:
     """The cell below the best one where the loss may be lower still; None where a cell as near was tried."""
     nearest = max((cell for cell, _ in search.tries if cell < best), default=-math.inf)
     return best - BEST_STRIDE if best - nearest > BEST_STRIDE and best - BEST_STRIDE >= search.lowest else None
@@ -290,7 +290,7 @@ def next_lower(search: Search, best: int) -> int | None:
 def confirm_lowest_loss(search: Search) -> None:
     """Try the rate of the lowest loss on all seeds, so that others can be compared with it seed by seed."""
     while learning := search.learning():
-        lower = next_lower(search, learning[0])
+        lower = _next_lower(search, learning[0])
         untried = [seed for seed in search.seeds if (learning[0], seed) not in search.tries]
         if lower is None and not untried:
             return

@@ -154,7 +154,7 @@ class Descent:
             found = outcome(
                 judged,
                 constant_loss=self._constant_loss,
-                output_spread=lambda: spread_or_nan(model, last),
+                output_spread=lambda: _spread_or_nan(model, last),
                 fine_tuning=self._start is not None,
             )
         return self._told(found)
@@ -224,7 +224,7 @@ def _gpu_states(model: nn.Module) -> list[Tensor]:
     return [torch.cuda.get_rng_state(device) for device in _gpus(model)]
 
 
-def spread_or_nan(model: nn.Module, batch: Batch) -> float:
+def _spread_or_nan(model: nn.Module, batch: Batch) -> float:
     """How much the outputs depend on the input; NaN for a model whose call only the caller's loss_fn knows."""
     try:
         return output_spread(model, batch)

@@ -97,14 +97,14 @@ def judge(
         else:
             verdict = NOT_ENOUGH
     logs = _logs if scale == "log" else float
-    p_value = p_of_mean(finite, low_limit, high_limit, scale) if len(finite) > 1 else 0.5 ** len(values)
+    p_value = _p_of_mean(finite, low_limit, high_limit, scale) if len(finite) > 1 else 0.5 ** len(values)
     if missing or contrary or not len(values):
         p_value = math.nan if missing or not len(values) else 1.0
     needed = None
     if verdict == NOT_ENOUGH and len(finite) > 1 and not (len(infinite) or bounded) and (awaits or not missing):
         spread = finite if scale == "linear" else np.log(finite) if (finite > 0).all() else np.array([math.nan] * 2)
         ends = [logs(limit) for limit in (low_limit, high_limit)]
-        needed = seeds_for_mean(spread, ends, confidence, more_than=0 if missing else len(finite))
+        needed = _seeds_for_mean(spread, ends, confidence, more_than=0 if missing else len(finite))
     return Verdict(
         statement,
         where,
@@ -159,9 +159,9 @@ def judge_share(
         threshold = low_limit if above is not None else high_limit
         rest = (parts - threshold * wholes)[known]
         zero = (0.0, math.inf) if above is not None else (-math.inf, 0.0)
-        p_value = math.nan if missing else p_of_mean(rest, *zero, "linear")
+        p_value = math.nan if missing else _p_of_mean(rest, *zero, "linear")
         if wholes[known].mean() > 0:
-            needed = seeds_for_mean(rest, zero, CONFIDENCE, more_than=0 if missing else len(rest))
+            needed = _seeds_for_mean(rest, zero, CONFIDENCE, more_than=0 if missing else len(rest))
     if len(parts) >= MIN_SEEDS and not missing:
         verdict = _concluded(low, high, low_limit, high_limit)
     return Verdict(
@@ -306,7 +306,7 @@ def band_requirement(points: int, of: str, scale: Scale, widest: float | None, u
     return f"{inside}, at most {'a factor ' if scale == 'log' else ''}{three_digits(widest)}{unit} wide"
 
 
-def p_of_mean(values: np.ndarray, low_limit: float, high_limit: float, scale: Scale) -> float:
+def _p_of_mean(values: np.ndarray, low_limit: float, high_limit: float, scale: Scale) -> float:
     """Of the test that the mean does not lie between these limits, one-sided; of two, the larger."""
     if scale == "log":
         if (values <= 0).any():
@@ -325,7 +325,7 @@ def p_of_mean(values: np.ndarray, low_limit: float, high_limit: float, scale: Sc
     return max(beyond(mean - low_limit), beyond(high_limit - mean))
 
 
-def seeds_for_mean(values: np.ndarray, threshold: Sequence[float], confidence: float, *, more_than: int) -> int | None:
+def _seeds_for_mean(values: np.ndarray, threshold: Sequence[float], confidence: float, *, more_than: int) -> int | None:
     """How many seeds would have an interval that lies wholly on one side of every limit, were their mean and scatter
     those of these values."""
     with np.errstate(over="ignore", invalid="ignore"):

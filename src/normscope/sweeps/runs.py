@@ -43,12 +43,12 @@ def load_runs(out: str | Path, configs: Iterable[RunConfig] | None = None) -> xr
     store = Store(Path(out))
     if configs is None:
         runs = [run for run in map(read_record, store.result_paths()) if run.attrs["protocol"] == PROTOCOL]
-        return gridded(runs, [config_of(run) for run in runs])
+        return _gridded(runs, [config_of(run) for run in runs])
     wanted = list(configs)
-    return gridded([read_record(store.result_path(config)) for config in wanted if store.has(config)], wanted)
+    return _gridded([read_record(store.result_path(config)) for config in wanted if store.has(config)], wanted)
 
 
-def gridded(runs: Sequence[RunRecord], configs: Sequence[RunConfig]) -> xr.Dataset:
+def _gridded(runs: Sequence[RunRecord], configs: Sequence[RunConfig]) -> xr.Dataset:
     """The runs side by side in the grid that the configs span; ResultError where there are no runs at all."""
     if not runs:
         raise ResultError("no finished runs here: run `normscope sweep` first")

@@ -171,7 +171,7 @@ class Descent:
 
     def _save(self) -> None:
         assert self.checkpoint is not None
-        identity = identity_of(self.config, self.data, self.precision)
+        identity = _identity_of(self.config, self.data, self.precision)
         save_checkpoint(self.checkpoint, identity, self.net, self.optimizer, self.progress)
         self._saved = time.monotonic()
 
@@ -187,14 +187,14 @@ def descent(
     )
     progress = None
     if checkpoint is not None:
-        progress = load_checkpoint(checkpoint, identity_of(config, data, precision), net, optimizer)
+        progress = load_checkpoint(checkpoint, _identity_of(config, data, precision), net, optimizer)
     constant_loss = label_entropy(data.train_labels)
     return Descent(
         config, data, net, optimizer, precision, constant_loss, progress or Progress(), checkpoint, checkpoint_seconds
     )
 
 
-def identity_of(config: RunConfig, data: ImageData, precision: str) -> dict[str, Any]:
+def _identity_of(config: RunConfig, data: ImageData, precision: str) -> dict[str, Any]:
     """What fixes the bits beside the config: a checkpoint of another identity is not gone on from."""
     gpu = data.device.type == "cuda"
     return {

@@ -38,7 +38,7 @@ def measure(setting: Setting) -> xr.Dataset:
 
     def measure_one(rung: str, seed: int) -> xr.Dataset:
         net = build(small, rung, seed)
-        start = at_the_start(net, small.first_batch(seed))
+        start = _at_the_start(net, small.first_batch(seed))
         return start.merge(steps(net, small, seed), combine_attrs="override")
 
     return over_networks(
@@ -46,7 +46,7 @@ def measure(setting: Setting) -> xr.Dataset:
     )
 
 
-def at_the_start(net: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> xr.Dataset:
+def _at_the_start(net: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> xr.Dataset:
     """What figures 5 and 6 and table 1 show of a network on a mini-batch, over `depth` on the main path."""
     log_std = curves(channel_moments(net, batch))["log_std"].isel(depth=slice(0, -1))
     cancellation = _on_main_path(gradient_cancellation(net, batch)["normalized_ratio"])

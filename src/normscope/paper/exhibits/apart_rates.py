@@ -55,13 +55,13 @@ def measure(setting: Setting) -> xr.Dataset:
         small,
         "apart_rates",
         measure_one,
-        {"norm": WITH_RATES if setting.trains else measured_rungs(setting)},
+        {"norm": WITH_RATES if setting.trains else _measured_rungs(setting)},
         image_size=IMAGE_SIZE,
         descent={"batch_size": BATCH_SIZE, "steps": STEPS, "momentum": MOMENTUM, "threads": torch.get_num_threads()},
     )
 
 
-def measured_rungs(setting: Setting) -> tuple[str, ...]:
+def _measured_rungs(setting: Setting) -> tuple[str, ...]:
     """The rungs of an unfinished measurement whose parts are there for all seeds.
 
     Raises:

@@ -92,7 +92,7 @@ def _place(dataset: xr.Dataset, kind: str, norm: str) -> dict[str, str]:
     return {"network": f"{kind} {NORM_TITLES[norm]}"}
 
 
-def growth_of(dataset: xr.Dataset, kind: str, norm: str, update: int) -> xr.DataArray:
+def _growth_of(dataset: xr.Dataset, kind: str, norm: str, update: int) -> xr.DataArray:
     """`growth` of one network before an update."""
     return growth(dataset).sel(_place(dataset, kind, norm)).sel(update=update)
 
@@ -117,7 +117,7 @@ CLAIMS = [
         "first",
         where="Yang et al. 2019",
         kind=LATER_WORKS,
-        value=partial(growth_of, kind="resnet", norm="batch", update=0),
+        value=partial(_growth_of, kind="resnet", norm="batch", update=0),
         above=10,
         scope=DEEP,
     ),
@@ -126,7 +126,7 @@ CLAIMS = [
         where="Yang et al. 2019",
         kind=LATER_WORKS,
         value=lambda dataset: (
-            growth_of(dataset, "resnet", "batch", 1) / growth_of(dataset, "resnet", "batch", UPDATES[0])
+            _growth_of(dataset, "resnet", "batch", 1) / _growth_of(dataset, "resnet", "batch", UPDATES[0])
         ),
         below=1 / 3,
         note="ResNet with BN, at a learning rate of 0.1; paired by seed",
@@ -136,7 +136,7 @@ CLAIMS = [
         statement=f"After {UPDATES[-1]} updates they grow less than tenfold",
         where="Yang et al. 2019",
         kind=LATER_WORKS,
-        value=partial(growth_of, kind="resnet", norm="batch", update=UPDATES[-1]),
+        value=partial(_growth_of, kind="resnet", norm="batch", update=UPDATES[-1]),
         below=10,
         note="ResNet with BN, at a learning rate of 0.1",
         scope=DEEP,
@@ -145,7 +145,7 @@ CLAIMS = [
         statement="Without BN they grow backwards too: at least tenfold at initialization",
         where="argument 4: gradients at initialization",
         kind=CONTROL,
-        value=partial(growth_of, kind="resnet", norm="none", update=0),
+        value=partial(_growth_of, kind="resnet", norm="none", update=0),
         above=10,
         scope=DEEP,
     ),

@@ -46,7 +46,7 @@ def _over(found: xr.DataArray) -> np.ndarray:
     return np.where(ratio == 0, -np.inf, ratio)
 
 
-def known_over(dataset: xr.Dataset, name: str) -> np.ndarray:
+def _known_over(dataset: xr.Dataset, name: str) -> np.ndarray:
     """The ratio of a boundary. A search that found no rate at which the network learns says nothing of that: so few
     steps do not tell slow from never."""
     known = ~dataset[f"{name}_found"].isin(["nowhere", "unfinished"])
@@ -56,7 +56,7 @@ def known_over(dataset: xr.Dataset, name: str) -> np.ndarray:
 CLAIMS = [
     RatioClaim(
         statement=f"Without BN, the shallowest ResNet {what} up to a rate at least 3 times that of the deepest",
-        value=partial(known_over, name=name),
+        value=partial(_known_over, name=name),
         above=3,
         paper="the shallower, the larger",
         note=f"the largest rate at which it {what}, known to a factor 1.26; paired by seed",

@@ -110,7 +110,7 @@ def small_rate(dataset: xr.Dataset) -> float:
     return scale_of(attribute(dataset, "scale")).small
 
 
-def same_at_small(dataset: xr.Dataset) -> xr.DataArray:
+def _same_at_small(dataset: xr.Dataset) -> xr.DataArray:
     """Test accuracy without BN less that with it at the small rate, in points; NaN unless both are trained."""
     at = {"lr": small_rate(dataset)}
     both_trained = (at_the_end(dataset, "train_accuracy").sel(at) >= TRAINED).all("norm")
@@ -118,19 +118,19 @@ def same_at_small(dataset: xr.Dataset) -> xr.DataArray:
     return (end.sel(norm="none") - end.sel(norm="batch")).where(both_trained)
 
 
-def at_best(dataset: xr.Dataset, norm: str) -> xr.DataArray:
+def _at_best(dataset: xr.Dataset, norm: str) -> xr.DataArray:
     """Test accuracy at the end at the network's own best rate."""
     return at_the_end(dataset).sel(norm=norm, lr=best_lr(dataset, norm), drop=True)
 
 
-def gained_by_large(dataset: xr.Dataset) -> xr.DataArray:
+def _gained_by_large(dataset: xr.Dataset) -> xr.DataArray:
     """What batch norm's best rate ends above its small one, in points; NaN where the two are the same."""
     small = small_rate(dataset)
-    gain = at_best(dataset, "batch") - at_the_end(dataset).sel(norm="batch", lr=small, drop=True)
+    gain = _at_best(dataset, "batch") - at_the_end(dataset).sel(norm="batch", lr=small, drop=True)
     return gain.where(best_lr(dataset, "batch") != small)
 
 
-def without_at_large(dataset: xr.Dataset) -> xr.DataArray:
+def _without_at_large(dataset: xr.Dataset) -> xr.DataArray:
     """Test accuracy without BN at batch norm's best rate; NaN where that is the small one."""
     large = best_lr(dataset, "batch")
     return at_the_end(dataset).sel(norm="none", lr=large, drop=True).where(large != small_rate(dataset))
@@ -148,7 +148,7 @@ CLAIMS = [
     Claim(
         statement=f"At the same small learning rate, both trained to {TRAINED:g} %, the network without BN is as good "
         "as with it, within 3 points",
-        value=same_at_small,
+        value=_same_at_small,
         equals=0,
         margin=3,
         paper=f"{_ENDS['none@0.0001'] - _ENDS['batch@0.0001']:+.1f}",
@@ -159,7 +159,7 @@ CLAIMS = [
     ),
     Claim(
         statement="With BN the large rate is the better one: its best ends at least 1 point above the small one",
-        value=gained_by_large,
+        value=_gained_by_large,
         above=1,
         paper=f"{_ENDS['batch@0.1'] - _ENDS['batch@0.0001']:+.1f}",
         unit=" points",
@@ -168,7 +168,7 @@ CLAIMS = [
     ),
     Claim(
         statement="With BN at its best rate the test accuracy is above that without at its best",
-        value=lambda dataset: at_best(dataset, "batch") - at_best(dataset, "none"),
+        value=lambda dataset: _at_best(dataset, "batch") - _at_best(dataset, "none"),
         above=0,
         paper=f"{_ENDS['batch@0.1'] - _ENDS['none@0.0001']:+.1f}",
         unit=" points",
@@ -178,7 +178,7 @@ CLAIMS = [
     Claim(
         statement="Without BN the rate that is best with it is out of reach: the network ends below twice the accuracy "
         "of guessing",
-        value=without_at_large,
+        value=_without_at_large,
         below=20,
         paper="diverges",
         unit=" %",

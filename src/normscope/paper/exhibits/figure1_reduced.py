@@ -149,17 +149,17 @@ def best_lr(dataset: xr.Dataset, net: str, norm: str) -> float:
     return max(means, key=lambda lr: float(means[lr].mean()), default=math.nan)
 
 
-def same_rate(dataset: xr.Dataset, net: str) -> np.ndarray:
+def _same_rate(dataset: xr.Dataset, net: str) -> np.ndarray:
     """None less BN at the small rate, in points."""
     return end(dataset, net, "none", SMALL[net]) - end(dataset, net, "batch", SMALL[net])
 
 
-def large_gains(dataset: xr.Dataset, net: str) -> np.ndarray:
+def _large_gains(dataset: xr.Dataset, net: str) -> np.ndarray:
     """BN at the large rate less BN at the small one, in points."""
     return end(dataset, net, "batch", LARGE) - end(dataset, net, "batch", SMALL[net])
 
 
-def best_gains(dataset: xr.Dataset, net: str) -> np.ndarray:
+def _best_gains(dataset: xr.Dataset, net: str) -> np.ndarray:
     """BN at its best rate less none at its best, in points."""
     rates = {norm: best_lr(dataset, net, norm) for norm in ("batch", "none")}
     if any(map(math.isnan, rates.values())):
@@ -167,14 +167,14 @@ def best_gains(dataset: xr.Dataset, net: str) -> np.ndarray:
     return end(dataset, net, "batch", rates["batch"]) - end(dataset, net, "none", rates["none"])
 
 
-def share_of_gain(dataset: xr.Dataset, norm: str, lr: float) -> tuple[np.ndarray, np.ndarray]:
+def _share_of_gain(dataset: xr.Dataset, norm: str, lr: float) -> tuple[np.ndarray, np.ndarray]:
     """In ResNet-56, what another network gains over none at the small rate, and what BN at the large rate does."""
     net = "resnet56"
     none = end(dataset, net, "none", SMALL[net])
     return end(dataset, net, norm, lr) - none, end(dataset, net, "batch", LARGE) - none
 
 
-def only_with_bn(dataset: xr.Dataset) -> np.ndarray:
+def _only_with_bn(dataset: xr.Dataset) -> np.ndarray:
     """Whether, seed by seed, BN learns at 0.1 and none does not at 0.03; NaN where either is not finished."""
     arms = [f"resnet56 batch@{LEARNS_AT:g}", f"resnet56 none@{DIES_AT:g}"]
     used = planned(dataset).sel(arm=arms).all("arm").values
@@ -183,7 +183,7 @@ def only_with_bn(dataset: xr.Dataset) -> np.ndarray:
     return np.where(there, learns[0] & ~learns[1], np.nan)
 
 
-def said_of(arms: Callable[[xr.Dataset], Mapping[str, None]] | list[str], dataset: xr.Dataset) -> str:
+def _said_of(arms: Callable[[xr.Dataset], Mapping[str, None]] | list[str], dataset: xr.Dataset) -> str:
     """For a claim's note: how many of the runs it needs are finished, and at the gate."""
     parts = []
     for arm in arms if isinstance(arms, list) else arms(dataset):
@@ -199,7 +199,7 @@ def _claim(statement: str, value: Callable[[xr.Dataset], object], arms: list[str
         "kind": AT_REDUCED_SIZE,
         "no_value": "not finished, or of an arm that misses the gate",
         "awaits": True,
-        "detail": partial(said_of, arms),
+        "detail": partial(_said_of, arms),
         **more,
     }
     return Claim(statement=statement, value=value, **options)
@@ -213,7 +213,7 @@ def _claims_on_rates(net: str) -> list[Claim]:
         _claim(
             f"(a) {title}, both trained to the end at the same small rate, {small}: without BN as good as with it, "
             f"within {SAME:g} points",
-            partial(same_rate, net=net),
+            partial(_same_rate, net=net),
             at_small,
             equals=0,
             margin=SAME,
@@ -223,7 +223,7 @@ def _claims_on_rates(net: str) -> list[Claim]:
         ),
         _claim(
             f"(a) {title}, one-sided: there, BN is not better by {SAME:g} points",
-            lambda dataset: -same_rate(dataset, net),
+            lambda dataset: -_same_rate(dataset, net),
             at_small,
             below=SAME,
             unit=" points",
@@ -234,7 +234,7 @@ def _claims_on_rates(net: str) -> list[Claim]:
         claims.append(
             _claim(
                 f"(b) {title}: BN at {LARGE:g} ends at least {LARGE_GAINS[net]:g} points above BN at {small}",
-                partial(large_gains, net=net),
+                partial(_large_gains, net=net),
                 [f"{net} batch@{LARGE:g}", f"{net} batch@{small}"],
                 above=LARGE_GAINS[net],
                 unit=" points",
@@ -245,7 +245,7 @@ def _claims_on_rates(net: str) -> list[Claim]:
     claims.append(
         _claim(
             f"(c) {title}: BN at its best rate ends above none at its best",
-            partial(best_gains, net=net),
+            partial(_best_gains, net=net),
             counted,
             above=0,
             unit=" points",
@@ -272,7 +272,7 @@ CLAIMS = [
     _claim(
         f"(d) ResNet-56: of what BN at {LARGE:g} gains over none at {_SMALL_56}, at most a third is there at the same "
         "small rate",
-        partial(share_of_gain, norm="batch", lr=SMALL["resnet56"]),
+        partial(_share_of_gain, norm="batch", lr=SMALL["resnet56"]),
         [*_GAIN_56, f"resnet56 batch@{_SMALL_56}"],
         of="share",
         below=SHARE_AT_SMALL,
@@ -280,7 +280,7 @@ CLAIMS = [
     ),
     _claim(
         f"(e) ResNet-56: in more than half of the networks BN learns at {LEARNS_AT:g} and none does not at {DIES_AT:g}",
-        only_with_bn,
+        _only_with_bn,
         [f"resnet56 batch@{LEARNS_AT:g}", f"resnet56 none@{DIES_AT:g}"],
         of="proportion",
         above=0.5,
@@ -289,7 +289,7 @@ CLAIMS = [
     ),
     _claim(
         "(f) ResNet-56: batch norm before the last layer alone, at 0.03, recovers at least a third of that gain",
-        partial(share_of_gain, norm="final", lr=0.03),
+        partial(_share_of_gain, norm="final", lr=0.03),
         [*_GAIN_56, "resnet56 final@0.03"],
         of="share",
         above=SHARE_OF_FINAL,

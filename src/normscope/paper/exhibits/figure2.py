@@ -53,7 +53,7 @@ def ratio(dataset: xr.Dataset, name: str) -> xr.DataArray:
     return one.sel(norm="none") / one.sel(norm="batch")
 
 
-def largest_entry(dataset: xr.Dataset, norm: str) -> xr.DataArray:
+def _largest_entry(dataset: xr.Dataset, norm: str) -> xr.DataArray:
     """The largest magnitude among the layer's entries."""
     ends = abs(dataset[["minimum", "maximum"]]).sel(norm=norm).isel(layer=0)
     return ends.to_array().max("variable", skipna=False)
@@ -114,7 +114,7 @@ CLAIMS = [
     ),
     Claim(
         statement="With BN, the largest entry of layer 55 lies within a factor 2 of the published picture's range",
-        value=partial(largest_entry, norm="batch"),
+        value=partial(_largest_entry, norm="batch"),
         equals=_HALF_RANGE["batch"],
         margin=2,
         scale="log",
@@ -123,7 +123,7 @@ CLAIMS = [
     ),
     Claim(
         statement=f"Without BN, the tails reach past the published picture's range, ±{_HALF_RANGE['none']:g}",
-        value=partial(largest_entry, norm="none"),
+        value=partial(_largest_entry, norm="none"),
         above=_HALF_RANGE["none"],
         scale="log",
         paper=f"tails past ±{_HALF_RANGE['none']:g}",

@@ -55,7 +55,7 @@ def measure(setting: Setting) -> xr.Dataset:
         net = setting.build(norm, seed)
         sgd = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE[norm], momentum=0.9, weight_decay=5e-4)
         probed = [
-            both_directions(net, sgd, step.batch)
+            _both_directions(net, sgd, step.batch)
             for step in descend(net, sgd, setting.batches(seed), steps=MINI_BATCHES[-1])
             if step.index + 1 in MINI_BATCHES
         ]
@@ -64,7 +64,7 @@ def measure(setting: Setting) -> xr.Dataset:
     return over_networks(fresh, "figure3", measure_one, {"norm": ("none", "batch")}, learning_rate=LEARNING_RATE)
 
 
-def both_directions(net: nn.Module, sgd: torch.optim.SGD, batch: Batch) -> xr.Dataset:
+def _both_directions(net: nn.Module, sgd: torch.optim.SGD, batch: Batch) -> xr.Dataset:
     """The relative loss along the gradient and along the next update, over `direction` and `step_size`."""
     along_gradient = relative_loss(net, batch, step_sizes=STEP_SIZES)
     has_momentum = any("momentum_buffer" in of for of in sgd.state.values())
@@ -126,39 +126,39 @@ def along(dataset: xr.Dataset, direction: str) -> xr.Dataset:
     return dataset if direction == "gradient" else xr.full_like(dataset, np.nan)
 
 
-def papers_direction(dataset: xr.Dataset) -> xr.Dataset:
+def _papers_direction(dataset: xr.Dataset) -> xr.Dataset:
     """Along the update, as the paper did; of older results along the gradient."""
     return along(dataset, "update" if "direction" in dataset.dims else "gradient")
 
 
-def at_largest_step(dataset: xr.Dataset) -> xr.DataArray:
+def _at_largest_step(dataset: xr.Dataset) -> xr.DataArray:
     """The relative loss at the end of the paper's range, α = 0.2, with batch norm, over `seed` and `mini_batch`."""
-    of = papers_direction(dataset)["relative_loss"].sel(norm="batch")
+    of = _papers_direction(dataset)["relative_loss"].sel(norm="batch")
     return of.sel(step_size=0.2, method="nearest").transpose("seed", "mini_batch")
 
 
-def largest_with_bn(dataset: xr.Dataset, mini_batch: int) -> xr.DataArray:
+def _largest_with_bn(dataset: xr.Dataset, mini_batch: int) -> xr.DataArray:
     """The largest relative loss up to α = 0.2 with batch norm."""
-    of = papers_direction(dataset)["relative_loss"].sel(norm="batch", mini_batch=mini_batch)
+    of = _papers_direction(dataset)["relative_loss"].sel(norm="batch", mini_batch=mini_batch)
     return of.sel(step_size=slice(None, 0.201)).max("step_size", skipna=False)
 
 
-def step_gained(dataset: xr.Dataset, mini_batch: int) -> Bounded:
+def _step_gained(dataset: xr.Dataset, mini_batch: int) -> Bounded:
     """How many times larger a step may be with batch norm before the loss diverges; a bound where it never does."""
-    divergence = papers_direction(dataset)["divergence_step_size"].sel(mini_batch=mini_batch)
+    divergence = _papers_direction(dataset)["divergence_step_size"].sel(mini_batch=mini_batch)
     with_bn, without = divergence.sel(norm="batch"), divergence.sel(norm="none")
     end = float(dataset["step_size"].max())
     return Bounded(with_bn.clip(max=end) / without.where(np.isfinite(without)), np.isinf(with_bn))
 
 
-def passes_a_million(dataset: xr.Dataset, direction: str) -> np.ndarray:
+def _passes_a_million(dataset: xr.Dataset, direction: str) -> np.ndarray:
     """Where the loss without batch norm passes 10⁶ times its start, (seed, mini_batch)."""
     of = along(dataset, direction)["relative_loss"].sel(norm="none").transpose("seed", "mini_batch", "step_size")
     steps = dataset["step_size"].values
     return np.array([[crossing(steps, row, 1e6) if np.isfinite(row).any() else np.nan for row in s] for s in of.values])
 
 
-def of_mini_batches(values: np.ndarray, dataset: xr.Dataset, wanted: tuple[int, ...]) -> np.ndarray:
+def _of_mini_batches(values: np.ndarray, dataset: xr.Dataset, wanted: tuple[int, ...]) -> np.ndarray:
     """The columns of these mini-batches."""
     return values[:, [dataset["mini_batch"].values.tolist().index(one) for one in wanted]]
 
@@ -176,7 +176,7 @@ CLAIMS = [
     *(
         Claim(
             statement=f"With BN, mini-batch {mini_batch}: relative loss stays under 10 up to α = 0.2",
-            value=partial(largest_with_bn, mini_batch=mini_batch),
+            value=partial(_largest_with_bn, mini_batch=mini_batch),
             below=10,
             scale="log",
             paper=f"{10 ** _WITH[str(mini_batch)]['at_0.2_log10']:.2g} at α = 0.2",
@@ -188,7 +188,7 @@ CLAIMS = [
     *(
         RatioClaim(
             statement=f"Mini-batch {mini_batch}: BN takes a step at least 30 times larger before the loss diverges",
-            value=partial(step_gained, mini_batch=mini_batch),
+            value=partial(_step_gained, mini_batch=mini_batch),
             above=30,
             paper="more than 30: no divergence up to 0.2",
             note="paired by seed",
@@ -199,7 +199,7 @@ CLAIMS = [
     Claim(
         statement="With BN, the published loss at α = 0.2 could be one more seed's, at mini-batches 4 and 7",
         of="band",
-        value=lambda dataset: of_mini_batches(at_largest_step(dataset).values, dataset, (4, 7)),
+        value=lambda dataset: _of_mini_batches(_at_largest_step(dataset).values, dataset, (4, 7)),
         published=[10 ** _WITH[one]["at_0.2_log10"] for one in ("4", "7")],
         points="published losses",
         scale="log",
@@ -210,7 +210,7 @@ CLAIMS = [
     Claim(
         statement="Without BN, mini-batch 1: the α at which the published loss passes 10⁶ could be one more seed's",
         of="band",
-        value=lambda dataset: of_mini_batches(passes_a_million(dataset, "gradient"), dataset, (1,)),
+        value=lambda dataset: _of_mini_batches(_passes_a_million(dataset, "gradient"), dataset, (1,)),
         published=[_WITHOUT["1"]["above_1e6"]],
         points="the published α",
         scale="log",
@@ -223,7 +223,7 @@ CLAIMS = [
         statement="Without BN, along the optimizer's own update: the α at which the published losses of mini-batches 4 "
         "and 7 pass 10⁶ could be one more seed's",
         of="band",
-        value=lambda dataset: of_mini_batches(passes_a_million(dataset, "update"), dataset, (4, 7)),
+        value=lambda dataset: _of_mini_batches(_passes_a_million(dataset, "update"), dataset, (4, 7)),
         published=[_WITHOUT[one]["above_1e6"] for one in ("4", "7")],
         points="published α",
         scale="log",
@@ -238,8 +238,8 @@ CLAIMS = [
             "larger",
             where="beside Figure 3",
             kind=CONTROL,
-            value=lambda dataset, one=mini_batch: of_mini_batches(
-                passes_a_million(dataset, "gradient") / passes_a_million(dataset, "update"), dataset, (one,)
+            value=lambda dataset, one=mini_batch: _of_mini_batches(
+                _passes_a_million(dataset, "gradient") / _passes_a_million(dataset, "update"), dataset, (one,)
             ),
             above=3,
             note="without BN, paired by seed: the buffer still carries the first gradients, which were larger",

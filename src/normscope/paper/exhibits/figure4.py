@@ -103,7 +103,7 @@ def largest_variance(dataset: xr.Dataset) -> xr.DataArray:
     return dataset["variance"].where(real, 0.0).max("channel", skipna=False)
 
 
-def visible_from(largest: xr.DataArray) -> xr.DataArray:
+def _visible_from(largest: xr.DataArray) -> xr.DataArray:
     """The fraction of the step at which the largest variance first passes a tenth of that at the end."""
     share = (largest / largest.isel(fraction=-1)).isel(fraction=slice(1, None))
     passed = xr.apply_ufunc(
@@ -177,16 +177,16 @@ def begins(dataset: xr.Dataset, place: int) -> xr.DataArray:
     """How far into the step, in per cent, the layer in this place reaches a tenth of its final variance; no value where
     that is not finite."""
     largest = diverging(dataset).isel(layer=place)
-    return 100 * visible_from(largest).where(np.isfinite(largest.isel(fraction=-1)))
+    return 100 * _visible_from(largest).where(np.isfinite(largest.isel(fraction=-1)))
 
 
-def change_with_bn(dataset: xr.Dataset) -> xr.DataArray:
+def _change_with_bn(dataset: xr.Dataset) -> xr.DataArray:
     """By what the step with batch norm multiplies the largest variance of the deepest layer."""
     of = largest_variance(dataset.sel(norm="batch")).isel(layer=-1)
     return of.isel(fraction=-1) / of.isel(fraction=0)
 
 
-def end_where_published(dataset: xr.Dataset) -> np.ndarray:
+def _end_where_published(dataset: xr.Dataset) -> np.ndarray:
     """The largest variances of the first two layers at the end of the step, (seed, layer); no value where the third
     does not reach the published one within a factor of 10."""
     end = diverging(dataset).isel(fraction=-1)
@@ -217,7 +217,7 @@ CLAIMS = [
         statement="Where layer 80 reaches its published variance, 5.6e16, those of layers 8 and 44 could be one more "
         "seed's",
         of="band",
-        value=end_where_published,
+        value=_end_where_published,
         published=_PUBLISHED["max_variance"][:2],
         points="published variances",
         scale="log",
@@ -232,7 +232,7 @@ CLAIMS = [
         "factor 100",
         where="beside Figure 4",
         kind=CONTROL,
-        value=change_with_bn,
+        value=_change_with_bn,
         below=100,
         scope=DEEP,
     ),
@@ -244,7 +244,7 @@ def we_saw(dataset: xr.Dataset) -> str:
     without = dataset.sel(norm="none")
     final = largest_variance(without).isel(fraction=-1).median("seed", skipna=False)
     sizes = ", ".join(f"{value:.1e} at layer {depth:.0f}" for value, depth in zip(final, final["depth"], strict=True))
-    begins = 100 * float(visible_from(largest_variance(without)).isel(layer=-1).median())
+    begins = 100 * float(_visible_from(largest_variance(without)).isel(layer=-1).median())
     with_bn = largest_variance(dataset.sel(norm="batch")).isel(layer=-1)
     change = float((with_bn.isel(fraction=-1) / with_bn.isel(fraction=0)).median())
     return (

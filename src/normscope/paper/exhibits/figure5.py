@@ -77,39 +77,39 @@ def growth(dataset: xr.Dataset) -> xr.DataArray:
     return 100 * stds.polyfit("depth", 1)["polyfit_coefficients"].sel(degree=1)
 
 
-def range_with_bn(dataset: xr.Dataset) -> xr.DataArray:
+def _range_with_bn(dataset: xr.Dataset) -> xr.DataArray:
     """Between which values log std lies over all convolutions with batch norm, highest less lowest."""
     stds = curves(dataset)["log_std"].sel(norm="batch").isel(depth=slice(0, -1))
     return stds.max("depth") - stds.min("depth")
 
 
-def last_block(dataset: xr.Dataset) -> np.ndarray:
+def _last_block(dataset: xr.Dataset) -> np.ndarray:
     """The std without batch norm over that with it, in the last block's first convolution."""
     logs = curves(dataset)["log_std"]
     last = logs.sel(depth=int(logs["depth"].max()) - 2)
     return np.exp((last.sel(norm="none") - last.sel(norm="batch")).values)
 
 
-def as_published(dataset: xr.Dataset, norm: str) -> xr.DataArray:
+def _as_published(dataset: xr.Dataset, norm: str) -> xr.DataArray:
     """Both curves at the published layers, over `seed`, `moment` and `depth`."""
     ours = curves(dataset)[list(MOMENTS)].to_array("moment").sel(norm=norm, depth=PUBLISHED["figure5"]["layer"])
     return ours.transpose("seed", "moment", "depth")
 
 
-def distance_with_bn(dataset: xr.Dataset) -> xr.DataArray:
+def _distance_with_bn(dataset: xr.Dataset) -> xr.DataArray:
     """Mean absolute distance from the published curves over the nine convolution layers, with batch norm."""
     published = [[PUBLISHED["figure5"][moment]["batch"]] for moment in MOMENTS]
-    off = abs(as_published(dataset, "batch") - np.array(published).transpose(1, 0, 2))
+    off = abs(_as_published(dataset, "batch") - np.array(published).transpose(1, 0, 2))
     return off.sel(depth=CONVOLUTION_LAYERS).mean(["moment", "depth"])
 
 
 def slopes(dataset: xr.Dataset) -> np.ndarray:
     """Of both curves against depth over the published convolution layers, without batch norm, nat per 100 layers."""
-    of = as_published(dataset, "none").sel(depth=CONVOLUTION_LAYERS)
+    of = _as_published(dataset, "none").sel(depth=CONVOLUTION_LAYERS)
     return 100 * of.polyfit("depth", 1)["polyfit_coefficients"].sel(degree=1).transpose("seed", "moment").values
 
 
-def slope_within_stage(dataset: xr.Dataset, stage: int) -> xr.DataArray:
+def _slope_within_stage(dataset: xr.Dataset, stage: int) -> xr.DataArray:
     """The slope of log std against ln k, k being a block's number within the stage, over the first convolutions of its
     blocks from the second on: that of the first reads the stage before."""
     stds = curves(dataset)["log_std"].sel(norm="batch")
@@ -119,13 +119,13 @@ def slope_within_stage(dataset: xr.Dataset, stage: int) -> xr.DataArray:
     return xr.DataArray(np.polyfit(np.log(numbers), of_stage, 1)[0], dims="seed")
 
 
-def published_slope(moment: str, norm: str) -> float:
+def _published_slope(moment: str, norm: str) -> float:
     """Least-squares slope of a published curve over its convolution layers, nat per layer."""
     values = PUBLISHED["figure5"][moment][norm][: len(CONVOLUTION_LAYERS)]
     return float(np.polyfit(CONVOLUTION_LAYERS, values, 1)[0])
 
 
-_PUBLISHED_SLOPES = [100 * published_slope(moment, "none") for moment in MOMENTS]
+_PUBLISHED_SLOPES = [100 * _published_slope(moment, "none") for moment in MOMENTS]
 
 DEEP_RESNET = Scope(
     "residual networks of more than 30 layers",
@@ -143,7 +143,7 @@ CLAIMS = [
     ),
     Claim(
         statement="With BN they do not: log std stays within a band 2.5 nat wide over all convolution layers",
-        value=range_with_bn,
+        value=_range_with_bn,
         below=2.5,
         paper="0.95 over nine layers",
         unit=" nat",
@@ -152,7 +152,7 @@ CLAIMS = [
     ),
     RatioClaim(
         statement="In the last block's first convolution the std without BN is at least 4 times that with BN",
-        value=last_block,
+        value=_last_block,
         above=4,
         paper="8 at layer 102",
         note="paired by seed",
@@ -160,7 +160,7 @@ CLAIMS = [
     ),
     Claim(
         statement="With BN, the nine convolution layers lie within 0.25 nat of the published curves on average",
-        value=distance_with_bn,
+        value=_distance_with_bn,
         below=0.25,
         unit=" nat",
         note="mean absolute distance of one seed, over layers and both curves",
@@ -170,7 +170,7 @@ CLAIMS = [
     Claim(
         statement=f"With BN, the published pair of layer {LAST_LAYER} could be one more seed's",
         of="band",
-        value=lambda dataset: as_published(dataset, "batch").sel(depth=LAST_LAYER).values,
+        value=lambda dataset: _as_published(dataset, "batch").sel(depth=LAST_LAYER).values,
         published=[PUBLISHED["figure5"][moment]["batch"][-1] for moment in MOMENTS],
         points="published moments",
         widest=4,
@@ -195,7 +195,7 @@ CLAIMS = [
         Claim(
             statement=f"Without BN, the published curve of the {name} could be one more seed's, at all layers at once",
             of="band",
-            value=lambda dataset, one=moment: as_published(dataset, "none").sel(moment=one).values,
+            value=lambda dataset, one=moment: _as_published(dataset, "none").sel(moment=one).values,
             published=PUBLISHED["figure5"][moment]["none"],
             points="layers",
             unit=" nat",
@@ -209,7 +209,7 @@ CLAIMS = [
             "half",
             where="De and Smith 2020",
             kind=LATER_WORKS,
-            value=partial(slope_within_stage, stage=stage),
+            value=partial(_slope_within_stage, stage=stage),
             equals=0.5,
             margin=0.1,
             note="first convolutions of blocks 2 and on; batch norm scales the branch down by the square root of depth",

@@ -55,11 +55,11 @@ def measure(setting: Setting) -> xr.Dataset:
     drawn = [name for name in draws[0].data_vars if "draw" in draws[0][name].dims]
     products = xr.concat(draws, "draw", data_vars=drawn, combine_attrs="override")
     products = products.assign_coords(draw=("draw", np.arange(DRAWS), products["draw"].attrs))
-    result = xr.merge([products, ranks_of_networks(setting, spectra, hidden)], combine_attrs="drop_conflicts")
+    result = xr.merge([products, _ranks_of_networks(setting, spectra, hidden)], combine_attrs="drop_conflicts")
     return with_attributes(result, **setting.provenance(size=SIZE, networks_batch_size=BATCH_SIZE))
 
 
-def ranks_of_networks(setting: Setting, spectra: list[xr.Dataset], hidden: list[float]) -> xr.Dataset:
+def _ranks_of_networks(setting: Setting, spectra: list[xr.Dataset], hidden: list[float]) -> xr.Dataset:
     """The networks' spectra and the ranks of their features over (family, norm, depth, seed); beside them, products of
     as many matrices."""
     features = spectra[0].sizes["index"]
@@ -149,13 +149,13 @@ def draw(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-def near_zero(dataset: xr.Dataset, factor: int) -> xr.DataArray:
+def _near_zero(dataset: xr.Dataset, factor: int) -> xr.DataArray:
     """The share of the singular values below a tenth of the theory's edge, draw by draw."""
     of = dataset.sel(factor=factor)
     return (of["singular_value"] < 0.1 * of["edge"]).mean("index")
 
 
-def conditions(dataset: xr.Dataset) -> Bounded:
+def _conditions(dataset: xr.Dataset) -> Bounded:
     """The condition number of the longest product over that of a single matrix, draw by draw; with a bound below the
     line nothing is known of a ratio."""
     many, few = (dataset.sel(factor=factor) for factor in (max(FACTORS), min(FACTORS)))
@@ -163,13 +163,13 @@ def conditions(dataset: xr.Dataset) -> Bounded:
     return Bounded(many["condition_number"] / known, many["condition_is_bound"].values)
 
 
-def rank_kept(dataset: xr.Dataset, family: str, norm: str, name: str = JACOBIAN) -> np.ndarray:
+def _rank_kept(dataset: xr.Dataset, family: str, norm: str, name: str = JACOBIAN) -> np.ndarray:
     """The effective rank in the deepest network over that in the shallowest, of the Jacobian or of the features."""
     of = dataset[name].sel(family=family, norm=norm)
     return (of.isel(depth=-1) / of.isel(depth=0)).values
 
 
-def rank_gained(dataset: xr.Dataset, family: str, name: str = JACOBIAN) -> np.ndarray:
+def _rank_gained(dataset: xr.Dataset, family: str, name: str = JACOBIAN) -> np.ndarray:
     """The effective rank in the deepest network with batch norm over that without, of the Jacobian or of the
     features."""
     of = dataset[name].sel(family=family).isel(depth=-1)
@@ -204,17 +204,17 @@ CLAIMS = [
     ),
     Claim(
         statement=f"Mass piles up at zero: with M = {max(FACTORS)} more than half lies below a tenth of the edge",
-        value=partial(near_zero, factor=max(FACTORS)),
+        value=partial(_near_zero, factor=max(FACTORS)),
         above=0.5,
         paper="piles up at 0",
         note="over draws",
         detail=lambda dataset: (
-            f"with M = {min(FACTORS)} the share is {float(near_zero(dataset, min(FACTORS)).mean()):.2g}"
+            f"with M = {min(FACTORS)} the share is {float(_near_zero(dataset, min(FACTORS)).mean()):.2g}"
         ),
     ),
     RatioClaim(
         statement=f"The condition number with M = {max(FACTORS)} is at least 1000 times that with M = {min(FACTORS)}",
-        value=conditions,
+        value=_conditions,
         above=1000,
         note="paired by draw",
     ),
@@ -223,7 +223,7 @@ CLAIMS = [
             statement=f"{family} {NORM_TITLES[norm]}: {DEPTHS[-1]} layers have at most half the rank of {DEPTHS[0]}",
             where="beside Figure 7",
             kind=CONTROL,
-            value=partial(rank_kept, family=family, norm=norm),
+            value=partial(_rank_kept, family=family, norm=norm),
             below=0.5,
             note="paired by seed; effective rank of d features / d image",
         )
@@ -235,7 +235,7 @@ CLAIMS = [
             statement=f"{family}{DEPTHS[-1]}: batch norm gives a Jacobian of higher effective rank",
             where="beside Figure 7",
             kind=CONTROL,
-            value=partial(rank_gained, family=family),
+            value=partial(_rank_gained, family=family),
             above=1,
             note="paired by seed; effective rank of d features / d image",
         )
@@ -247,7 +247,7 @@ CLAIMS = [
             f"have a lower rank over images than {DEPTHS[0]}",
             where="Daneshmand et al. 2020",
             kind=LATER_WORKS,
-            value=partial(rank_kept, family=family, norm="none", name=HIDDEN),
+            value=partial(_rank_kept, family=family, norm="none", name=HIDDEN),
             below=1,
             note=f"paired by seed; effective rank of the features over {BATCH_SIZE} images",
             scope=WITH_HIDDEN,
@@ -260,7 +260,7 @@ CLAIMS = [
             "images is higher than without",
             where="Daneshmand et al. 2020",
             kind=LATER_WORKS,
-            value=partial(rank_gained, family=family, name=HIDDEN),
+            value=partial(_rank_gained, family=family, name=HIDDEN),
             above=1,
             note=f"paired by seed; effective rank of the features over {BATCH_SIZE} images",
             scope=WITH_HIDDEN,

@@ -28,18 +28,18 @@ def best(dataset: xr.Dataset) -> xr.DataArray:
     return xr.concat([end.sel(norm=norm, lr=best_lr(dataset, norm)).drop_vars("lr") for norm in NORMS], "norm")
 
 
-def largest_lr(dataset: xr.Dataset, norm: str) -> xr.DataArray:
+def _largest_lr(dataset: xr.Dataset, norm: str) -> xr.DataArray:
     """The largest rate at which a seed learns, seed by seed; NaN where there is none."""
     return dataset["lr"].where(learns(dataset, norm)).max("lr")
 
 
-def rate_gained(dataset: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+def _rate_gained(dataset: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
     """How many times larger the largest rate is with the one batch norm than without, seed by seed, and whether that is
     a lower bound only: where the largest rate tried is learnt with it, or not even the smallest without it.
 
     Minus infinity where it is lower, by a factor that is not known: learnt at no rate, where without it one is, or not
     at the largest, where without it that is."""
-    over, under = largest_lr(dataset, "final"), largest_lr(dataset, "none")
+    over, under = _largest_lr(dataset, "final"), _largest_lr(dataset, "none")
     lowest, highest = dataset["lr"].min(), dataset["lr"].max()
     ratio = over / under.fillna(lowest)
     lower = (over.isnull() & under.notnull()) | ((under == highest) & (over < highest))
@@ -75,7 +75,7 @@ CLAIMS = [
     ),
     RatioClaim(
         statement="With it the network learns at rates at least 3 times larger than without",
-        value=lambda dataset: Bounded(*rate_gained(dataset)),
+        value=lambda dataset: Bounded(*_rate_gained(dataset)),
         above=2.9,
         paper=f"trains at {PUBLISHED['variants']['final_lr']:g}",
         note="the rates tried lie about a factor 3 apart",

@@ -52,14 +52,14 @@ def first_updates(setting: Setting, norm: str, lr: float, seed: int) -> xr.Datas
     sgd = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     found = []
     for step in descend(net, sgd, setting.batches(seed), steps=UPDATES + 1):
-        found.append(before_update(net, step, logits.pop()))
+        found.append(_before_update(net, step, logits.pop()))
         if not np.isfinite(float(step.loss)):
             break
     taken = joined(found, "update", range(len(found)), long_name="updates taken")
     return taken.reindex(update=range(UPDATES + 1))
 
 
-def before_update(net: nn.Module, step: Step, logits: Tensor) -> xr.Dataset:
+def _before_update(net: nn.Module, step: Step, logits: Tensor) -> xr.Dataset:
     """What a mini-batch finds before the update on it. The gradient at the logits is that of the mean cross-entropy,
     (softmax - one-hot label) / |B|, so that the descent's own forward pass gives it."""
     labels, predicted = step.batch[1], predictions(logits)
@@ -131,7 +131,7 @@ def gradient_ratio(dataset: xr.Dataset) -> xr.DataArray:
     return norm.sel(run=SMALL) / norm.sel(run=WITH_BN)
 
 
-def left_of_first_class(dataset: xr.Dataset) -> xr.DataArray:
+def _left_of_first_class(dataset: xr.Dataset) -> xr.DataArray:
     """The least share, in per cent, that the class first predicted falls to."""
     after = share_of_first_class(dataset.sel(run=SMALL)).isel(update=slice(1, None))
     return 100 * after.min("update", skipna=False)
@@ -178,7 +178,7 @@ CLAIMS = [
         f"within {UPDATES} updates, in more than half of the networks",
         where="Text on figure 6",
         of="proportion",
-        value=lambda dataset: (left_of_first_class(dataset) < 50).where(left_of_first_class(dataset).notnull()),
+        value=lambda dataset: (_left_of_first_class(dataset) < 50).where(_left_of_first_class(dataset).notnull()),
         above=0.5,
         scope=DEEP,
     ),

@@ -72,13 +72,13 @@ def learnt(dataset: xr.Dataset) -> xr.DataArray:
     return dataset["eigenvalue"].where(dataset["outcome"] == Outcome.LEARNS.value)
 
 
-def flatter_at_large(dataset: xr.Dataset) -> xr.DataArray:
+def _flatter_at_large(dataset: xr.Dataset) -> xr.DataArray:
     """With BN, the eigenvalue at its best rate over that at the small one; NaN where the two are the same."""
     bn, large, small = learnt(dataset).sel(norm="batch"), best_lr(dataset, "batch"), small_rate(dataset)
     return (bn.sel(lr=large, drop=True) / bn.sel(lr=small, drop=True)).where(large != small)
 
 
-def flatter_at_small(dataset: xr.Dataset) -> xr.DataArray:
+def _flatter_at_small(dataset: xr.Dataset) -> xr.DataArray:
     """At the small rate, the eigenvalue with BN over that without."""
     at_small = learnt(dataset).sel(lr=small_rate(dataset))
     return at_small.sel(norm="batch") / at_small.sel(norm="none")
@@ -89,7 +89,7 @@ CLAIMS = [
         statement="With BN, training at its best rate ends where the loss is flatter than training at the small one "
         "does: the Hessian's largest eigenvalue is smaller",
         where="argument 2: flatter minima",
-        value=flatter_at_large,
+        value=_flatter_at_large,
         below=1,
         no_value="in which one of them does not learn, or the rates are the same",
         note=f"in training mode, on {IMAGES} training images, paired by seed",
@@ -99,7 +99,7 @@ CLAIMS = [
         statement="At the same small rate BN ends no flatter: the eigenvalues agree within a factor 3",
         where="argument 2: flatter minima",
         kind=CONTROL,
-        value=flatter_at_small,
+        value=_flatter_at_small,
         equals=1,
         margin=3,
         no_value="in which one of them does not learn",

@@ -159,25 +159,25 @@ def rank_correlation(a: xr.DataArray, b: xr.DataArray) -> list[float]:
         return [float(np.corrcoef(pair)[0, 1]) for pair in ranks]
 
 
-def best_start(dataset: xr.Dataset) -> str:
+def _best_start(dataset: xr.Dataset) -> str:
     """Zero residual branches, where the network has any; else torch's default weights."""
     return "zero_residual" if "zero_residual" in dataset["init"] else "default"
 
 
-def step_ratio(dataset: xr.Dataset, start: str | None, over: str) -> Bounded:
+def _step_ratio(dataset: xr.Dataset, start: str | None, over: str) -> Bounded:
     """The step that diverges from one start over that from another; where the first lies beyond the range the ratio is
     a lower bound."""
     steps = dataset["divergence_step_size"]
-    larger, smaller = steps.sel(init=start or best_start(dataset)), steps.sel(init=over)
+    larger, smaller = steps.sel(init=start or _best_start(dataset)), steps.sel(init=over)
     return Bounded(larger.clip(max=END) / smaller.where(np.isfinite(smaller)), np.isinf(larger))
 
 
-def best_over_xavier(dataset: xr.Dataset, name: str) -> np.ndarray:
+def _best_over_xavier(dataset: xr.Dataset, name: str) -> np.ndarray:
     """A quantity from the best start over that from Xavier weights."""
-    return (dataset[name].sel(init=best_start(dataset)) / dataset[name].sel(init="xavier_uniform")).values
+    return (dataset[name].sel(init=_best_start(dataset)) / dataset[name].sel(init="xavier_uniform")).values
 
 
-def flatter_with_bn(dataset: xr.Dataset) -> np.ndarray:
+def _flatter_with_bn(dataset: xr.Dataset) -> np.ndarray:
     """The Hessian's largest absolute eigenvalue with batch norm over that without, both from Xavier weights."""
     curved = dataset["spectral_radius"].where(dataset["spectral_radius_converged"])
     return (curved.sel(init=REFERENCE) / curved.sel(init="xavier_uniform")).values
@@ -202,7 +202,7 @@ CLAIMS = [
             statement=f"Without BN, {words}, a step can be at least 10 times larger than from Xavier weights",
             where=SECTION,
             kind=CONTROL,
-            value=partial(step_ratio, start=start, over="xavier_uniform"),
+            value=partial(_step_ratio, start=start, over="xavier_uniform"),
             above=10,
             note=_PAIRED,
             scope=Scope(DEEP.words, lambda dataset, one=start: DEEP.holds(dataset) and one in dataset["init"]),
@@ -217,17 +217,17 @@ CLAIMS = [
         statement="Without BN, from the best start, a step can be at least a third of what it can be with BN",
         where=SECTION,
         kind=CONTROL,
-        value=partial(step_ratio, start=None, over=REFERENCE),
+        value=partial(_step_ratio, start=None, over=REFERENCE),
         above=1 / 3,
         note=_PAIRED,
-        detail=lambda dataset: f"best start: {best_start(dataset)}",
+        detail=lambda dataset: f"best start: {_best_start(dataset)}",
         scope=DEEP,
     ),
     RatioClaim(
         statement="Without BN, the best start has a gradient at most a tenth of that from Xavier weights",
         where=SECTION,
         kind=CONTROL,
-        value=partial(best_over_xavier, name="gradient_norm"),
+        value=partial(_best_over_xavier, name="gradient_norm"),
         below=0.1,
         note="norm of the gradient, paired by seed",
         scope=DEEP,
@@ -237,7 +237,7 @@ CLAIMS = [
         "long as from Xavier weights",
         where=SECTION,
         kind=CONTROL,
-        value=partial(best_over_xavier, name="divergence_distance"),
+        value=partial(_best_over_xavier, name="divergence_distance"),
         above=1,
         note="up to where the loss passes 10³ times its start, paired by seed",
         scope=DEEP,
@@ -259,7 +259,7 @@ CLAIMS = [
         "absolute eigenvalue is below that without",
         where="not in the paper",
         kind=CONTROL,
-        value=flatter_with_bn,
+        value=_flatter_with_bn,
         below=1,
         note="paired by seed",
         detail=lambda dataset: f"Hessian of {dataset.attrs['hessian_examples']} images",
@@ -301,7 +301,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     colors = dict(zip(starts, ("C1", "C2", "C4", "C5", "C6", "C8", "C9"), strict=False))
     colors |= {"xavier_uniform": COLORS["none"], REFERENCE: COLORS["batch"]}
     draw_growth(axes[0, 0], dataset, colors)
-    draw_steps(axes[0, 1], dataset, colors)
+    _draw_steps(axes[0, 1], dataset, colors)
     return figure
 
 
@@ -316,7 +316,7 @@ def draw_growth(ax: Axes, dataset: xr.Dataset, colors: dict[str, str]) -> None:
     )
 
 
-def draw_steps(ax: Axes, dataset: xr.Dataset, colors: dict[str, str]) -> None:
+def _draw_steps(ax: Axes, dataset: xr.Dataset, colors: dict[str, str]) -> None:
     """One row a start, one point a seed; what did not diverge is a triangle on the right edge."""
     starts = dataset["init"].values.tolist()
     for row, start in enumerate(starts):

@@ -43,8 +43,9 @@ def measure(setting: Setting) -> xr.Dataset:
     def measure_one(norm: str, seed: int) -> xr.Dataset:
         batch = setting.first_batch(seed)
         small, deep = setting.build(norm, seed, net=SMALL_NET), setting.build(norm, seed)
-        parts = [enumerated(small, take(batch, range(POPULATION))), at_batch_sizes(small, batch), of_deep(deep, batch)]
-        return xr.merge([*parts, gradient_norms(deep, batch)], combine_attrs="drop_conflicts")
+        all_pairs = enumerated(small, take(batch, range(POPULATION)))
+        parts = [all_pairs, _at_batch_sizes(small, batch), _of_deep(deep, batch), gradient_norms(deep, batch)]
+        return xr.merge(parts, combine_attrs="drop_conflicts")
 
     return over_networks(setting, "noise", measure_one, small_net=SMALL_NET, population=POPULATION)
 
@@ -59,7 +60,7 @@ def enumerated(net: nn.Module, population: Batch) -> xr.Dataset:
     subsets = list(combinations(examples, PAIR))
     distinct = sorted({tuple(sorted(draw)) for draw in product(examples, repeat=PAIR)})
     place = {draw: i for i, draw in enumerate([*distinct, tuple(examples)])}
-    products = inner_products(net, [take(population, draw) for draw in place])
+    products = _inner_products(net, [take(population, draw) for draw in place])
 
     def weights(draws: list[tuple[int, ...]]) -> np.ndarray:
         return np.bincount([place[tuple(sorted(d))] for d in draws], minlength=len(place)) / len(draws)
@@ -90,7 +91,7 @@ def enumerated(net: nn.Module, population: Batch) -> xr.Dataset:
     )
 
 
-def inner_products(net: nn.Module, batches: list[Batch]) -> np.ndarray:
+def _inner_products(net: nn.Module, batches: list[Batch]) -> np.ndarray:
     """Of the gradients of these batches, in training mode: (batches, batches) in float64."""
     with untouched(net):
         net.train()
@@ -100,7 +101,7 @@ def inner_products(net: nn.Module, batches: list[Batch]) -> np.ndarray:
     return (table @ table.T).cpu().numpy()
 
 
-def at_batch_sizes(net: nn.Module, batch: Batch) -> xr.Dataset:
+def _at_batch_sizes(net: nn.Module, batch: Batch) -> xr.Dataset:
     """Variance and bias at growing |B|, in the same batch."""
     found = [gradient_noise(net, batch, batch_size=size, partitions=2) for size in BATCH_SIZES]
     return labelled(
@@ -113,7 +114,7 @@ def at_batch_sizes(net: nn.Module, batch: Batch) -> xr.Dataset:
     )
 
 
-def of_deep(net: nn.Module, batch: Batch) -> xr.Dataset:
+def _of_deep(net: nn.Module, batch: Batch) -> xr.Dataset:
     """The noise of the deep network."""
     found = gradient_noise(net, batch, batch_size=min(DEEP_BATCH_SIZE, len(batch[1]) // 2), partitions=2)
     return labelled(
@@ -128,14 +129,14 @@ def of_deep(net: nn.Module, batch: Batch) -> xr.Dataset:
 def draw(dataset: xr.Dataset) -> Figure:
     """Estimates against enumeration, the law C/|B|, and both gradients against depth."""
     figure, axes = figure_of(2, 2)
-    draw_enumeration(dataset, axes[0, 0])
-    draw_batch_sizes(dataset, axes[0, 1])
+    _draw_enumeration(dataset, axes[0, 0])
+    _draw_batch_sizes(dataset, axes[0, 1])
     for ax, quantity in zip(axes[1], ("activation_gradient_rms", "weight_gradient_norm"), strict=True):
         plot_gradient_norms(dataset, quantity=quantity, ax=ax)
     return figure
 
 
-def draw_enumeration(dataset: xr.Dataset, ax: Axes) -> None:
+def _draw_enumeration(dataset: xr.Dataset, ax: Axes) -> None:
     """What the probe says against what enumeration gives; on the line they are the same."""
     without = dataset.sel(norm="none")
     for sampling, marker in zip(SAMPLINGS, "os", strict=True):
@@ -161,7 +162,7 @@ def draw_enumeration(dataset: xr.Dataset, ax: Axes) -> None:
     legend_once(ax, loc="upper left", handlelength=1)
 
 
-def draw_batch_sizes(dataset: xr.Dataset, ax: Axes) -> None:
+def _draw_batch_sizes(dataset: xr.Dataset, ax: Axes) -> None:
     """Variance against |B|, and how large the gradient itself is."""
     sizes = dataset["batch_size"].values
     for norm in dataset["norm"].values.tolist():
@@ -182,32 +183,32 @@ def draw_batch_sizes(dataset: xr.Dataset, ax: Axes) -> None:
     legend_once(ax)
 
 
-def variance_ratio(dataset: xr.Dataset, sampling: str) -> xr.DataArray:
+def _variance_ratio(dataset: xr.Dataset, sampling: str) -> xr.DataArray:
     """Without BN, the variance of the gradient from all mini-batches over that predicted from C."""
     of = dataset.sel(norm="none", sampling=sampling)
     return of["exact_variance"] / of["predicted_variance"]
 
 
-def falls_with_size(dataset: xr.Dataset) -> xr.DataArray:
+def _falls_with_size(dataset: xr.Dataset) -> xr.DataArray:
     """With BN, |B| times the variance at the smallest |B| over that at the largest; 1 where the variance is C/|B|."""
     scaled = (dataset["variance"] * dataset["batch_size"]).sel(norm="batch")
     return scaled.isel(batch_size=0) / scaled.isel(batch_size=-1)
 
 
-def bias_of_smallest(dataset: xr.Dataset) -> xr.DataArray:
+def _bias_of_smallest(dataset: xr.Dataset) -> xr.DataArray:
     """With BN, the squared bias at the smallest |B| over the squared gradient."""
     of = dataset.sel(norm="batch")
     return of["bias"].isel(batch_size=0) / of["squared_norm"]
 
 
-def deep_noise_ratio(dataset: xr.Dataset) -> xr.DataArray:
+def _deep_noise_ratio(dataset: xr.Dataset) -> xr.DataArray:
     """The variance of the deep network's gradient without BN over that with it."""
     return dataset["deep_variance"].sel(norm="none") / dataset["deep_variance"].sel(norm="batch")
 
 
-def weight_gradient_ratio(dataset: xr.Dataset) -> xr.DataArray:
+def _weight_gradient_ratio(dataset: xr.Dataset) -> xr.DataArray:
     """The norm of a weight's gradient without BN over that with it, geometric mean over all convolutions."""
-    of = on_main_path(dataset)["weight_gradient_norm"].isel(depth=slice(0, -1))
+    of = _on_main_path(dataset)["weight_gradient_norm"].isel(depth=slice(0, -1))
     logs = xr.apply_ufunc(np.log, of.sel(norm="none") / of.sel(norm="batch"))
     return xr.apply_ufunc(np.exp, logs.mean("depth", skipna=False))
 
@@ -220,7 +221,7 @@ CLAIMS = [
             statement=f"Drawn {sampling}, the variance of the gradient is {law} within 1 %",
             where=_NOISE,
             kind=CONTROL,
-            value=partial(variance_ratio, sampling=sampling),
+            value=partial(_variance_ratio, sampling=sampling),
             equals=1,
             margin=0.01,
             unit=" times",
@@ -253,7 +254,7 @@ CLAIMS = [
         f"{BATCH_SIZES[-1]}",
         where=_NOISE,
         kind=CONTROL,
-        value=falls_with_size,
+        value=_falls_with_size,
         above=2,
         note=f"{SMALL_NET}; without BN it is 1",
     ),
@@ -262,7 +263,7 @@ CLAIMS = [
         "squared gradient",
         where=_NOISE,
         kind=CONTROL,
-        value=bias_of_smallest,
+        value=_bias_of_smallest,
         above=0.1,
         scale="log",
         unit=" of the squared gradient",
@@ -272,7 +273,7 @@ CLAIMS = [
         statement="At initialization the deep network without BN has at least 100 times the noise of that with BN",
         where="arguments 2 and 4",
         kind=CONTROL,
-        value=deep_noise_ratio,
+        value=_deep_noise_ratio,
         above=100,
         note="variance of a mini-batch's gradient, paired by seed: more noise cannot be better across networks",
         scope=DEEP,
@@ -281,7 +282,7 @@ CLAIMS = [
         statement="Weight gradients without BN are at least 10 times those with BN, over all convolutions",
         where="beside Figure 2",
         kind=CONTROL,
-        value=weight_gradient_ratio,
+        value=_weight_gradient_ratio,
         above=10,
         paper="about 100 at layer 55",
         note="geometric mean over layers, paired by seed",
@@ -290,14 +291,14 @@ CLAIMS = [
 ]
 
 
-def on_main_path(dataset: xr.Dataset) -> xr.Dataset:
+def _on_main_path(dataset: xr.Dataset) -> xr.Dataset:
     """By `depth` in place of `layer`."""
     return dataset.sel(layer=dataset["depth"].notnull()).swap_dims(layer="depth")
 
 
 def backward_growth(dataset: xr.Dataset) -> xr.DataArray:
     """The activation gradient at the first convolution over that at the last one, over norm and seed."""
-    rms = on_main_path(dataset)["activation_gradient_rms"]
+    rms = _on_main_path(dataset)["activation_gradient_rms"]
     return rms.isel(depth=0, drop=True) / rms.isel(depth=-2, drop=True)
 
 

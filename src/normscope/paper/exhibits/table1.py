@@ -65,14 +65,14 @@ def paper_num_terms() -> np.ndarray:
     return 128 * np.array([32, 16, 8]) ** 2
 
 
-def over_layers(dataset: xr.Dataset, norm: str, name: str) -> xr.DataArray:
+def _over_layers(dataset: xr.Dataset, norm: str, name: str) -> xr.DataArray:
     """A quantity of one network at the table's three layers, over `seed` and `depth`."""
     return paper_layers(dataset)[name].sel(norm=norm)
 
 
-def smallest_quotient(dataset: xr.Dataset) -> xr.DataArray:
+def _smallest_quotient(dataset: xr.Dataset) -> xr.DataArray:
     """a/b with batch norm over that without, at the layer where it is smallest."""
-    quotient = over_layers(dataset, "batch", "ratio") / over_layers(dataset, "none", "ratio")
+    quotient = _over_layers(dataset, "batch", "ratio") / _over_layers(dataset, "none", "ratio")
     return quotient.min("depth", skipna=False)
 
 
@@ -83,7 +83,7 @@ CLAIMS = [
     Claim(
         statement="With BN the summands cancel like independent signs: (a/b)/√n is at least 0.25 in the places of "
         "layers 18, 54, 90",
-        value=lambda dataset: over_layers(dataset, "batch", "normalized_ratio").min("depth", skipna=False),
+        value=lambda dataset: _over_layers(dataset, "batch", "normalized_ratio").min("depth", skipna=False),
         above=0.25,
         paper=f"about {min(np.array(_PUBLISHED['batch']) / np.sqrt(paper_num_terms())):.2g}",
         note="the smallest of the three layers, seed by seed",
@@ -91,7 +91,7 @@ CLAIMS = [
     ),
     Claim(
         statement="Without BN they share their sign: a/b is at most 5 at those layers",
-        value=lambda dataset: over_layers(dataset, "none", "ratio").max("depth", skipna=False),
+        value=lambda dataset: _over_layers(dataset, "none", "ratio").max("depth", skipna=False),
         below=5,
         scale="log",
         paper=f"about {max(_PUBLISHED['none'])}",
@@ -100,7 +100,7 @@ CLAIMS = [
     ),
     RatioClaim(
         statement="a/b with BN is at least 5 times that without, at those layers",
-        value=smallest_quotient,
+        value=_smallest_quotient,
         above=5,
         paper=f"about {min(_QUOTIENTS):.0f}",
         note="the smallest of the three layers, paired by seed",
@@ -112,7 +112,7 @@ CLAIMS = [
             "(a/b)/√n is at least 0.25",
             where="beside Table 1",
             kind=CONTROL,
-            value=lambda dataset, one=place: over_layers(dataset, "frozen", "normalized_ratio").isel(depth=one),
+            value=lambda dataset, one=place: _over_layers(dataset, "frozen", "normalized_ratio").isel(depth=one),
             above=0.25,
             note="with frozen statistics the backward pass centres nothing",
             scope=DEEP,
@@ -122,7 +122,7 @@ CLAIMS = [
     *(
         Claim(
             statement=f"Layer {layer}: a/b with BN is of the published size, within a factor 2",
-            value=lambda dataset, one=place: over_layers(dataset, "batch", "ratio").isel(depth=one),
+            value=lambda dataset, one=place: _over_layers(dataset, "batch", "ratio").isel(depth=one),
             equals=_PUBLISHED["batch"][place],
             margin=2,
             scale="log",
