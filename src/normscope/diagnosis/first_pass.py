@@ -25,6 +25,7 @@ from normscope.model.batch import Batch, num_examples, parts_of, take, targets_o
 from normscope.model.loss import LossFn, default_loss
 from normscope.model.output import Output
 from normscope.model.state import seeded
+from normscope.model.vector_norm import norm
 from normscope.runtime.torch_state import Args, Function, Kwargs
 
 GARBAGE = 1e6
@@ -165,17 +166,18 @@ def one_pass(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) 
     """The loss in training mode, and the norm of every parameter's gradient; the model comes back untouched."""
     with seeded(model, seed):
         loss = (loss_fn or default_loss)(model, batch)
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not loss.requires_grad or not named:
-            return float(loss), {}
-        found = torch.autograd.grad(loss.reshape(()), list(named.values()), allow_unused=True)
         # A piece that is not finite must stay so: no norm in float32 of finite numbers may overflow.
-        norms = {
-            name: float(torch.linalg.vector_norm(g.detach(), dtype=torch.float64))
-            for name, g in zip(named, found, strict=True)
-            if g is not None
-        }
+        norms = {name: float(norm(gradient)) for name, gradient in gradients_by_name(model, loss).items()}
         return float(loss.detach()), norms
+
+
+def gradients_by_name(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """Those of the parameters that the loss depends on."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not loss.requires_grad or not named:
+        return {}
+    found = torch.autograd.grad(loss.reshape(()), list(named.values()), allow_unused=True)
+    return {name: g.detach() for name, g in zip(named, found, strict=True) if g is not None}
 
 
 def traced(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int, place: int, others: int) -> NotFinite:

@@ -4,12 +4,12 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from normscope.descent.first_update import first_update_line
 from normscope.descent.precision import autocast
 from normscope.descent.recipe import Recipe
+from normscope.diagnosis.first_pass import gradients_by_name
 from normscope.diagnosis.half_precision import NOWHERE, Range, in_float32, watching, wider
 from normscope.diagnosis.profile import diverging_lr
 from normscope.errors import NormscopeError
@@ -71,10 +71,7 @@ def lost_gradients(model: nn.Module, batch: Batch, recipe: Recipe, seed: int) ->
 
     def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         with seeded(model, seed):
-            named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            loss = (recipe.loss_fn or default_loss)(model, batch)
-            found = torch.autograd.grad(loss.reshape(()), list(named.values()), allow_unused=True)
-        return {name: g.detach() for name, g in zip(named, found, strict=True) if g is not None}
+            return gradients_by_name(model, (recipe.loss_fn or default_loss)(model, batch))
 
     narrow = gradients(model, batch)
     with wider():

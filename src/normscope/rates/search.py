@@ -171,12 +171,8 @@ class Search:
         self.stopped = self.stopped or time.monotonic() >= self.deadline
         if self.stopped or self.train_steps + until - begun > share * self.most_steps:
             return False
-        try:
-            trial = self.run(cell, seed, until)
-        except KeyboardInterrupt:
-            if not self.keep_interrupted:
-                raise
-            self.stopped, self.interrupted = True, time.monotonic() < self.deadline  # later it is an alarm
+        trial = self._made(lambda: self.run(cell, seed, until))
+        if trial is None:
             return False
         self.short.pop(key, None)
         (self.short if trial.outcome is None else self.tries)[key] = trial
@@ -185,16 +181,21 @@ class Search:
     def go_beyond(self, cell: int, seed: int, steps: int, cooldown: int) -> Trial | None:
         """Go on with a trial beyond the horizon, see `run_beyond`; None where time or steps are used up."""
         self.stopped = self.stopped or time.monotonic() >= self.deadline
-        if self.stopped or self.run_beyond is None or self.steps_beyond + steps + cooldown > self.most_beyond:
+        beyond = self.run_beyond
+        if self.stopped or beyond is None or self.steps_beyond + steps + cooldown > self.most_beyond:
             return None
+        trial = self._made(lambda: beyond(cell, seed, steps, cooldown))
+        return trial if trial is not None and trial.outcome is not None else None
+
+    def _made(self, trial: Callable[[], Trial]) -> Trial | None:
+        """The trial; None where Ctrl-C ends it and the search is to keep what it has."""
         try:
-            trial = self.run_beyond(cell, seed, steps, cooldown)
+            return trial()
         except KeyboardInterrupt:
             if not self.keep_interrupted:
                 raise
             self.stopped, self.interrupted = True, time.monotonic() < self.deadline  # later it is an alarm
             return None
-        return trial if trial.outcome is not None else None
 
 
 def lr_of(cell: float) -> float:
