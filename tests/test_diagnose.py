@@ -252,6 +252,8 @@ def test_extensivity_tells_sums_from_means() -> None:
     case = by_name("healthy MLP with batch norm")
     model, batch = case.model_or_build()(0), case.batches()[0]
     assert extensivity(model, batch) == pytest.approx(1, rel=1e-5)
+    dropping = nn.Sequential(nn.Dropout(0.9), model)
+    assert extensivity(dropping, batch) == pytest.approx(1, rel=1e-5), "other draws on the batch taken twice"
     summed = extensivity(model, batch, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1], reduction="sum"))
     assert summed == pytest.approx(2, rel=1e-5)
 

@@ -20,6 +20,7 @@ from normscope.descent.optimizers import optimizer_factory
 from normscope.diagnosis.fault import CATEGORIES, faults
 from normscope.diagnosis.faults.labels import by_heart
 from normscope.diagnosis.faults.sorted_batches import share_within
+from normscope.diagnosis.faults.unregistered import registered, unregistered
 from normscope.diagnosis.finding import Finding, as_findings, findings_dataset
 from normscope.diagnosis.first_pass import first_pass
 from normscope.diagnosis.outputs import chain, identify, loss_family, reach, target_kind
@@ -166,6 +167,26 @@ def far_out(seed: int) -> nn.Module:
     return model
 
 
+class InAList(nn.Module):
+    """Hidden layers that torch does not know."""
+
+    def __init__(self, kind: Callable[[Any], Any] = list) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 3), nn.Linear(3, 3)
+        self.hidden = kind([nn.Linear(3, 3) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer in self.hidden:
+            x = torch.tanh(layer(x))
+        return self.last(x)
+
+
+def in_a_list(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return InAList()
+
+
 FAULTY = [
     Case("softmax behind which the loss has its own", "activation", net(nn.Softmax(1), outputs=3), classes()),
     Case("softmax over one unit", "activation", net(nn.Softmax(1)), yes_or_no(), bce),
@@ -208,6 +229,7 @@ FAULTY = [
         "sgd",
         0.05,
     ),
+    Case("layers in a plain list", "architecture", in_a_list, classes(), None, "adam", 0.01, 200),
     Case("dropout by a function", "regularization", lambda seed: Dropping(), classes()),
     Case("weights a thousand times too large", "initialization", far_out, classes(), None, "sgd", 0.1),
 ]
@@ -258,6 +280,18 @@ def test_a_sound_program_is_left_alone(case: Case) -> None:
 
 def by_name(name: str) -> Case:
     return next(case for case in FAULTY + SOUND if case.name == name)
+
+
+def test_layers_in_plain_containers_are_found_and_those_of_torchs_own_are_not() -> None:
+    assert list(unregistered(InAList())) == list(unregistered(InAList(tuple))) == ["hidden"]
+    assert not unregistered(InAList(nn.ModuleList))
+    model = net()(0)
+    model.copies, model.shared = {"a": [nn.Parameter(torch.ones(2))]}, [model[0]]
+    assert list(unregistered(model)) == ["copies"]
+    known = registered(model)
+    assert sum(p.numel() for p in known.parameters()) == sum(p.numel() for p in model.parameters()) + 2
+    nn.Module.requires_grad_(torch.nn.ParameterList(model.copies["a"]), False)
+    assert not unregistered(model), "a teacher that is not trained"
 
 
 def test_an_example_that_gives_nan_is_found_by_its_place() -> None:
@@ -439,7 +473,7 @@ def test_every_fault_has_a_category_and_a_place_in_the_order() -> None:
 
 
 def tree_of(*found: Finding, score: float = 0.9, diverged: bool = False) -> xr.DataTree:
-    training = xr.Dataset({"loss": ("step", [2.0, 1.0]), "score": score, "diverged": diverged})
+    training = xr.Dataset({"loss": ("step", [2.0, 1.0]), "constant_loss": 2.3, "score": score, "diverged": diverged})
     return xr.DataTree.from_dict({"findings": findings_dataset(found), "training/as_it_is": training})
 
 
@@ -465,7 +499,8 @@ def test_text_and_json_of_findings() -> None:
             "numbers": {"x": 1.5, "y": None},
         }
     ]
-    assert content["training"]["as it is"] == {"steps": 2, "end_loss": 1.0, "score": 0.9, "diverged": False}
+    told = {"steps": 2, "end_loss": 1.0, "constant_loss": 2.3, "score": 0.9, "diverged": False}
+    assert content["training"]["as it is"] == told
 
 
 @given(st.floats(-1, 1) | st.just(math.nan), st.booleans())
@@ -477,6 +512,14 @@ def test_nothing_is_called_found_and_sound_of_what_does_not_learn(score: float, 
     assert text.startswith("No fault was found, but") is failed
     assert ("it diverges at step 2" in text) is diverged
     assert ("it was not trained" in text) is math.isnan(score)
+
+
+def test_what_was_cut_short_gets_no_advice_on_the_data() -> None:
+    tree = tree_of(score=0.0)
+    tree["findings"].attrs["skipped"] = "There was no time for every repair: what is not said was not looked at."
+    text = findings_text(tree)
+    assert "in the time there was, after 2 steps of training: give it more" in " ".join(text.split())
+    assert "look at the data" not in text
 
 
 def test_can_be_asserted_in_a_test_of_ones_own() -> None:

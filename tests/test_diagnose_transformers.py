@@ -12,6 +12,7 @@ from zoo import disturb, no_trace
 import normscope as ns
 from normscope.diagnosis.attention import logits_scaled, measured, transformer
 from normscope.diagnosis.finding import Finding, as_findings
+from normscope.diagnosis.positions import blind_to_order
 from normscope.diagnosis.sequences import order_of
 from normscope.model.state import untouched
 
@@ -244,3 +245,59 @@ def test_a_parameter_of_a_modules_own_that_starts_too_large_is_named() -> None:
     assert (first.name, first.place) == ("bare_parameters", "table")
     assert first.code == "nn.init.normal_(model.get_parameter('table'), std=0.02)"
     assert found_in(WithTable(0.02), batches) == []
+
+
+class Encoder(nn.Module):
+    """Classes of a sequence by attention, with a table of positions or without."""
+
+    def __init__(self, positions: bool) -> None:
+        super().__init__()
+        self.embed, self.block = (
+            nn.Embedding(TOKENS, WIDTH),
+            nn.TransformerEncoderLayer(WIDTH, HEADS, 2 * WIDTH, dropout=0.0, batch_first=True),
+        )
+        self.positions = nn.Parameter(torch.randn(LENGTH, WIDTH)) if positions else None
+        self.head = nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = x if self.positions is None else x + self.positions[: x.shape[1]]
+        return self.head(self.block(x).mean(1))
+
+
+def encoder(positions: bool) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(positions)
+
+
+def which_comes_first(how_many: int = 40) -> list[tuple[Tensor, Tensor]]:
+    """Two marks in every sequence, and which of them comes first."""
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(how_many):
+        x = torch.randint(2, TOKENS, (32, LENGTH), generator=generator)
+        y = torch.randint(2, (32,), generator=generator)
+        early = torch.randint(LENGTH // 2, (32,), generator=generator)
+        rows = torch.arange(32)
+        x[rows, early], x[rows, early + LENGTH // 2] = y, 1 - y
+        batches.append((x, y))
+    return batches
+
+
+def test_attention_without_positions_is_told_by_another_order() -> None:
+    batches = which_comes_first()
+    assert blind_to_order(encoder(False), batches[0]) == "embed"
+    assert blind_to_order(encoder(True), batches[0]) == ""
+    tree = ns.diagnose(encoder(False), batches, optimizer="adam", lr=0.003, steps=200, seconds=30)
+    first = as_findings(tree["findings"].to_dataset())[0]
+    assert (first.name, first.category, first.place) == ("order_unseen", "architecture", "embed")
+
+
+def test_of_a_set_no_order_is_asked() -> None:
+    """What does not depend on the order is learned, and nobody is accused."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(2, TOKENS, (1280, LENGTH), generator=generator)
+    batches = list(zip(x.split(32), (x == 5).any(1).long().split(32), strict=True))
+    assert blind_to_order(encoder(False), batches[0]) == "embed"
+    tree = ns.diagnose(encoder(False), batches, optimizer="adam", lr=0.003, steps=200, seconds=30)
+    assert "order_unseen" not in [f.name for f in as_findings(tree["findings"].to_dataset())]

@@ -12,15 +12,17 @@ from normscope.model.batch import Batch, joined, map_inputs, num_examples
 from normscope.model.loss import LossFn, default_loss, readable_errors
 from normscope.model.output import Output, output_tensor
 from normscope.model.state import untouched
+from normscope.per_example.dropout import WithoutDropout
 
 
 def extensivity(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None, *, seed: int = 0) -> float:
     """ℓ(B and B again) / ℓ(B): 1 for a loss that is a mean over examples, 2 for one that is their sum; also under batch
-    norm, whose statistics are the same on both. NaN where the batch cannot be doubled."""
+    norm, whose statistics are the same on both, and without dropout, whose draws are not. NaN where the batch cannot be
+    doubled."""
     twice = joined([batch, batch])
     if twice is None:
         return float("nan")
-    with untouched(model), torch.enable_grad(), readable_errors():
+    with untouched(model), torch.enable_grad(), readable_errors(), WithoutDropout():
         model.train()
         losses = []
         for each in (batch, twice):

@@ -17,6 +17,7 @@ from normscope.diagnosis.fitted_outputs import fitted_reach
 from normscope.diagnosis.loss_terms import Split, Term, loss_terms, penalty_share
 from normscope.diagnosis.mixing import mixing
 from normscope.diagnosis.outputs import Chain, Reach, chain, loss_family, reach, target_kind
+from normscope.diagnosis.positions import blind_to_order
 from normscope.diagnosis.program import Program, Run
 from normscope.diagnosis.sequences import Order, order_of
 from normscope.errors import NormscopeError
@@ -68,6 +69,8 @@ class Facts:
     """None where there is no attention."""
     order: Order | None = None
     """How targets are related to inputs, of a model of sequences whose targets are its inputs."""
+    blind_to_order: str = ""
+    """See `positions.blind_to_order`, of a model with attention."""
     mixing: float = 0.0
     """By how much of the outputs' spread an example's output changes with the others in its batch, without batch
     statistics, ..."""
@@ -167,9 +170,11 @@ def facts_of(program: Program, *, seed: int = 0, instance: bool = False) -> Fact
             )
     given_to_a_build = not instance and getattr(program.optimizer, "given", None) is not None
     sizes = [n for batch in program.batches if (n := num_examples(batch)) is not None]
+    attends = transformer(model, batches[0], program.loss_fn, seed=seed)
     return replace(
         found,
-        transformer=transformer(model, batches[0], program.loss_fn, seed=seed),
+        transformer=attends,
+        blind_to_order=blind_to_order(model, batches[0], program.loss_fn, seed=seed) if attends else "",
         order=order_of(model, batches, program.loss_fn, seed=seed),
         mixing=mixed,
         mixes_in=mixes_in,

@@ -110,10 +110,12 @@ def _nothing(tree: xr.DataTree, found: list[Finding], width: int) -> Iterator[st
     """No fault: said as strongly as what was trained allows."""
     run = trainings(tree).get("as it is")
     score, steps = (run["score"], run["steps"]) if run else (math.nan, 0)
-    if run is None:
+    if run is None or math.isnan(score):
         said = "No fault was found, but it was not trained: whether it learns is not known."
     elif run["diverged"]:
         said = f"No fault was found, but it diverges at step {steps}: give a smaller rate, and look at the data."
+    elif score < MUCH and any("There was no time" in line for line in skipped(tree)):
+        said = f"No fault was found in the time there was, after {steps} steps of training: give it more `seconds`."
     elif score < NOT_LEARNING:
         said = f"No fault was found, but it does not learn in {steps} steps: look at the data, and give it more steps."
     elif score < MUCH:
