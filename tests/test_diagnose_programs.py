@@ -508,10 +508,12 @@ def test_text_and_json_of_findings() -> None:
 def test_nothing_is_called_found_and_sound_of_what_does_not_learn(score: float, diverged: bool) -> None:
     score = -1.0 if diverged else score
     text = findings_text(tree_of(Finding("curvature", "t", "s.", "", False), score=score, diverged=diverged))
-    failed = diverged or not score >= 0.05
+    failed = diverged or not score >= 0.2
     assert text.startswith("No fault was found, but") is failed
     assert ("it diverges at step 2" in text) is diverged
     assert ("it was not trained" in text) is math.isnan(score)
+    assert ("it hardly learns" in text) is (0.05 <= score < 0.2)
+    assert ("of what there is to learn" in " ".join(text.split())) is (0.05 <= score < 0.8)
 
 
 def test_what_was_cut_short_gets_no_advice_on_the_data() -> None:

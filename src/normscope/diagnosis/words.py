@@ -18,8 +18,8 @@ WIDTH = 79
 NOT_LEARNING = 0.05
 """Less than this share of what there is to learn is not learning."""
 
-MUCH = 0.5
-"""Less than this share is said, for nothing tells whether more steps would learn the rest."""
+HARDLY, MUCH = 0.2, 0.8
+"""Less than these shares is said, for nothing tells whether more steps would learn the rest."""
 
 SCHEMA, SCHEMA_VERSION = "normscope.findings", 1
 """Of the JSON. The version grows when a field goes or changes its meaning, and not when one is added."""
@@ -114,10 +114,14 @@ def _nothing(tree: xr.DataTree, found: list[Finding], width: int) -> Iterator[st
         said = "No fault was found, but it was not trained: whether it learns is not known."
     elif run["diverged"]:
         said = f"No fault was found, but it diverges at step {steps}: give a smaller rate, and look at the data."
-    elif score < MUCH and any("There was no time" in line for line in skipped(tree)):
+    elif score < HARDLY and any("There was no time" in line for line in skipped(tree)):
         said = f"No fault was found in the time there was, after {steps} steps of training: give it more `seconds`."
     elif score < NOT_LEARNING:
         said = f"No fault was found, but it does not learn in {steps} steps: look at the data, and give it more steps."
+    elif score < HARDLY:
+        said = (
+            f"No fault was found, but it hardly learns: {steps} steps learn {percent(score)} of what there is to learn."
+        )
     elif score < MUCH:
         said = f"No fault was found. {steps} steps learn {percent(score)} of what there is to learn."
     else:
