@@ -81,7 +81,9 @@ def measured(**numbers: Any) -> xr.Dataset:
         "sharpness": 3.0,
         "one_batch": 0.1,
         "contrast": 0.6,
-        "contrast_error": 0.02,
+        "contrast_p": 0.025,
+        "contrast_detectable": 0.05,
+        "control": 0.5,
         "trial_steps": 40,
     }
     per_layer: dict[str, Any] = {
@@ -120,6 +122,11 @@ def both_times(**numbers: Any) -> dict[str, Any]:
     return {**numbers, **{f"{name}_later": value for name, value in numbers.items()}}
 
 
+def no_contrast(**numbers: float) -> dict[str, float]:
+    """Labels that tell nothing, by the second stage."""
+    return {"one_batch": 0.1, "contrast": 0.05, "contrast_p": 0.5, **numbers}
+
+
 def test_nothing_wrong_leaves_curvature_alone() -> None:
     (found,) = findings(measured())
     assert found.name == "curvature" and not found.fault
@@ -156,14 +163,14 @@ def test_nothing_wrong_leaves_curvature_alone() -> None:
             {"commonest_share": 0.95, "mean_cosine": 0.5, "start_loss": 3.0},
             {"commonest_share": 0.95, "mean_cosine": 0.5, "start_loss": 4.0},
         ),
-        ("labels", {"one_batch": 0.1, "contrast": 0.04, "contrast_error": 0.01}, {"one_batch": 0.1, "contrast": 0.02}),
-        (
-            "labels",
-            {"one_batch": 0.1, "contrast": 0.09, "contrast_error": 0.02},
-            {"one_batch": 0.1, "contrast": 0.09, "contrast_error": 0.04},
-        ),
-        ("stuck", {"one_batch": 0.6, "contrast": 0.05}, {"one_batch": 0.8, "contrast": 0.05}),
-        ("stuck", {"one_batch": 0.8, "contrast": 0.15}, {"one_batch": 0.8, "contrast": 0.05}),
+        ("labels", no_contrast(contrast_p=0.05), no_contrast()),
+        ("labels", no_contrast(contrast=0.11), no_contrast(contrast=0.09)),
+        ("labels", no_contrast(contrast_detectable=0.21), no_contrast(contrast_detectable=0.19)),
+        ("labels", no_contrast(control=0.14), no_contrast(control=0.16)),
+        ("labels", no_contrast(control=math.nan), no_contrast()),
+        ("stuck", no_contrast(one_batch=0.8, contrast_p=0.05), no_contrast(one_batch=0.8)),
+        ("stuck", no_contrast(one_batch=0.6, control=0.1), no_contrast(one_batch=0.8)),
+        ("stuck", no_contrast(one_batch=0.8, contrast=0.15), no_contrast(one_batch=0.8)),
     ],
 )
 def test_each_rule_decides_at_its_threshold(name: str, below: dict[str, Any], above: dict[str, Any]) -> None:
@@ -195,8 +202,8 @@ def test_many_dead_units_come_after_the_cause() -> None:
 
 
 def test_labels_are_not_judged_of_a_model_that_has_something_else() -> None:
-    assert names(measured(contrast=0.0, steepness=9.0)) == ["exploding"]
-    assert names(measured(contrast=0.0)) == ["labels", "curvature"]
+    assert names(measured(**no_contrast(), steepness=9.0)) == ["exploding"]
+    assert names(measured(**no_contrast())) == ["labels", "curvature"]
 
 
 def test_an_explosion_is_described_from_where_it_starts() -> None:

@@ -118,7 +118,95 @@ def test_the_term_that_drowns_the_others_is_named_with_its_share(size: float, to
     assert bool(found) is told
     if found:
         assert found[0].place == "loss_box" and found[0].numbers["share"] > 0.99
-        assert found[0].numbers["others_scaled"] < 0.5 * found[0].numbers["others"]
+        assert found[0].numbers["alone"] < 0.5 * found[0].numbers["others"]
+
+
+class Coder(nn.Module):
+    """A variational autoencoder; gives the reconstruction, and the codes' mean and log-variance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.mean, self.log_variance = nn.Linear(8, 16), nn.Linear(16, 2), nn.Linear(16, 2)
+        self.decoder = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 8))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h = self.body(x).relu()
+        mean, log_variance = self.mean(h), self.log_variance(h)
+        return self.decoder(mean + (0.5 * log_variance).exp() * torch.randn_like(mean)), mean, log_variance
+
+
+@pytest.mark.parametrize(("of_batch", "told"), [(torch.sum, True), (torch.mean, False)])
+def test_a_divergence_summed_over_the_batch_drowns_a_reconstruction(of_batch: Any, told: bool) -> None:
+    def loss_fn(model: nn.Module, x: Tensor) -> Tensor:
+        output, mean, log_variance = model(x)
+        divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1)
+        return F.mse_loss(output, x) + (1 if told else 0.01) * of_batch(divergence)
+
+    found = found_in(Coder(), list((2 * blobs()[0]).split(32)), loss_fn=loss_fn, lr=0.01, steps=200, seconds=4.0)
+    assert [f.place for f in found if f.name == "dominating_term"] == (["sum"] if told else [])
+
+
+def test_a_square_sum_beyond_float16_is_named_though_the_loss_is_finite() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = (200 * x).half()
+            return self.body((h / h.square().sum(1, keepdim=True).sqrt()).float())
+
+    first = found_in(Scaled(), cut(*blobs()))[0]
+    assert (first.name, first.category, first.place) == ("number_range", "numerics", "the model itself")
+
+
+def test_a_loop_that_starts_anew_is_told_from_batches() -> None:
+    batches = cut(*blobs())
+    first = found_in(mlp(), [batches[0]] * 6, steps=40)[0]
+    assert (first.name, first.numbers["batches"]) == ("same_batch", 6)
+    assert found_in(mlp(), batches, steps=100) == []
+
+
+@pytest.mark.parametrize(("weight", "told"), [(1e-4, True), (0.5, False)])
+def test_a_class_that_hardly_counts_is_named(weight: float, told: bool) -> None:
+    def loss_fn(model: nn.Module, batch: Pair) -> Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1], weight=torch.tensor([1.0, weight, 1.0, 1.0]))
+
+    found = [f for f in found_in(mlp(), cut(*blobs()), loss_fn=loss_fn) if f.name == "class_weights"]
+    assert bool(found) is told
+    assert not found or (found[0].title.startswith("class 1 ") and found[0].numbers["weight"] < 1e-3)
+
+
+def test_a_rare_class_of_a_weight_of_its_own_is_no_fault() -> None:
+    x, y = blobs(2048)
+    rare = (y > 0) | (torch.arange(len(y)) % 20 == 0)
+    batches, counts = cut(x[rare], y[rare]), torch.bincount(y[rare])
+
+    def loss_fn(model: nn.Module, batch: Pair) -> Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1], weight=len(y) / counts)
+
+    assert found_in(mlp(), batches, loss_fn=loss_fn) == []
+
+
+@pytest.mark.parametrize(("units", "told"), [(1, True), (4, False)])
+def test_one_unit_that_everything_goes_through_is_told_from_a_gate(units: int, told: bool) -> None:
+    torch.manual_seed(0)
+    narrow = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, units), nn.ReLU(), nn.Linear(units, 4))
+    found = [f.place for f in found_in(narrow, cut(*blobs()), lr=0.01) if f.name == "bottleneck"]
+    assert found == (["2"] if told else [])
+    assert not [f for f in found_in(Gated(), cut(*blobs()), steps=4) if f.name == "bottleneck"]
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.gate, self.head = nn.Linear(8, 32), nn.Linear(32, 1), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x).relu()
+        return self.head(h * self.gate(h).sigmoid())
 
 
 class Recurrent(nn.Module):

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -17,7 +17,9 @@ from zoo import no_trace
 
 import normscope as ns
 from normscope.descent.optimizers import optimizer_factory
-from normscope.diagnosis.fault import CATEGORIES, faults
+from normscope.diagnosis.experiments import Needed, Step, is_needed
+from normscope.diagnosis.facts import Facts
+from normscope.diagnosis.fault import CATEGORIES, Repair, Suspicion, faults
 from normscope.diagnosis.faults.labels import by_heart
 from normscope.diagnosis.faults.sorted_batches import share_within
 from normscope.diagnosis.faults.unregistered import registered, unregistered
@@ -522,6 +524,27 @@ def test_what_was_cut_short_gets_no_advice_on_the_data() -> None:
     text = findings_text(tree)
     assert "in the time there was, after 2 steps of training: give it more" in " ".join(text.split())
     assert "look at the data" not in text
+
+
+def test_a_rate_of_which_a_hundredth_mends_all_is_told_before_data_out_of_scale() -> None:
+    case = Case("", "learning_rate", net(), numbers(30.0, 60.0), mse, "sgd", 0.05, 600)
+    assert diagnosed(case)[0].category == "learning_rate"
+    assert diagnosed(replace(case, lr=5e-4)) == []
+
+
+def test_a_rate_is_not_blamed_of_a_program_that_learns_half_as_much_without() -> None:
+    step = Step(next(f for f in faults() if f.name == "learning_rate"), Suspicion("", "", {}))
+    repair = Repair(Program(net(), numbers(), optimizer_factory("sgd"), 0.1, 10), "", "")
+    assert is_needed(Needed(step, repair, 0.45), 0.92) and not is_needed(Needed(step, repair, 0.49), 0.92)
+
+
+def test_the_evidence_says_in_which_direction_rates_are_tried_first() -> None:
+    program = Program(net(), numbers(), optimizer_factory("sgd"), 0.1, 10)
+    fault = next(f for f in faults() if f.name == "learning_rate")
+    for settled, first in ((0.01, 0.01), (1.0, 1.0), (math.nan, 0.01)):
+        evidence = xr.Dataset({"lowest_lr": settled, "amplification": 1.0})
+        assert fault.repairs is not None
+        assert next(fault.repairs(program, Facts(program, evidence=evidence))).program.lr == pytest.approx(first)
 
 
 def test_can_be_asserted_in_a_test_of_ones_own() -> None:

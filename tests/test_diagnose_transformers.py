@@ -43,6 +43,8 @@ class Attention(nn.Module):
                 scores = scores.masked_fill(hidden | True, -1e9)
             elif self.how == "sees itself":
                 scores = scores.masked_fill(~torch.eye(x.shape[1], dtype=torch.bool), -1e9)
+            elif self.how == "upside down":
+                scores = scores.masked_fill(~hidden, -1e9)
             elif self.how == "turned":
                 scores = scores.masked_fill(~hidden, -math.inf)
             elif self.how != "leaks":
@@ -102,6 +104,7 @@ def found_in(model: Any, batches: Any, **options: Any) -> list[Finding]:
     ("how", "name", "title", "place"),
     [
         ("leaks", "mask", "outputs see what they are to foretell", "blocks.0.attention"),
+        ("upside down", "mask", "a mask is upside down", "blocks.0.attention"),
         ("hides all", "mask", "a mask hides every key", "blocks.0.attention"),
         ("sees itself", "mask", "positions do not see each other", "blocks.0.attention"),
         ("unscaled", "attention", "attention is saturated from the start", "blocks.0.attention"),

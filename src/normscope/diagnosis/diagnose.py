@@ -52,9 +52,6 @@ TRIAL_STEPS = 40
 SECONDS = 10.0
 """Of one processor, for all trainings together, where nothing else is asked for."""
 
-DESCENTS_SHARE = 0.5
-"""Of that time, what the short descents may take beyond it."""
-
 MOST_PLACES = 5
 """Of batches that are named by their places."""
 
@@ -187,7 +184,6 @@ def diagnosed(
         instance: whether it is its user's own model, and none built for this.
     """
     until = time.process_time() + seconds * torch.get_num_threads()
-    end = until + DESCENTS_SHARE * seconds * torch.get_num_threads()
     device = str(next((p.device for p in model.parameters()), torch.device("cpu")))
     measured = replace(recipe, loss_fn=loss_in_precision(recipe, device))
     if first is None:
@@ -215,7 +211,7 @@ def diagnosed(
     found.facts = facts = trained(facts, found.evidence, lr, seed, until)
     found.findings = told_early(facts)
     found.search = search(facts, seed=seed, until=until)
-    found.findings = conclude(found, model, usable, measured, seed, lr, end)
+    found.findings = conclude(found, model, usable, measured, seed, lr, until)
     if found.search.cut:
         found.skipped.append("There was no time for every repair: what is not said was not looked at.")
     return found

@@ -90,7 +90,9 @@ VARIABLES = (
 TRIAL_VARIABLES = (
     variable("one_batch", "", "relative loss after steps on one batch"),
     variable("contrast", "", "what the right targets save on unseen batches"),
-    variable("contrast_error", "", "standard error of that"),
+    variable("contrast_p", "", "share of the permuted targets that save as much"),
+    variable("contrast_detectable", "", "what they would have to save to be found"),
+    variable("control", "", "the same of targets that follow the inputs"),
     variable("trial_lr", "", "rate of the short descents"),
     variable("trial_steps", "", "steps on one batch"),
 )
@@ -215,8 +217,10 @@ def with_descents(
 def _of_trial(tried: Learnability) -> xr.Dataset:
     values = {
         "one_batch": tried.one_batch,
-        "contrast": tried.contrast,
-        "contrast_error": tried.contrast_error,
+        "contrast": tried.contrast.saved,
+        "contrast_p": tried.contrast.p,
+        "contrast_detectable": tried.contrast.detectable,
+        "control": tried.control,
         "trial_lr": tried.lr,
         "trial_steps": tried.steps,
     }

@@ -29,6 +29,9 @@ TIMES_MORE, NOTHING = 3.0, 0.05
 """... or to this many times what is learned without, in tasks of which little can be learned; at least to `GAIN` above
 this."""
 
+MORE = 2.0
+"""Tuning is not blamed of a program that learns half as much without."""
+
 EASED = ("regularization",)
 """Categories whose repair lowers the loss of training in any case."""
 
@@ -161,7 +164,9 @@ def search(facts: Facts, *, seed: int = 0, until: float | None = None) -> Search
     trials = _Trials(facts, seed, until, None if until is None else now + TUNING_SHARE * (until - now))
     suspected = [(f, s) for f, s in suspected if f.repairs is not None]
     steps = [Step(f, s) for f, s in suspected if not f.tuning]
-    if facts.own and facts.score < PARTLY and trials.score(steps) < LEARNED:
+    if facts.own and (rate := smaller_rate(trials, suspected)) is not None:
+        steps = [*(step for step in steps if step.suspicion.certain), rate]
+    elif facts.own and facts.score < PARTLY and trials.score(steps) < LEARNED:
         steps = tuned(trials, steps, [(f, s) for f, s in suspected if f.tuning])
     steps = without_the_needless(trials, steps)
     program, _, run = trials.run(steps)
@@ -181,6 +186,21 @@ def best_of_rates(program: Program, own: bool, *, seed: int = 0, until: float | 
         if other is not None and (best is None or other.score > best.score):
             best = other
     return best
+
+
+def smaller_rate(trials: _Trials, suspected: Sequence[tuple[Fault, Suspicion]]) -> Step | None:
+    """Of a program that learns nothing and whose data are suspected: a rate ten or a hundred times smaller, where that
+    alone mends it. It is told before data that would suffer the rate if they were scaled."""
+    if trials.facts.score > 0 or not any(f.category == "preprocessing" for f, _ in suspected):
+        return None
+    program = trials.facts.program
+    for step in _ways(trials.facts, [(f, s) for f, s in suspected if f.name == "learning_rate"]):
+        repair = step.made(program, trials.facts)
+        if repair is None or not 0.005 * program.lr < repair.program.lr < program.lr:  # the larger ones come first
+            return None
+        if trials.score([step]) >= LEARNED:
+            return step
+    return None
 
 
 def tuned(trials: _Trials, steps: list[Step], tuning: Sequence[tuple[Fault, Suspicion]]) -> list[Step]:
@@ -240,8 +260,10 @@ def _needed(trials: _Trials, steps: list[Step]) -> list[Needed]:
 
 def is_needed(one: Needed, score: float) -> bool:
     """Whether to say so: the mended program loses by its absence, and has learned enough for tuning to be blamed."""
-    if not score - max(one.without, 0.0) >= one.step.fault.gain:  # also where it was not measured
-        return False
     fault = one.step.fault
+    if not score - max(one.without, 0.0) >= fault.gain:  # also where it was not measured
+        return False
+    if fault.tuning and score < MORE * one.without:
+        return False
     enough = SOLVED if fault.category in EASED else min(SOLVED, max(TIMES_MORE * one.without, NOTHING + GAIN))
     return not fault.tuning or score >= enough

@@ -117,18 +117,23 @@ def _nothing(tree: xr.DataTree, found: list[Finding], width: int) -> Iterator[st
     elif score < HARDLY and any("There was no time" in line for line in skipped(tree)):
         said = f"No fault was found in the time there was, after {steps} steps of training: give it more `seconds`."
     elif score < NOT_LEARNING:
-        said = f"No fault was found, but it does not learn in {steps} steps: look at the data, and give it more steps."
+        said = f"No fault was found, but it does not learn in {many(steps)}: look at the data, and give it more steps."
     elif score < HARDLY:
         said = (
             f"No fault was found, but it hardly learns: {steps} steps learn {percent(score)} of what there is to learn."
         )
     elif score < MUCH:
-        said = f"No fault was found. {steps} steps learn {percent(score)} of what there is to learn."
+        said = f"No fault was found. {many(steps)} learn {percent(score)} of what there is to learn."
     else:
         said = "No fault was found."
     yield from _wrapped(said, width)
     for finding in found:
         yield from _wrapped(finding.sentence, width, "  ", "  ")
+
+
+def many(steps: int) -> str:
+    """ "1 step", "40 steps"."""
+    return f"{steps} step{'s' * (steps != 1)}"
 
 
 def _wrapped(text: str, width: int, indent: str = "", first: str = "") -> list[str]:

@@ -131,17 +131,27 @@ def targets_of(batch: Batch) -> Tensor | None:
     return targets if isinstance(targets, Tensor) else None
 
 
-def targets_permuted(batch: Batch) -> Batch | None:
+def with_targets(batch: Batch, targets: Tensor) -> Batch:
+    """The batch with these in the place of what `targets_of` gives."""
+    return {**batch, "labels": targets} if isinstance(batch, Mapping) else (batch[0], targets)
+
+
+def targets_permuted(batch: Batch, draw: int | None = None) -> Batch | None:
     """The batch with every target at another example, in one cycle through all of them that is always the same, and
-    random, since a batch may come sorted. None where there are no targets, or only one."""
+    random, since a batch may come sorted. None where there are no targets, or only one.
+
+    Args:
+        draw: the seed of an order in place of that cycle, of which all are equally likely.
+    """
     targets = targets_of(batch)
     if targets is None or not targets.ndim or len(targets) < 2:
         return None
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
-    source = torch.empty_like(order)
-    source[order] = order.roll(1)
-    permuted = targets[source.to(targets.device)]
-    return {**batch, "labels": permuted} if isinstance(batch, Mapping) else (batch[0], permuted)
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(draw or 0))
+    source = order
+    if draw is None:
+        source = torch.empty_like(order)
+        source[order] = order.roll(1)
+    return with_targets(batch, targets[source.to(targets.device)])
 
 
 def labelled_pair(batch: Batch) -> tuple[Any, Tensor]:

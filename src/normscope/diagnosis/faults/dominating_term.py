@@ -1,72 +1,131 @@
-"""One term of the loss is so much larger than the others that these are not learned.
+"""The terms of the loss differ so much in size that one of them is not learned.
 
-Measured: the others' loss after the same steps, with the terms as they are and with the large one scaled to their size.
+Measured: whether a term knows its inputs after the program's own steps, and after the same steps without the other
+terms. A term that fell knows them where it is lower than with every layer giving each example what is another's; one
+that constants satisfy, as a code's divergence from its prior, never does.
 """
 
-from dataclasses import replace
+import math
+import time
 
+import numpy as np
+import torch
+
+from normscope.descent.recipe import Recipe
+from normscope.diagnosis.experiments import LADDER
 from normscope.diagnosis.facts import Facts
 from normscope.diagnosis.fault import Fault, Suspicion
-from normscope.diagnosis.loss_terms import Split, Term
-from normscope.diagnosis.program import tried
+from normscope.diagnosis.learnability import after_descent, exchanged
+from normscope.diagnosis.loss_terms import Split
+from normscope.model.state import seeded
 from normscope.statistics.numbers import number, percent
 
-DOMINATES = 0.95
-"""Share of the loss, of a term that is not weighted."""
+UNKNOWN, KNOWN = 0.1, 0.3
+"""1 − (term) / (the same with examples exchanged), 0 of a term that did not fall: at most the first with the terms as
+they are, more than the second without the others."""
 
-UNLEARNED, LEARNED = 0.1, 0.5
-"""Of the others' loss at the start, what is gone after the run: less than the first with the terms as they are, more
-than the second with that one scaled."""
+SMALLER = 0.1
+"""Others that are less of the loss drown nothing; and the advice is to make them this share of the term, or of what
+they were where they were smaller."""
 
-MOST_STEPS = 60
+LOWER = 0.9
+"""A term that was drowned ends at least this much lower without."""
 
-
-def largest_term(facts: Facts) -> tuple[int, Term] | None:
-    """The place of the term that dominates others of the data, and itself; a penalty on the parameters is small by
-    design."""
-    of_data = [(i, term) for i, term in enumerate(facts.terms) if not term.penalty]
-    largest = next(((i, term) for i, term in of_data if term.share >= DOMINATES and not term.weighted), None)
-    return largest if len(of_data) > 1 else None
+MOST_STEPS, JUDGED, SECONDS = 300, 4, 1.5
+"""Of a run; batches that terms are judged on; seconds of the processor for all runs."""
 
 
 def _suspected(facts: Facts) -> Suspicion | None:
-    if (found := largest_term(facts)) is None or facts.run is None:
+    of_data = [i for i, term in enumerate(facts.terms) if not term.penalty]
+    if len(of_data) < 2 or facts.run is None:
         return None
-    at, term = found
-    ratio = (1 - term.share) / term.share
-    drowned = [i for i, one in enumerate(facts.terms) if i != at and not one.penalty]
-    whole = facts.program.loss_fn.loss_fn if isinstance(facts.program.loss_fn, Split) else facts.program.loss_fn
-
-    def others(_name: str, place: int) -> bool:
-        return place in drowned
-
-    def scaled(_name: str, place: int) -> float:
-        return ratio if place == at else 1.0
-
-    steps = min(facts.program.steps, MOST_STEPS)
-    short = replace(facts.program, steps=steps, constant_loss=float("nan"), lowest_loss=0.0)
-    runs = [tried(replace(short, loss_fn=loss)) for loss in (Split(whole, others), Split(whole, others, scaled))]
-    before, after = runs
-    if before is None or after is None or not before.score < UNLEARNED or not after.score > LEARNED:
+    until = time.process_time() + SECONDS
+    before = _best(facts, {}, until)
+    if before is None:
         return None
-    names = ", ".join(facts.terms[i].name for i in drowned)
-    return Suspicion(
-        f"{term.name} drowns the other terms of the loss",
-        f"{term.name} is {percent(term.share)} of the loss before any step. After {short.steps} steps the others "
-        f"({names}) are at {number(before.end_loss)}, and at {number(after.end_loss)} where it is multiplied by "
-        f"{number(ratio)}.",
-        {"share": term.share, "others": before.end_loss, "others_scaled": after.end_loss, "factor": ratio},
-        True,
-        place=term.name,
-    )
+    for place in of_data:
+        term = facts.terms[place]
+        others = sum(facts.terms[i].share for i in of_data if i != place)
+        # What is weighted by hand is small on purpose.
+        if term.weighted or before[1][place] > UNKNOWN or others < SMALLER:
+            continue
+        factor = SMALLER * min(term.share / others, 1.0)
+        after = _best(facts, {i: 0.0 for i in of_data if i != place}, until, place)
+        if after is None or not after[1][place] > KNOWN or not after[0][place] < LOWER * before[0][place]:
+            continue
+        names = ", ".join(facts.terms[i].name for i in of_data if i != place)
+        largest = facts.terms[max((i for i in of_data if i != place), key=lambda i: facts.terms[i].share)]
+        return Suspicion(
+            f"{largest.name} drowns {term.name}",
+            f"Before any step {names} is {percent(others)} of the loss. After {_steps(facts)} steps {term.name} is at "
+            f"{number(before[0][place])} and knows nothing of the inputs; without the rest it gets to "
+            f"{number(after[0][place])}.",
+            {"share": others, "others": before[0][place], "alone": after[0][place], "factor": factor},
+            True,
+            place=largest.name,
+        )
+    return None
+
+
+def _steps(facts: Facts) -> int:
+    return min(facts.program.steps, MOST_STEPS)
+
+
+def _best(
+    facts: Facts, factors: dict[int, float], until: float, place: int | None = None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Every term's loss after the program's steps and how much it knows; None where there was no time, or it could not
+    be run.
+
+    Args:
+        factors: by which terms are multiplied, by their places.
+        place: the term whose knowledge is asked for, at the best of several rates; None for the largest that does
+            not diverge.
+    """
+    program = facts.program
+    best: tuple[np.ndarray, np.ndarray] | None = None
+    model, batches = program.build(0), program.batches[:JUDGED]
+    whole = program.loss_fn.loss_fn if isinstance(program.loss_fn, Split) else program.loss_fn
+    split = Split(whole, scale=lambda _name, place: factors.get(place, 1.0))
+    recipe = Recipe(program.optimizer, _steps(facts), split, warmup=program.warmup, clip_norm=program.clip_norm)
+
+    def terms() -> np.ndarray:
+        torch.manual_seed(0)
+        seen = []
+        for batch in batches:
+            split(model, batch)
+            seen.append([float(value.detach()) for _, value, _ in split.values])
+        return np.mean(seen, 0)
+
+    def judge() -> tuple[np.ndarray, np.ndarray]:
+        own = terms()
+        with exchanged(model):
+            return own, terms()
+
+    with seeded(model, 0):
+        start = terms()
+    for share in (1.0, *LADDER):
+        if time.process_time() > until:
+            return None
+        after = after_descent(model, program.batches, share * program.lr, recipe, 0, judge)
+        if after is None or not all(len(found) == len(facts.terms) for found in (start, *after[1])):
+            continue
+        own, others = after[1]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            knows = np.where(own < start, np.nan_to_num(1 - own / others, nan=-math.inf), 0.0)
+        if best is None or place is None or knows[place] > best[1][place]:
+            best = own, knows
+        if place is None or knows[place] > KNOWN:
+            break
+    return best
 
 
 def _advice(facts: Facts) -> tuple[str, str]:
-    found = largest_term(facts)
-    name = found[1].name if found else ""
-    factor = (1 - found[1].share) / found[1].share if found else 1.0
+    found = _suspected(facts)
+    name, factor = (found.place, found.numbers["factor"]) if found else ("", 1.0)
     return (
-        f"Multiply {name} by a weight, or measure its targets in units of their own size.",
+        f"Multiply {name} by a weight, take sums or means of all terms alike, or measure targets in units of their own "
+        "size.",
         f"loss = loss - {name} + {factor:.2g} * {name}",
     )
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from normscope.diagnosis.facts import Facts
 from normscope.diagnosis.fault import Fault, Repair, Suspicion
 from normscope.diagnosis.program import Program
+from normscope.diagnosis.words import many
 from normscope.statistics.numbers import number
 
 LONGER = 10
@@ -20,7 +21,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
         return None
     return Suspicion(
         "the training ends too early",
-        f"After {facts.program.steps} steps the loss is {number(facts.run.end_loss)}.",
+        f"After {many(facts.program.steps)} the loss is {number(facts.run.end_loss)}.",
         {"steps": float(facts.program.steps)},
     )
 

@@ -1,5 +1,6 @@
 """A rate at which the program diverges, or at which its steps are too short for their number."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -8,8 +9,16 @@ from normscope.diagnosis.fault import Fault, Repair, Suspicion
 from normscope.diagnosis.program import Program
 from normscope.statistics.numbers import number
 
-FACTORS = (10.0, 0.1, 100.0, 0.01, 1e3, 1e-3, 1e4, 1e5)
-"""Of the program's rate, in the order of trying; of one that diverged only the smaller ones."""
+FACTORS = (0.1, 0.01, 1e-3, 10.0, 100.0, 1e3, 1e4, 1e5)
+"""Of the program's rate, in the order of trying; of one that diverged only the smaller ones, and where evidence shows
+the rate to be small, the larger ones first."""
+
+
+def settled_rate(facts: Facts) -> float:
+    """The rate at which one settled step lowers the loss most, by the evidence of the first step; NaN where unknown."""
+    if facts.evidence is None:
+        return math.nan
+    return float(facts.evidence["lowest_lr"]) / float(facts.evidence["amplification"])
 
 
 def _suspected(facts: Facts) -> Suspicion | None:
@@ -25,7 +34,8 @@ def _suspected(facts: Facts) -> Suspicion | None:
 
 def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
     diverged = facts.run is not None and facts.run.diverged
-    for factor in FACTORS:
+    small = program.lr < settled_rate(facts)
+    for factor in sorted(FACTORS, key=lambda factor: (factor > 1) is not small):
         if diverged and factor > 1:
             continue
         lr = float(f"{program.lr * factor:.6g}")

@@ -8,6 +8,9 @@ from normscope.statistics.numbers import percent
 MOST_HIDDEN = 0.5
 """Share of the queries all of whose keys are hidden: fewer may be those of padding."""
 
+UPSIDE_DOWN = 0.3
+"""What lies before an output changes it by less than this share of what lies ahead."""
+
 CAUSAL = (
     "hidden = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)\n"
     'scores = scores.masked_fill(hidden, float("-inf"))  # or scaled_dot_product_attention(..., is_causal=True)'
@@ -31,6 +34,16 @@ def _suspected(facts: Facts) -> Suspicion | None:
         return None
     if order.leak > LEAKS:
         where = order.leaks_in or "the model's own forward"
+        if order.context < UPSIDE_DOWN * order.leak:
+            return Suspicion(
+                "a mask is upside down",
+                f"The targets are the inputs {order.ahead} position{'s' * (order.ahead > 1)} ahead, and outputs change "
+                f"by {percent(order.leak)} of their spread with inputs that lie ahead of them, but by "
+                f"{percent(order.context)} with those before: the past is hidden in place of the future.",
+                {"upside_down": order.leak, "context": order.context},
+                True,
+                place=where,
+            )
         return Suspicion(
             "outputs see what they are to foretell",
             f"The targets are the inputs {order.ahead} position{'s' * (order.ahead > 1)} ahead, and outputs change by "

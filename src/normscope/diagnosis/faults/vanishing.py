@@ -1,6 +1,7 @@
 """The signal dies on its way through the network, forwards or backwards."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -41,11 +42,17 @@ def vanishing(evidence: xr.Dataset) -> Finding | None:
     return Finding(
         "vanishing",
         "the signal dies on its way through the network",
-        f"Outputs differ between examples by {number(spread)} of their size, and the first layer's gradient is "
-        f"{number(ratio)} times the last one's: the lower layers cannot learn at any rate.",
+        f"{' and '.join(_seen(spread, ratio))}: the lower layers cannot learn at any rate.",
         "Use an initialization that keeps sizes (kaiming_normal, orthogonal), shortcuts, or norms.",
         numbers={"output_spread": spread, "gradient_ratio": ratio},
     )
+
+
+def _seen(spread: float, ratio: float) -> Iterator[str]:
+    if not math.isnan(spread):
+        yield f"Outputs differ between examples by {number(spread)} of their size"
+    if not math.isnan(ratio):
+        yield f"{'T' if math.isnan(spread) else 't'}he first layer's gradient is {number(ratio)} times the last one's"
 
 
 def _cause(finding: Finding, facts: Facts) -> Finding:
