@@ -165,7 +165,7 @@ def test_nothing_wrong_leaves_curvature_alone() -> None:
         ),
         ("labels", no_contrast(contrast_p=0.05), no_contrast()),
         ("labels", no_contrast(contrast=0.11), no_contrast(contrast=0.09)),
-        ("labels", no_contrast(contrast_detectable=0.21), no_contrast(contrast_detectable=0.19)),
+        ("labels", no_contrast(contrast_detectable=0.26), no_contrast(contrast_detectable=0.24)),
         ("labels", no_contrast(control=0.14), no_contrast(control=0.16)),
         ("labels", no_contrast(control=math.nan), no_contrast()),
         ("stuck", no_contrast(one_batch=0.8, contrast_p=0.05), no_contrast(one_batch=0.8)),

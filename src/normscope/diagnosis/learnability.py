@@ -233,9 +233,9 @@ def permutation_test(model: nn.Module, batches: Sequence[Batch], loss_fn: LossFn
     right, permuted = mean_loss(None), np.asarray([mean_loss(order) for order in range(PERMUTATIONS)])
     if not math.isfinite(right) or not np.isfinite(permuted).all() or not permuted.mean():
         return Contrast()
-    size = abs(permuted.mean())
+    mean, size = float(permuted.mean()), abs(float(permuted.mean()))
     p = (1 + int((permuted <= right).sum())) / (1 + PERMUTATIONS)
-    return Contrast((permuted.mean() - right) / size, p, SEEN * permuted.std(ddof=1) / size)
+    return Contrast((mean - right) / size, p, SEEN * float(permuted.std(ddof=1)) / size)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ NOTHING = 0.1
 """Labels tell nothing where those of unseen batches save less than this share of the loss against permuted ones, and
 are not told from them, ..."""
 
-POWERFUL = 0.2
+POWERFUL = 0.25
 """... in a test that would have found this share."""
 
 FEWEST_ASIDE = 4
