@@ -27,6 +27,7 @@ import normscope as ns
 from normscope.checkup.answer import HEALTHY, WIDTH, answer, conclusion, headline, rows
 from normscope.checkup.as_json import check_json
 from normscope.checkup.repairs import DEFAULT_REPAIRS, REPAIRS, fitting_repairs, repairs
+from normscope.checkup.report import page_of
 from normscope.diagnosis.finding import Finding, findings_dataset
 from normscope.errors import DataError, InvalidBatch, InvalidConfig, InvalidModel, NormscopeError, ResultError
 from normscope.model.build import eager
@@ -349,6 +350,12 @@ def test_a_budget_skips_what_does_not_fit_and_says_so_first() -> None:
     assert as_it_is.status == "measured" and as_it_is.lr_stable_found == "unfinished"
     assert left_out.status == "left out" and "batch norm everywhere" in headline(tree)
     assert HEALTHY not in answer(tree)
+
+
+def test_the_page_opens_with_the_answer_and_then_what_repairs_buy(tree: xr.DataTree) -> None:
+    lead = page_of(tree).lead
+    assert headline(tree) in lead[0] and conclusion(tree) not in lead[0]
+    assert lead[1:] == [conclusion(tree), "A note."]
 
 
 def test_json_has_the_whole_answer_and_survives_a_file(tree: xr.DataTree, tmp_path: Any) -> None:

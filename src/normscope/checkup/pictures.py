@@ -66,7 +66,9 @@ def _mended(training: xr.DataTree) -> Picture:
     whole_ticks(ax.xaxis)
     ax.set(xlabel="step", ylabel="training loss")
     legend_once(ax)
-    return Picture(as_svg(figure, "why"), "A training of the program as it is, and with what is wrong mended.")
+    early = len(training["as_it_is"]["step"]) < len(training["mended"]["step"])
+    as_it_is = f"as it is{' (given up where its line ends)' if early else ''}"
+    return Picture(as_svg(figure, "why"), f"A training of the program {as_it_is}, and with what is wrong mended.")
 
 
 def of_variant(tree: xr.DataTree, node: str) -> list[Picture]:

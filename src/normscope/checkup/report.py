@@ -1,7 +1,6 @@
 """The report of a check, from its tree alone."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import xarray as xr
@@ -66,7 +65,7 @@ def page_of(tree: xr.DataTree) -> Page:
         title=f"What learning rate does {attrs['model']} take?",
         question="Measured by short descents: how large a rate, what stops it, and what would help.",
         facts=[(name, str(value)) for name, value in facts if str(value)],
-        lead=[" ".join(_lead(tree)), *notes(tree)],
+        lead=[*_lead(tree), *notes(tree)],
         pictures=proof(tree),
         sections=[
             _findings(tree),
@@ -76,17 +75,12 @@ def page_of(tree: xr.DataTree) -> Page:
     )
 
 
-def _lead(tree: xr.DataTree) -> Iterator[str]:
-    """The answer: what is wrong before any rate, what merely limits the rates behind them."""
+def _lead(tree: xr.DataTree) -> list[str]:
+    """The answer: what is wrong before any rate, what merely limits the rates behind them. Then what repairs buy."""
     found, title = limits(tree), limits_title(tree)
     limit = f"{title}." if title == HEALTHY else f"{title}: {found[0][0]}." if found else ""
-    if title == WRONG:
-        yield limit
-    yield headline(tree)
-    if title != WRONG and limit:
-        yield limit
-    if len(rows(tree)) > 1:
-        yield conclusion(tree)
+    first = [limit, headline(tree)] if title == WRONG else [headline(tree), limit]
+    return [" ".join(text for text in first if text), *([conclusion(tree)] if len(rows(tree)) > 1 else [])]
 
 
 def _answer(tree: xr.DataTree) -> Section:
