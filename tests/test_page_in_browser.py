@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,17 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is install
 PROBE = f"<script>{(Path(__file__).parent / 'page_probe.js').read_text()}</script>"
 
 
+OFFLINE = [
+    f"--disable-{name}" for name in ("background-networking", "component-update", "sync", "quic", "default-apps")
+]
+"""Without a network a browser has nobody to ask."""
+
+
 def browser(*options: str) -> str:
-    command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        own = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={profile}"]
+        command = [str(CHROMIUM), *own, *OFFLINE, "--timeout=30000", *options]  # else some wait for ever to be loaded
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def broken(seed: int) -> nn.Module:
