@@ -198,6 +198,13 @@ def test_one_unit_that_everything_goes_through_is_told_from_a_gate(units: int, t
     assert not [f for f in found_in(Gated(), cut(*blobs()), steps=4) if f.name == "bottleneck"]
 
 
+def test_an_image_of_one_channel_is_no_bottleneck() -> None:
+    x = torch.randn(128, 1, 6, 6, generator=torch.Generator().manual_seed(5))
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1))
+    found = found_in(model, cut(x, x.roll(1, 2)), loss_fn=lambda m, b: F.mse_loss(m(b[0]), b[1]), steps=4)
+    assert not [f for f in found if f.name == "bottleneck"]
+
+
 class Gated(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -8,7 +8,8 @@ from normscope.diagnosis.fault import Fault, Suspicion
 from normscope.statistics.numbers import percent
 
 FEWEST_OUTPUTS = 3
-"""Of two classes one number tells all."""
+"""For each number that the layer gives: of two classes one number tells all, and an image of one channel is no
+bottleneck."""
 
 NOTHING = 1e-4
 """Share of the outputs' spread that is left without what goes through the layer."""
@@ -29,13 +30,21 @@ def _suspected(facts: Facts) -> Suspicion | None:
     if facts.num_outputs < FEWEST_OUTPUTS or facts.score >= UNLEARNED or facts.run is None:
         return None
     for path in narrow(model):
-        whole = outputs_of(model, batches, facts.program, 0)
-        handle = model.get_submodule(path).register_forward_hook(lambda _m, _i, y: y.mean(0, keepdim=True).expand_as(y))
+        whole, given = outputs_of(model, batches, facts.program, 0), 0
+
+        def fixed(_module: nn.Module, _inputs: object, y: torch.Tensor) -> torch.Tensor:
+            nonlocal given
+            given = y.numel()
+            return y.mean(0, keepdim=True).expand_as(y)
+
+        handle = model.get_submodule(path).register_forward_hook(fixed)
         try:
             without = outputs_of(model, batches, facts.program, 0)
         finally:
             handle.remove()
-        if whole and without and _spread(without[0]) < NOTHING * _spread(whole[0]):
+        if not whole or given * FEWEST_OUTPUTS > whole[0].numel():
+            continue
+        if without and _spread(without[0]) < NOTHING * _spread(whole[0]):
             return Suspicion(
                 "everything goes through one unit",
                 f"{path} has one unit, and with that unit's output held fixed all examples get the same "
