@@ -67,8 +67,10 @@ def learned(program: Program, build: Any, seed: int) -> float:
 
 
 def closed_gap(faulty: Any, mended: Any, found: Diagnosis, sound: Diagnosis) -> float:
-    """The share of the gap that the mended program of the diagnosis closes, mean over seeds; NaN without one."""
-    if found.search.program is None or found.facts is None or sound.facts is None:
+    """The share of the gap that the mended program of the diagnosis closes, mean over seeds; NaN without one, and where
+    no fault is told."""
+    told = any(finding.fault for finding in found.findings)
+    if not told or found.search.program is None or found.facts is None or sound.facts is None:
         return float("nan")
     scores = np.asarray(
         [
