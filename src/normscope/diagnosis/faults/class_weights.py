@@ -1,7 +1,7 @@
 """A class that hardly counts in the loss, though it is not rare.
 
-A class c of share n_c of the examples has share s_c of the loss where all logits are 0; told apart by making its
-examples certain. Its weight is s_c / n_c, 1 on average.
+Where all logits are 0, making the examples of class c certain takes a share s_c off what making all certain takes off
+the loss. The weight of a class that has share n_c of the examples is s_c / n_c, 1 on average.
 """
 
 from collections.abc import Iterator
@@ -35,14 +35,15 @@ def weights(facts: Facts) -> Iterator[tuple[int, float, float]]:
             return
         flat = torch.zeros(len(labels), width, device=labels.device)
         level = loss_of_outputs(model, batch, program.loss_fn, flat)
-        if not level > 0:
-            return
         for c in labels.unique().tolist():
             sure = flat.clone()
             sure[labels == c, c] = LARGE_LOGIT
             counts[c] += (labels == c).sum().cpu()
-            shares[c] += len(labels) * (1 - loss_of_outputs(model, batch, program.loss_fn, sure) / level)
+            shares[c] += len(labels) * (level - loss_of_outputs(model, batch, program.loss_fn, sure))
         total += len(labels)
+    if not float(shares.sum()) > 0:
+        return
+    shares *= total / shares.sum()
     for c in counts.nonzero().flatten().tolist():
         yield c, float(shares[c] / counts[c]), float(counts[c]) / total
 
