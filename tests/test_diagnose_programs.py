@@ -18,14 +18,14 @@ from zoo import no_trace
 import normscope as ns
 from normscope.descent.optimizers import optimizer_factory
 from normscope.diagnosis.experiments import Needed, Step, is_needed
-from normscope.diagnosis.facts import Facts
+from normscope.diagnosis.facts import Facts, facts_of, with_levels
 from normscope.diagnosis.fault import CATEGORIES, Repair, Suspicion, faults
 from normscope.diagnosis.faults.labels import by_heart
 from normscope.diagnosis.faults.sorted_batches import share_within
 from normscope.diagnosis.faults.unregistered import registered, unregistered
 from normscope.diagnosis.finding import Finding, as_findings, findings_dataset
 from normscope.diagnosis.first_pass import first_pass
-from normscope.diagnosis.outputs import chain, identify, loss_family, reach, target_kind
+from normscope.diagnosis.outputs import Reach, chain, identify, loss_family, reach, target_kind
 from normscope.diagnosis.program import Program, run
 from normscope.diagnosis.words import findings_json, findings_text
 from normscope.errors import InvalidBatch
@@ -413,6 +413,16 @@ def test_what_a_range_can_reach_is_known_on_paper() -> None:
     assert could.missed == pytest.approx(2.5 / 4)
     twice = reach(net(nn.Softmax(1), outputs=3)(0), classes(), None, [torch.zeros(32, 3)] * 8, "softmax")
     assert twice is not None and twice.in_range == pytest.approx(math.log(math.e + 2) - 1, abs=1e-3)
+
+
+def test_outputs_that_are_no_probabilities_are_no_scale() -> None:
+    def nll(model: nn.Module, batch: Pair) -> Tensor:
+        return F.nll_loss((model(batch[0]) + 1e-9).log(), batch[1])
+
+    program = Program(net(nn.Softmax(1), outputs=3), classes(), optimizer_factory("adam"), 0.01, 240, nll)
+    assert facts_of(program).program.lowest_loss == pytest.approx(0, abs=1e-3)
+    confined = with_levels(program, Reach(1.0, -3.0, 0.5))
+    assert confined.lowest_loss == -3.0, "a range that keeps low losses out of reach is told as that"
 
 
 def test_a_run_is_scored_between_the_best_constant_and_the_lowest_loss() -> None:

@@ -33,6 +33,9 @@ LEVEL_BATCHES = 20
 ALIKE = 1e-5
 """Units are equal where their weights differ by less than this share of the largest."""
 
+NEARLY_NOTHING = 0.01
+"""Of the best constant's loss: a range of outputs that comes so low confines nothing."""
+
 VARIED = 1e-6
 """A feature whose standard deviation is below this share of its size is constant."""
 
@@ -206,7 +209,10 @@ def with_levels(program: Program, could: Reach | None) -> Program:
     """The program with the losses that its runs are judged by."""
     if could is None:
         return program
-    return replace(program, constant_loss=could.constant, lowest_loss=could.lowest)
+    # A likelihood of probabilities falls without end for outputs that are none: then those of its range are the scale.
+    beyond = could.lowest < 0 <= could.in_range <= NEARLY_NOTHING * could.constant
+    lowest = could.in_range if beyond else could.lowest
+    return replace(program, constant_loss=could.constant, lowest_loss=lowest)
 
 
 def judged_anew(program: Program, *, seed: int = 0) -> Program:
