@@ -244,6 +244,19 @@ class Parametrizes(nn.Module):
         return self.body(x)
 
 
+class Freezes(nn.Module):
+    """A bias, and thaws it in its next call."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(7, 4)
+
+    def forward(self, x):
+        y = self.body(x)
+        self.body.bias.requires_grad_(not self.body.bias.requires_grad)
+        return y
+
+
 @dataclass
 class Notes:
     calls: int = 0
@@ -296,6 +309,7 @@ class Draws(nn.Module):
         first, second, *_ = self.drawn
         self.counts += 1
         drawn = [torch.randn((), generator=first), second.random(), self.more["new"].random(), self.more["old"].rand()]
+        drawn += [random.random(), np.random.rand()]
         return [float(each) for each in (*drawn, *self.counts)]
 
     def forward(self, x):
@@ -303,7 +317,12 @@ class Draws(nn.Module):
 
 
 def test_generators_and_arrays_of_its_own_come_back():
-    expected, model = Draws().numbers(), Draws()
+    def fresh():
+        random.seed(5)
+        np.random.seed(6)
+        return Draws()
+
+    expected, model = fresh().numbers(), fresh()
     relative_loss(model, BATCH, step_sizes=[0.1])
     with untouched(model) as saved:
         losses = []
@@ -337,6 +356,7 @@ CHANGING = [
     Registers,
     Replaces,
     Parametrizes,
+    Freezes,
     Remembers,
     MovesItsMemory,
 ]

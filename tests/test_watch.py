@@ -3,6 +3,7 @@
 import copy
 import math
 import multiprocessing
+import random
 
 import numpy as np
 import pytest
@@ -532,3 +533,21 @@ def test_several_watches_of_one_training_change_nothing(tmp_path):
         other.step(1.0, batch_of(0))
         part.step(1.0)
     assert all(torch.equal(a, b) for a, b in zip(alone.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+class Drops(nn.Module):
+    """Half of its numbers, by Python's and numpy's dice."""
+
+    def forward(self, x):
+        return x * (random.random() < 0.5) + x * np.random.rand()
+
+
+def test_a_model_that_draws_from_python_and_numpy_trains_as_without():
+    def trained(watched):
+        random.seed(0)
+        np.random.seed(0)
+        model = nn.Sequential(network(), Drops())
+        train(model, torch.optim.SGD(model.parameters(), lr=0.05), watched=watched)
+        return [*model.state_dict().values(), torch.tensor([random.random(), np.random.rand()])]
+
+    assert all(torch.equal(a, b) for a, b in zip(trained(None), trained({"every": 1}), strict=True))

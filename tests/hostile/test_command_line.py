@@ -135,6 +135,13 @@ def test_code_that_ends_the_process(attack, folder, run_normscope, monkeypatch):
             assert target.removesuffix(":net") in refused(run_normscope, "check", target)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_without_numbers(folder, run_normscope, monkeypatch):
+    monkeypatch.chdir(folder)
+    for arguments in (("check", "mine.py:meta", *SHORT), ("check", "mine.py:meta", "--device", "cpu")):
+        assert "meta" in refused(run_normscope, *arguments)
+
+
 def words(chance: random.Random) -> Iterator[str]:
     """Arguments, some of them right, most of them not."""
     odd = [

@@ -96,7 +96,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, *, seed: int = 0
             beside[-1] = 0.0
             new = torch.randn(len(start), generator=generator, dtype=start.dtype).to(start.device)
             length, _ = _orthogonalize(new.div_(float(norm(new))), basis)
-        vector = new / length
+        vector = new.div_(length)
 
 
 def _ritz(diagonal: np.ndarray, beside: np.ndarray, asymmetry: float = 0.0) -> Ritz:

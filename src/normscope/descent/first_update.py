@@ -52,6 +52,7 @@ def first_update_line(
             several = _updates(model, recipe, parameters, gradients)
             update = next(several)
             settled = float(norm_of_all(next(islice(several, REPEATS - 2, None))))
+            del several  # an optimizer's state is as large as the model
             torch._foreach_copy_(parameters, starts)  # pyright: ignore
             doubled = norm_of_all(next(_updates(model, recipe, parameters, [2 * g for g in gradients])))
         gradients.clear()
@@ -74,8 +75,10 @@ def _updates(
     optimizer = make_optimizer(recipe.optimizer, model, 1.0)
     prepare = preparation(optimizer, replace(recipe, warmup=0))
     while True:
-        before = [p.detach().clone() for p in parameters]
+        moves = [p.detach().neg() for p in parameters]
         set_gradients(optimizer, parameters, list(gradients))
         prepare(0)
         optimizer.step()
-        yield [p.detach() - q for p, q in zip(parameters, before, strict=True)]
+        for move, p in zip(moves, parameters, strict=True):
+            move.add_(p.detach())
+        yield moves

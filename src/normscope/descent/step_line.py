@@ -77,6 +77,7 @@ def step_line(
         with origin.one_pass(seed):
             with torch.enable_grad():
                 loss = checked_loss(model, batch, loss_fn)
+            parameters = [p for p in parameters if p.requires_grad]  # a forward pass may freeze some
             with readable_errors():
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         used = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]

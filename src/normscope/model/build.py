@@ -119,3 +119,5 @@ def _inside(model: nn.Module, device: str | None) -> nn.Module:
         return model.to(device)
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"no memory on {device} for the model: {one_line(error)[:120]}") from error
+    except NotImplementedError as error:  # parameters on meta
+        raise InvalidModel(f"the model cannot be moved to {device}: {one_line(error)[:120]}") from error

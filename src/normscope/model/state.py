@@ -23,7 +23,8 @@ def untouched(model: nn.Module) -> AbstractContextManager["Saved"]:
     That is: parameters, buffers and other tensors, `.grad`, `requires_grad`, mode and hooks, the same objects holding
     the same bits; all other attributes of modules too, with the contents of lists, dicts, sets and numpy arrays and the
     states of random generators, so that what a model notes of itself in a forward pass fits what is restored; the
-    random state on the CPU and on every GPU that the model lives on; and torch's modes, as of gradients.
+    random state on the CPU and on every GPU that the model lives on, and that of Python and numpy; and torch's modes,
+    as of gradients.
 
     Also restores when the body raises or is interrupted, at whatever moment: a signal that arrives while it saves or
     restores is handled when that is done. Where contexts of several threads overlap, the last to be left restores the

@@ -11,6 +11,9 @@ Gradient = list[Tensor]
 SMALLEST_SAFE_NORM = 1e-15
 """Below this the squares behind a float32 norm start to lose digits."""
 
+PIECE = 2**20
+"""So many entries at a time are taken to float64: of a large model the whole would be the largest thing in memory."""
+
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """What gradients are computed and added up in: float32 where they have fewer bits."""
@@ -56,8 +59,15 @@ def norm_of_each(parts: Gradient) -> Tensor:
 
 
 def norm(tensor: Tensor) -> Tensor:
-    """Norm of all entries, accumulated in float64, finite wherever they are: a scalar."""
-    return torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)
+    """Norm of all entries, accumulated in float64, finite wherever they are: a scalar. Taken a piece at a time, since
+    torch makes a float64 copy."""
+    norms = [torch.linalg.vector_norm(p, dtype=torch.float64) for p in tensor.detach().reshape(-1).split(PIECE)]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    """aᵀ b of two vectors (n,), accumulated in float64, a piece at a time."""
+    return sum(float(x.double() @ y.double()) for x, y in zip(a.split(PIECE), b.split(PIECE), strict=True))
 
 
 def norm_of_all(parts: Sequence[Tensor]) -> Tensor:

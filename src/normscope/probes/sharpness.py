@@ -21,7 +21,7 @@ from normscope.errors import InvalidConfig
 from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.loss import LossFn, loss_units
-from normscope.model.vector_norm import norm
+from normscope.model.vector_norm import dot, norm
 from normscope.results.schema import OF_LOSS, coord, measured, variable
 
 VARIABLES = (
@@ -59,7 +59,7 @@ def _curvature_along(h: Hessian, direction: Tensor) -> float:
     if not bool(direction.any()):
         return math.nan
     d = unit(direction)
-    return float(d.double() @ h.product(d).double())
+    return dot(d, h.product(d))
 
 
 def _ritz_values(h: Hessian, *, count: int, lowest: bool, tolerance: float, max_products: int, seed: int) -> Ritz:

@@ -1,9 +1,11 @@
 """What torch keeps for all models: random numbers, and the modes that `with` statements switch on and off."""
 
+import random
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import overrides
 from torch.backends import cuda
@@ -59,14 +61,18 @@ class FunctionMode(overrides.TorchFunctionMode):
 
 
 class RandomNumbers:
-    """Where torch's generators stand now, on the CPU and some GPUs."""
+    """Where torch's generators stand now, on the CPU and some GPUs, and Python's and numpy's: a model may draw from
+    any of them."""
 
     def __init__(self, gpus: Sequence[int]) -> None:
+        self._python, self._numpy = random.getstate(), np.random.get_state()
         self._cpu = torch.get_rng_state()
         self._gpus = {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}
 
     def restore(self) -> None:
         """Set them back."""
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
         torch.set_rng_state(self._cpu)
         for gpu, state in self._gpus.items():
             torch.cuda.set_rng_state(state, gpu)
