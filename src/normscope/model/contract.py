@@ -113,7 +113,7 @@ def _refuse_unreadable(model: Any, *, swapped: bool = False, measured: bool = Tr
             complex.
         InvalidConfig: where torch makes all tensors without numbers.
     """
-    if torch.get_default_device().type == "meta":
+    if torch.empty(0).is_meta:  # torch 2.6 cannot name its default device after set_default_device(None)
         raise InvalidConfig("torch's default device is meta, where no tensor has numbers: set_default_device('cpu')")
     if not callable(model):
         hint = "model and batch are swapped" if swapped else "give an nn.Module or a function that builds one"
