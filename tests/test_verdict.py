@@ -165,6 +165,7 @@ def test_what_is_open_says_how_many_seeds_would_settle_it():
     assert judge("", "", values[:2], above=1).settled_by == "it takes 3 seeds or more"
     assert judge("", "", [*values, math.nan], above=1).settled_by == "more seeds alone would not settle it"
     assert judge("", "", [math.nan] * 3, above=1).settled_by == "no seed has a value"
+    assert judge("", "", [5.0, math.nan, math.nan], above=1, awaits=True).settled_by == "only one seed has a value"
     assert judge("", "", [*values, math.nan], above=1, awaits=True).seeds_needed == n
     to_come = judge("", "", [2.9, 3.0, 3.1, 3.0, math.nan], above=1, awaits=True).settled_by
     assert to_come == "the 1 of 5 seeds still to come would settle it, scattering as the others"

@@ -96,6 +96,8 @@ class Verdict:
             return f"it takes {MIN_SEEDS} seeds or more"
         if self.diverged == self.seeds:
             return "no seed has a value"
+        if self.seeds - self.diverged == 1:
+            return "only one seed has a value"
         if self.seeds_needed is None:
             return "more seeds alone would not settle it"
         if self.diverged and self.seeds_needed <= self.seeds:
