@@ -115,12 +115,12 @@ def _nothing(tree: xr.DataTree, found: list[Finding], width: int) -> Iterator[st
     elif run["diverged"]:
         said = f"No fault was found, but it diverges at step {steps}: give a smaller rate, and look at the data."
     elif score < HARDLY and any("There was no time" in line for line in skipped(tree)):
-        said = f"No fault was found in the time there was, after {steps} steps of training: give it more `seconds`."
+        said = f"No fault was found in the time there was, after {many(steps)} of training: give it more `seconds`."
     elif score < NOT_LEARNING:
         said = f"No fault was found, but it does not learn in {many(steps)}: look at the data, and give it more steps."
     elif score < HARDLY:
         said = (
-            f"No fault was found, but it hardly learns: {steps} steps learn {percent(score)} of what there is to learn."
+            f"No fault was found, but it hardly learns: {many(steps)} learn {percent(score)} of what there is to learn."
         )
     elif score < MUCH:
         said = f"No fault was found. {many(steps)} learn {percent(score)} of what there is to learn."
