@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from normscope.diagnosis.experiments import LEARNED
 from normscope.diagnosis.facts import Facts, outputs_of
 from normscope.diagnosis.fault import Fault, Suspicion
 from normscope.statistics.numbers import percent
@@ -14,9 +15,6 @@ bottleneck."""
 NOTHING = 1e-4
 """Share of the outputs' spread that is left without what goes through the layer."""
 
-UNLEARNED = 0.8
-"""A program that learned this much does not suffer from it."""
-
 
 def narrow(model: nn.Module) -> list[str]:
     """The linear layers and convolutions with one unit."""
@@ -27,7 +25,7 @@ def narrow(model: nn.Module) -> list[str]:
 
 def _suspected(facts: Facts) -> Suspicion | None:
     model, batches = facts.program.build(0), facts.program.batches[:1]
-    if facts.num_outputs < FEWEST_OUTPUTS or facts.score >= UNLEARNED or facts.run is None:
+    if facts.num_outputs < FEWEST_OUTPUTS or facts.score >= LEARNED or facts.run is None:
         return None
     for path in narrow(model):
         whole, given = outputs_of(model, batches, facts.program, 0), 0
