@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import normscope as ns
-from normscope.checkup.answer import answer
 
 data = ns.load_data("digits")
 
@@ -29,4 +28,4 @@ tree = ns.check(
     seeds=2,
     workers=1,
 )
-print(answer(tree))
+print(ns.answer(tree))

@@ -24,10 +24,14 @@ from torch import nn
 from zoo import no_trace
 
 import normscope as ns
-from normscope.checkup.answer import HEALTHY, WIDTH, answer, conclusion, headline, rows
+from normscope.checkup.answer import WIDTH, answer
 from normscope.checkup.as_json import check_json
+from normscope.checkup.conclusion import conclusion
+from normscope.checkup.headline import headline
+from normscope.checkup.limits import HEALTHY
 from normscope.checkup.repairs import DEFAULT_REPAIRS, REPAIRS, fitting_repairs, repairs
 from normscope.checkup.report import page_of
+from normscope.checkup.rows import rows
 from normscope.diagnosis.finding import Finding, findings_dataset
 from normscope.errors import DataError, InvalidBatch, InvalidConfig, InvalidModel, NormscopeError, ResultError
 from normscope.model.build import eager

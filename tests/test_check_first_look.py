@@ -12,7 +12,10 @@ from broken import build_seeded, by_name, mlp
 from torch import nn
 
 import normscope as ns
-from normscope.checkup.answer import HEALTHY, answer, headline, rows
+from normscope.checkup.answer import answer
+from normscope.checkup.headline import headline
+from normscope.checkup.limits import HEALTHY
+from normscope.checkup.rows import rows
 from normscope.diagnosis.finding import as_findings
 from normscope.errors import InvalidBatch
 

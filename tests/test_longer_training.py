@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import normscope as ns
-from normscope.checkup.answer import headline
 from normscope.checkup.as_json import check_json
+from normscope.checkup.headline import headline
 from normscope.descent.optimizers import OPTIMIZERS
 from normscope.descent.outcome import Outcome
 from normscope.descent.recipe import Recipe

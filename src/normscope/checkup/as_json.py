@@ -5,7 +5,10 @@ from typing import Any
 
 import xarray as xr
 
-from normscope.checkup.answer import cut, headline, learns, limits_title, longer_training, notes, rates_were_tried, rows
+from normscope.checkup.answer import notes
+from normscope.checkup.headline import cut, headline, longer_training, rates_were_tried
+from normscope.checkup.limits import learns, limits_title
+from normscope.checkup.rows import rows
 from normscope.diagnosis.words import findings_content, finite
 from normscope.results import attribute
 

@@ -11,11 +11,11 @@ import torch
 import xarray as xr
 from torch import nn
 
-from normscope.checkup.answer import AS_IT_IS, LEFT_OUT, MEASURED, NOT_TRIED, REFUSED
 from normscope.checkup.budget import Budget
 from normscope.checkup.first_look import first_look
 from normscope.checkup.notebook import CheckTree
 from normscope.checkup.repairs import fitting_repairs, repairs
+from normscope.checkup.rows import AS_IT_IS, LEFT_OUT, MEASURED, NOT_TRIED, REFUSED
 from normscope.checkup.variants import Variants, was_interrupted
 from normscope.descent.optimizers import OptimizerFactory, own_lr
 from normscope.descent.recipe import SchedulerFactory

@@ -5,22 +5,12 @@ from pathlib import Path
 
 import xarray as xr
 
-from normscope.checkup.answer import (
-    AS_IT_IS,
-    HEALTHY,
-    MEASURED,
-    NOT_TRIED,
-    WRONG,
-    Row,
-    conclusion,
-    headline,
-    limits,
-    limits_title,
-    notes,
-    rows,
-    table_title,
-)
+from normscope.checkup.answer import notes, table_title
+from normscope.checkup.conclusion import conclusion
+from normscope.checkup.headline import headline
+from normscope.checkup.limits import HEALTHY, WRONG, limits, limits_title
 from normscope.checkup.pictures import of_variant, proof
+from normscope.checkup.rows import AS_IT_IS, MEASURED, NOT_TRIED, Row, rows
 from normscope.diagnosis.finding import Finding, as_findings
 from normscope.diagnosis.words import skipped
 from normscope.errors import NormscopeError, ResultError, raised

@@ -7,9 +7,9 @@ from typing import Any
 
 import xarray as xr
 
-from normscope.checkup.answer import AS_IT_IS
 from normscope.checkup.budget import Budget
 from normscope.checkup.repairs import Repair
+from normscope.checkup.rows import AS_IT_IS
 from normscope.descent.recipe import Recipe, scheduled_rates
 from normscope.diagnosis.diagnose import TRIAL_STEPS, diagnosis
 from normscope.diagnosis.finding import findings_dataset

@@ -74,9 +74,10 @@ def command(
     refuse_misspelled(
         target, {"--data": data, "--loss": loss, "--optimizer": optimizer, "--scheduler": scheduler}
     )  # before torch is imported
-    from normscope.checkup.answer import answer, rates_were_tried
+    from normscope.checkup.answer import answer
     from normscope.checkup.as_json import check_json
     from normscope.checkup.check import check
+    from normscope.checkup.headline import rates_were_tried
     from normscope.checkup.quick import quick_answer
     from normscope.checkup.repairs import repairs
     from normscope.checkup.report import report
