@@ -21,7 +21,7 @@ from normscope.descent.recipe import Recipe, loss_in_precision
 from normscope.diagnosis.evidence import measure_evidence, trial_rates, with_descents
 from normscope.diagnosis.experiments import LEARNED, PARTLY, Needed, Search, best_of_rates, search
 from normscope.diagnosis.facts import Facts, facts_of
-from normscope.diagnosis.fault import GAIN, Fault, faults
+from normscope.diagnosis.fault import GAIN, Fault, Suspicion, faults, suspicions
 from normscope.diagnosis.faults.labels import by_heart
 from normscope.diagnosis.finding import Finding, findings_dataset
 from normscope.diagnosis.first_pass import FirstPass, first_pass
@@ -194,11 +194,13 @@ def diagnosed(
         usable = list(batches) if first.usable else []
     trained_so = {name: getattr(recipe, name) for name in ("loss_fn", "warmup", "clip_norm", "precision", "state")}
     program = Program(lambda _seed: model, batches, recipe.optimizer, lr or 0.0, recipe.steps, **trained_so)
-    found = Diagnosis(told_early(Facts(program, first=first, schedule=schedule)), first)
+    found = Diagnosis([], first)
     if left_out := words_of_left_out(first):
         found.skipped.append(left_out)
     if not usable or (first.hopeless and first.garbage):
         found.skipped.append(f"Nothing else was measured: {first.hopeless}.")
+        facts = Facts(program, first=first, schedule=schedule)
+        found.findings = told_early(facts, suspicions(facts))
         return found
     try:
         found.evidence = measure_evidence(model, usable[:NUM_BATCHES], recipe=measured, seed=seed, lr=lr)
@@ -209,8 +211,9 @@ def diagnosed(
     if found.evidence is not None:
         facts = replace(facts, evidence=found.evidence["evidence"].to_dataset())
     found.facts = facts = trained(facts, found.evidence, lr, seed, until)
-    found.findings = told_early(facts)
-    found.search = search(facts, seed=seed, until=until)
+    suspected = suspicions(facts)
+    found.findings = told_early(facts, suspected)
+    found.search = search(facts, suspected, seed=seed, until=until)
     found.findings = conclude(found, model, usable, measured, seed, lr, until)
     if found.search.cut:
         found.skipped.append("There was no time for every repair: what is not said was not looked at.")
@@ -237,12 +240,12 @@ def refuse_hopeless(model: nn.Module, batch: Batch, first: FirstPass, recipe: Re
         raise InvalidBatch(f"no batch can be measured: {next(iter(first.refused.values()), 'nothing depends on it')}")
 
 
-def told_early(facts: Facts) -> list[Finding]:
+def told_early(facts: Facts, suspected: Sequence[tuple[Fault, Suspicion]]) -> list[Finding]:
     """What the first pass shows."""
     found = []
-    for fault in faults():
-        if fault.early and fault.suspected is not None and (suspicion := fault.suspected(facts)) is not None:
-            advice, code = fault.advice(facts) if fault.advice else ("", "")
+    for fault, suspicion in suspected:
+        if fault.early:
+            advice, code = fault.advice(facts, suspicion) if fault.advice else ("", "")
             if fault.repairs is not None and not code:
                 repair = next(fault.repairs(facts.program, facts), None)
                 advice, code = (f"Do it with {repair.done}.", repair.code) if repair else ("", "")

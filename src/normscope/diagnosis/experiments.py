@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from normscope.diagnosis.facts import Facts
-from normscope.diagnosis.fault import GAIN, Fault, Repair, Suspicion, faults
+from normscope.diagnosis.fault import GAIN, Fault, Repair, Suspicion
 from normscope.diagnosis.program import Program, Run, tried
 
 LEARNED = 0.8
@@ -150,13 +150,15 @@ class _Trials:
         return self.known[key]
 
 
-def search(facts: Facts, *, seed: int = 0, until: float | None = None) -> Search:
+def search(
+    facts: Facts, suspected: Sequence[tuple[Fault, Suspicion]], *, seed: int = 0, until: float | None = None
+) -> Search:
     """Find out which repairs a program needs that does not learn what there is to learn.
 
     Args:
+        suspected: see `fault.suspicions`.
         until: `time.process_time()` by which it ends.
     """
-    suspected = [(f, s) for f in faults() if f.suspected is not None and (s := f.suspected(facts)) is not None]
     certain = [Step(f, s) for f, s in suspected if s.certain]
     if facts.score >= LEARNED and not certain:
         return Search(best=facts.score)

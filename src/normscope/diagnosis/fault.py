@@ -77,7 +77,7 @@ class Fault:
     suspected: Callable[[Facts], Suspicion | None] | None = None
     repairs: Callable[[Program, Facts], Iterator[Repair]] | None = None
     """One or several ways to mend it, the best guess first. A symptom that has one is said where it is needed."""
-    advice: Callable[[Facts], tuple[str, str]] | None = None
+    advice: Callable[[Facts, Suspicion], tuple[str, str]] | None = None
     """What to do and the lines that do it, of a fault without a repair that can be run."""
     early: bool = False
     """Whether it is seen before anything is measured, in the first pass over the batches."""
@@ -99,3 +99,9 @@ def faults() -> tuple[Fault, ...]:
     names = [module.name for module in pkgutil.iter_modules(folder.__path__)]
     found = [importlib.import_module(f"{folder.__name__}.{name}") for name in names]
     return tuple(sorted((module.FAULT for module in found if hasattr(module, "FAULT")), key=lambda fault: fault.order))
+
+
+def suspicions(facts: Facts) -> list[tuple[Fault, Suspicion]]:
+    """What is suspected of a program, and why."""
+    asked = [(fault, fault.suspected(facts)) for fault in faults() if fault.suspected is not None]
+    return [(fault, suspicion) for fault, suspicion in asked if suspicion is not None]

@@ -58,10 +58,8 @@ def _spread(outputs: torch.Tensor) -> float:
     return float(outputs.double().std(0, correction=0).max())
 
 
-def _advice(facts: Facts) -> tuple[str, str]:
-    found = _suspected(facts)
-    path = found.place if found else ""
-    width = facts.num_outputs
+def _advice(facts: Facts, suspicion: Suspicion) -> tuple[str, str]:
+    path, width = suspicion.place, facts.num_outputs
     return f"Make {path} as wide as the outputs at least.", f"# {path}: {width} units or more in place of 1"
 
 

@@ -66,7 +66,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     )
 
 
-def _advice(_facts: Facts) -> tuple[str, str]:
+def _advice(_facts: Facts, _suspicion: Suspicion) -> tuple[str, str]:
     return (
         "Give classes the weights 1 / (their number of examples), or none.",
         "counts = torch.bincount(labels, minlength=classes)\n"

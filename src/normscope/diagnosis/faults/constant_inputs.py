@@ -16,7 +16,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     )
 
 
-def _advice(_facts: Facts) -> tuple[str, str]:
+def _advice(_facts: Facts, _suspicion: Suspicion) -> tuple[str, str]:
     return "Look at one batch as the model gets it: was it cast to integers, divided twice, or is it a mask?", ""
 
 

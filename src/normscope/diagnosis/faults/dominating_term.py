@@ -120,9 +120,8 @@ def _best(
     return best
 
 
-def _advice(facts: Facts) -> tuple[str, str]:
-    found = _suspected(facts)
-    name, factor = (found.place, found.numbers["factor"]) if found else ("", 1.0)
+def _advice(_facts: Facts, suspicion: Suspicion) -> tuple[str, str]:
+    name, factor = suspicion.place, suspicion.numbers["factor"]
     return (
         f"Multiply {name} by a weight, take sums or means of all terms alike, or measure targets in units of their own "
         "size.",

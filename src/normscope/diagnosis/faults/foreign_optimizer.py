@@ -16,7 +16,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     )
 
 
-def _advice(facts: Facts) -> tuple[str, str]:
+def _advice(facts: Facts, _suspicion: Suspicion) -> tuple[str, str]:
     line = f"optimizer = torch.optim.{facts.optimizer or 'SGD'}(model.parameters(), lr=...)"
     return "Make the optimizer of the model that is trained, after it was loaded, moved, wrapped or changed.", line
 

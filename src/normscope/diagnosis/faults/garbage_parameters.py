@@ -22,7 +22,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     )
 
 
-def _advice(facts: Facts) -> tuple[str, str]:
+def _advice(facts: Facts, _suspicion: Suspicion) -> tuple[str, str]:
     name = facts.first.garbage[0][0] if facts.first and facts.first.garbage else ""
     line = f"nn.init.normal_(model.get_parameter({name!r}), std=0.02)"
     return "Initialize it: torch.empty and nn.Parameter(torch.Tensor(...)) leave what was in memory.", line

@@ -21,7 +21,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     return Suspicion("the model does not take every batch", sentence, numbers, True, f"batch {place}")
 
 
-def _advice(_facts: Facts) -> tuple[str, str]:
+def _advice(_facts: Facts, _suspicion: Suspicion) -> tuple[str, str]:
     return "Leave the incomplete last batch out.", "DataLoader(data, batch_size=..., shuffle=True, drop_last=True)"
 
 

@@ -65,9 +65,8 @@ def _suspected(facts: Facts) -> Suspicion | None:
     return None
 
 
-def _advice(facts: Facts) -> tuple[str, str]:
-    suspicion = _suspected(facts)
-    if suspicion is not None and "leak" in suspicion.numbers:
+def _advice(_facts: Facts, suspicion: Suspicion) -> tuple[str, str]:
+    if "leak" in suspicion.numbers:
         return "Hide the positions behind each query.", CAUSAL
     return "Look at the mask: which of True and False hides, and along which dim?", VISIBLE
 

@@ -24,7 +24,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     )
 
 
-def _advice(facts: Facts) -> tuple[str, str]:
+def _advice(facts: Facts, _suspicion: Suspicion) -> tuple[str, str]:
     module = facts.program.build(0).get_submodule(facts.mixes_in) if facts.mixes_in else None
     if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
         kind = type(module).__name__

@@ -69,7 +69,7 @@ def inverted_mask(facts: Facts) -> str:
     return turned[0] if turned else ""
 
 
-def _advice(facts: Facts) -> tuple[str, str]:
+def _advice(facts: Facts, _suspicion: Suspicion) -> tuple[str, str]:
     """What to do, and the line."""
     bad = facts.first.not_finite if facts.first else None
     if bad is None:

@@ -69,7 +69,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     )
 
 
-def _advice(facts: Facts) -> tuple[str, str]:
+def _advice(facts: Facts, _suspicion: Suspicion) -> tuple[str, str]:
     return f"Take sums, squares and norms in float32, in {_place(facts.evidence)}.", "x = x.float()  # before them"
 
 

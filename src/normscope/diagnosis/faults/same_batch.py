@@ -25,7 +25,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     )
 
 
-def _advice(_facts: Facts) -> tuple[str, str]:
+def _advice(_facts: Facts, _suspicion: Suspicion) -> tuple[str, str]:
     return (
         "Walk through the loader: next(iter(loader)) begins anew. To fit one batch on purpose, give that one.",
         "for batch in loader:  # not: batch = next(iter(loader))",

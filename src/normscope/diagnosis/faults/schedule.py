@@ -30,7 +30,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     )
 
 
-def _advice(_facts: Facts) -> tuple[str, str]:
+def _advice(_facts: Facts, _suspicion: Suspicion) -> tuple[str, str]:
     return (
         "Step it once an epoch, or make it for the number of steps that there are.",
         "for epoch in range(epochs):\n    for batch in loader:\n        ...\n    scheduler.step()",

@@ -22,7 +22,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     )
 
 
-def _advice(facts: Facts) -> tuple[str, str]:
+def _advice(facts: Facts, _suspicion: Suspicion) -> tuple[str, str]:
     if facts.order is not None and facts.order.ahead == 0:
         return "Let the targets be the inputs of the next position.", "inputs, targets = ids[:, :-1], ids[:, 1:]"
     return "The loss moves the labels itself: give it the inputs as labels.", "labels = input_ids"

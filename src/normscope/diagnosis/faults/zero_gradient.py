@@ -16,7 +16,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     )
 
 
-def _advice(_facts: Facts) -> tuple[str, str]:
+def _advice(_facts: Facts, _suspicion: Suspicion) -> tuple[str, str]:
     return (
         "Look for a dead activation at the output, a softmax over one unit, detach(), argmax or round in front of the "
         "loss.",
