@@ -18,6 +18,7 @@ import normscope as ns
 from normscope.data import load_data
 from normscope.data.batches import epoch
 from normscope.errors import InvalidConfig, OutputError, ResultError
+from normscope.nets.names import BRANCH_INITS
 from normscope.results import attribute
 from normscope.training.config import DATA_SIZES, RunConfig, key
 from normscope.training.network import fresh_network, trained_network
@@ -70,7 +71,15 @@ def naive(config: RunConfig) -> tuple[list[dict[str, float]], torch.nn.Module]:
     return rows, net
 
 
-@pytest.mark.parametrize("change", [{}, {"net": "resnet8", "norm": "final", "epochs": 2, "augment": False}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"net": "resnet8", "norm": "final", "epochs": 2, "augment": False},
+        {"net": "resnet8", "norm": "batch_detached", "epochs": 2, "augment": False},
+        {"net": "resnet8", "norm": "none", "init": "skipinit", "epochs": 2, "augment": False},
+    ],
+)
 def test_a_run_is_the_plain_loop_that_one_would_write(change, tmp_path):
     config = replace(QUICK, **change)
     dataset = ns.train(config, weights=tmp_path / "weights.safetensors")
@@ -248,6 +257,26 @@ def test_the_trained_network_comes_back(tmp_path):
         trained_network(QUICK, data, tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("init", BRANCH_INITS)
+def test_a_network_with_learned_numbers_in_its_branches_comes_back(init, tmp_path):
+    config = replace(QUICK, net="resnet8", norm="none", init=init, epochs=1)
+    data = load_data("digits", train_size=300, held_out=60)
+    fresh = fresh_network(config, data).state_dict()
+    scalars = {name: tensor for name, tensor in fresh.items() if "scalar" in name}
+    assert len(scalars) == {"skipinit": 3, "fixup": 3 * 5}[init], "three blocks"
+    ns.train(config, weights=tmp_path / "weights")
+    trained = trained_network(config, data, tmp_path / "weights").state_dict()
+    assert all(not torch.equal(trained[name], scalars[name]) for name in scalars), "they learn"
+
+
+def test_skipinit_starts_from_the_weights_of_the_network_without_norms():
+    data = load_data("digits", train_size=300, held_out=60)
+    plain = fresh_network(replace(QUICK, net="resnet8", norm="none"), data).state_dict()
+    skip = fresh_network(replace(QUICK, net="resnet8", norm="none", init="skipinit"), data).state_dict()
+    assert all(torch.equal(skip[name], tensor) for name, tensor in plain.items())
+    assert [float(skip[name]) for name in set(skip) - set(plain)] == [0.0] * 3
+
+
 def test_bf16_is_used_where_it_is_asked_for_and_recorded():
     fp32, bf16 = (ns.train(replace(QUICK, epochs=1, precision=p)) for p in ("fp32", "bf16"))
     assert bf16.attrs["precision"] == "bf16"
@@ -297,6 +326,8 @@ def test_the_sizes_that_configs_are_checked_with_are_those_of_the_data():
         ({"norm": "bacth"}, "unknown norm 'bacth': did you mean 'batch'?"),
         ({"init": "xavier"}, "unknown init 'xavier': did you mean 'xavier_normal'?"),
         ({"init": "zero_residual"}, "mlp3 has no residual branches"),
+        ({"init": "skipinit"}, "init 'skipinit' is for resnets: mlp3 has no residual branches"),
+        ({"init": "fixup", "net": "resnet8"}, "init 'fixup' is for networks without norms: norm is 'batch'"),
         ({"norm": "instance"}, "mlp3 has none"),
         ({"data": "digit"}, "unknown data set 'digit': did you mean 'digits'?"),
         ({"precision": "fp16"}, "unknown precision 'fp16'"),

@@ -10,10 +10,9 @@ from normscope.errors import InvalidConfig, NormscopeError, unknown
 from normscope.model.batch import Batch
 from normscope.model.build import ModelOrBuild, build_model
 from normscope.model.loss import LossFn
-from normscope.nets.names import INITS, NORMS, PARTS
+from normscope.nets.names import BRANCH_INITS, INITS, NORMS, PARTS
 from normscope.nets.weight_norms import WEIGHT_NORMS
 from normscope.surgery import with_init, with_norm
-from normscope.surgery.branch_init import BRANCH_INITS
 from normscope.surgery.places import existing_norms
 from normscope.surgery.residual import (
     has_post_norm,

@@ -29,6 +29,10 @@ INITS: tuple[str, ...] = (
 )
 """See `nets.inits`."""
 
+BRANCH_INITS: dict[str, str] = {"skipinit": "xavier_uniform", "fixup": "kaiming_normal"}
+"""Those that bring learned numbers into each residual branch, and how their weights are drawn: see
+`surgery.branch_init`."""
+
 
 def family_and_depth(name: str) -> tuple[str, int]:
     """The parts of a network's name; `InvalidConfig` where it has none."""

@@ -7,12 +7,11 @@ from torch import nn
 
 from normscope.data import load_data
 from normscope.model.batch import Batch
-from normscope.nets.names import INITS, NET_NORMS
+from normscope.nets.names import BRANCH_INITS, INITS, NET_NORMS
 from normscope.nets.weight_norms import WEIGHT_NORMS
 from normscope.paper.exhibit import Setting, depth_of
 from normscope.paper.ladder import RUNGS
 from normscope.surgery import with_init, with_norm
-from normscope.surgery.branch_init import BRANCH_INITS
 from normscope.surgery.residual import with_small_residual
 
 IMAGE_SIZE = 16

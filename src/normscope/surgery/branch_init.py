@@ -12,9 +12,6 @@ from normscope.surgery.calls import calls_of, output_layer, owns_layer_weight
 from normscope.surgery.places import existing_norms
 from normscope.surgery.tail_search import found_branches, found_tails
 
-BRANCH_INITS: dict[str, str] = {"skipinit": "xavier_uniform", "fixup": "kaiming_normal"}
-"""By name, how weights are drawn; see `skip_init_`, `fixup_`."""
-
 SAME = {"rezero": "skipinit"}
 """Other names of the same equation."""
 

@@ -8,9 +8,9 @@ from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
 from normscope.nets.inits import init_
-from normscope.nets.names import INITS
+from normscope.nets.names import BRANCH_INITS, INITS
 from normscope.nets.residual_tails import declared_tails, tail_tensors
-from normscope.surgery.branch_init import BRANCH_INITS, check_branch_init, fixup_, skip_init_
+from normscope.surgery.branch_init import check_branch_init, fixup_, skip_init_
 from normscope.surgery.calls import calls_of, output_layer
 from normscope.surgery.refusals import changeable_copy
 from normscope.surgery.tail_search import found_tails

@@ -11,7 +11,7 @@ from typing import Any
 
 from normscope.data.names import DATA, check_image_size
 from normscope.errors import InvalidConfig, unknown
-from normscope.nets.names import INITS, NET_NORMS, check_net_name
+from normscope.nets.names import BRANCH_INITS, INITS, NET_NORMS, check_net_name
 
 PROTOCOL = 2
 """Raised whenever the same config means other numbers: older results then no longer count as this run's."""
@@ -51,7 +51,8 @@ class RunConfig:
     norm: str = "batch"
     """Normalization by name, "final" for one batch norm before the last layer. The paper compares batch and none."""
     init: str = "xavier_uniform"
-    """Initialization by name. The paper says Xavier; that it is the uniform one is inferred from its figure 5."""
+    """Initialization by name, "skipinit" and "fixup" included. The paper says Xavier; that it is the uniform one is
+    inferred from its figure 5."""
     data: str = "cifar10"
     """Data set by name. The paper's is cifar10; digits are embedded, and quick."""
     train_size: int | None = None
@@ -117,14 +118,16 @@ class RunConfig:
         check_net_name(self.net)
         for name, value, known in (
             ("norm", self.norm, NET_NORMS),
-            ("init", self.init, INITS),
+            ("init", self.init, (*INITS, *BRANCH_INITS)),
             ("data set", self.data, DATA),
             ("precision", self.precision, PRECISIONS),
         ):
             if value not in known:
                 raise unknown(name, value, known)
-        if self.init == "zero_residual" and not self.net.startswith("resnet"):
-            raise InvalidConfig(f"init 'zero_residual' is for resnets: {self.net} has no residual branches")
+        if self.init in ("zero_residual", *BRANCH_INITS) and not self.net.startswith("resnet"):
+            raise InvalidConfig(f"init {self.init!r} is for resnets: {self.net} has no residual branches")
+        if self.init == "fixup" and self.norm != "none":
+            raise InvalidConfig(f"init 'fixup' is for networks without norms: norm is {self.norm!r}, choose 'none'")
         if self.norm == "instance" and self.net.startswith("mlp"):
             raise InvalidConfig(f"norm 'instance' averages over positions, and {self.net} has none: choose 'layer'")
         if self.device.partition(":")[0] not in ("auto", "cpu", "cuda"):

@@ -11,13 +11,20 @@ from torch import Tensor, nn
 from normscope.data import ImageData
 from normscope.errors import ResultError, one_line
 from normscope.nets import build_net
+from normscope.nets.names import BRANCH_INITS
+from normscope.surgery import with_init
 from normscope.training.config import RunConfig, key
 from normscope.training.tensor_files import encoded_tensors, read_tensors
 
 
 def fresh_network(config: RunConfig, data: ImageData) -> nn.Module:
     """The network before its first step, on the data's device, channels_last, in training mode."""
-    return network_for(data, config.net, norm=config.norm, init=config.init, seed=config.seed)
+    drawn = BRANCH_INITS.get(config.init, config.init)
+    net = network_for(data, config.net, norm=config.norm, init=drawn, seed=config.seed)
+    if config.init not in BRANCH_INITS:
+        return net
+    batch = data.train_images[:2], data.train_labels[:2]  # shows where the branches are, and no more
+    return with_init(net, config.init, seed=config.seed, batch=batch)
 
 
 def network_for(data: ImageData, name: str, **options: Any) -> nn.Module:
