@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from normscope.descent.outcome import Outcome
-from normscope.paper.exhibits.figure1_reduced import CHANCE, CLAIMS, gathered, name_of
+from normscope.paper.exhibits.figure1_reduced import CHANCE, CLAIMS, gathered
 from normscope.paper.reduced import ARMS
 from normscope.statistics.verdict import VERDICTS
 
@@ -73,7 +73,7 @@ def drawn(world: World, scatter: float, seed: int) -> xr.Dataset:
     dataset = gathered([])
     of_seed = random.normal(size=dataset.sizes["seed"])
     for arm in ARMS:
-        name, seeds = name_of(arm), list(range(arm.seeds))
+        name, seeds = arm.name, list(range(arm.seeds))
         place = {"arm": name, "seed": seeds}
         lives = name in world.ends
         noise = scatter * np.sqrt(0.5) * (of_seed[: arm.seeds] + random.normal(size=arm.seeds))

@@ -12,7 +12,7 @@ import xarray as xr
 from normscope.descent.outcome import Outcome
 from normscope.paper import reduced
 from normscope.paper.exhibits import figure1_reduced
-from normscope.paper.exhibits.figure1_reduced import CLAIMS, EXHIBIT, at_gate, finished, gathered, name_of, passes
+from normscope.paper.exhibits.figure1_reduced import CLAIMS, EXHIBIT, at_gate, finished, gathered, passes
 from normscope.paper.reduced import ARMS, PROTOCOL, configs
 from normscope.results import load, save
 from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, VERDICTS, Verdict
@@ -158,7 +158,7 @@ def test_runs_are_gathered_by_arm_and_seed(monkeypatch) -> None:
     assert one["test_accuracy_of_epoch"].values[1] == pytest.approx(41)
     assert float(one["sharpness_at_loss"][0]) == 7 and float(one["clean_train_loss_at_loss"][0]) == 0.03
     assert np.isnan(one["sharpness_at_loss"][1])
-    assert dataset["outcome"].sel(arm=name_of(ARMS[3]), seed=4).item() == figure1_reduced.NOT_PLANNED
+    assert dataset["outcome"].sel(arm=ARMS[3].name, seed=4).item() == figure1_reduced.NOT_PLANNED
 
 
 def test_the_simulation_of_replicas_is_the_committed_one() -> None:

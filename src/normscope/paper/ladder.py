@@ -44,6 +44,12 @@ RUNGS = {
 }
 """By name, in the order in which they are measured and shown."""
 
+
+def at_start_of_sentence(rung: str) -> str:
+    """Its words with a capital letter."""
+    return RUNGS[rung][0].upper() + RUNGS[rung][1:]
+
+
 HALF = 0.5
 """Of batch norm's effect: the one threshold of all shares."""
 
@@ -158,7 +164,7 @@ def claims(effects: tuple[str, ...]) -> list[Claim]:
     """The predictions about these effects."""
     return [
         Claim(
-            statement=f"{RUNGS[rung][0].upper()}{RUNGS[rung][1:]} ({rung}) buys {'more' if buys else 'less'} than half "
+            statement=f"{at_start_of_sentence(rung)} ({rung}) buys {'more' if buys else 'less'} than half "
             f"of batch norm's effect on {EFFECTS[effect].words}",
             where="not in the paper",
             kind=CONTROL,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from normscope.figures.style import figure_of
-from normscope.paper.ladder import EFFECTS, HALF, PREDICTIONS, RUNGS, share_of
+from normscope.paper.ladder import EFFECTS, HALF, PREDICTIONS, RUNGS, at_start_of_sentence, share_of
 from normscope.statistics.intervals import ratio_interval
 
 HEADS = {
@@ -111,6 +111,5 @@ def in_words(dataset: xr.Dataset, effects: tuple[str, ...]) -> str:
             for effect in effects
             if math.isfinite(float(table["share"].sel(norm=rung, effect=effect)))
         ]
-        words = RUNGS[rung]
-        sentences.append(f"{words[0].upper()}{words[1:]} buys {', '.join(named) or 'nothing that is known'}.")
+        sentences.append(f"{at_start_of_sentence(rung)} buys {', '.join(named) or 'nothing that is known'}.")
     return " ".join(sentences)

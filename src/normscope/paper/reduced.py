@@ -78,6 +78,13 @@ class Arm:
     seeds: int
     counted: bool = True
     """Whether a claim is judged on it; else it is only described."""
+    init: str = "xavier_uniform"
+
+    @property
+    def name(self) -> str:
+        """As in "resnet20 batch@0.1"; an initialization that stands for a norm is named in its place."""
+        rung = self.norm if self.init == "xavier_uniform" else self.init
+        return f"{self.net} {rung}@{self.lr:g}"
 
 
 ARMS: tuple[Arm, ...] = (
@@ -111,4 +118,4 @@ def configs(arms: Sequence[Arm] = ARMS) -> Iterator[RunConfig]:
         for seed in range(max(arm.seeds for arm in of_net)):
             for arm in of_net:
                 if seed < arm.seeds:
-                    yield RunConfig(**PROTOCOL, net=net, norm=arm.norm, lr=arm.lr, seed=seed)
+                    yield RunConfig(**PROTOCOL, net=net, norm=arm.norm, init=arm.init, lr=arm.lr, seed=seed)

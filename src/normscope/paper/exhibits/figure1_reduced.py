@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -47,38 +47,33 @@ SCALE = "reduced"
 TITLES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "resnet110": "ResNet-110"}
 
 
-def measure(setting: Setting) -> xr.Dataset:
-    """Train the runs of the protocol that the setting's folder does not hold (none, if the setting trains none), and
+def measure(setting: Setting, arms: Sequence[Arm] = ARMS) -> xr.Dataset:
+    """Train the runs of these arms that the setting's folder does not hold (none, if the setting trains none), and
     gather those that are finished over `arm`, `seed` and `epoch`."""
     if setting.trains:
-        setting.train(list(configs()))
+        setting.train(list(configs(arms)))
     store = Store(setting.folder_of_runs())
-    runs = [read_record(store.result_path(config)) for config in configs() if store.has(config)]
-    dataset = gathered(runs)
-    provenance = setting.provenance(runs=len(runs), planned=sum(arm.seeds for arm in ARMS))
+    runs = [read_record(store.result_path(config)) for config in configs(arms) if store.has(config)]
+    dataset = gathered(runs, arms)
+    provenance = setting.provenance(runs=len(runs), planned=sum(arm.seeds for arm in arms))
     return dataset.assign_attrs(labelled({}, {}, **provenance, scale=SCALE, protocol_of_runs=PROTOCOL).attrs)
 
 
-def name_of(arm: Arm) -> str:
-    """As in "resnet20 batch@0.1"."""
-    return f"{arm.net} {arm.norm}@{arm.lr:g}"
-
-
-def gathered(runs: list[RunRecord]) -> xr.Dataset:
+def gathered(runs: list[RunRecord], arms: Sequence[Arm] = ARMS) -> xr.Dataset:
     """Finished runs over the protocol's arms: accuracies at the end in per cent and the test accuracy on the way; the
     sharpness where the loss of the training images first was at most 0.05 and 0.01. NaN where there is no run."""
-    names, seeds = [name_of(arm) for arm in ARMS], range(max(arm.seeds for arm in ARMS))
+    names, seeds = [arm.name for arm in arms], range(max(arm.seeds for arm in arms))
     epochs, levels = PROTOCOL["epochs"], PROTOCOL["sharpness_at"]
-    shape = (len(ARMS), len(seeds))
+    shape = (len(arms), len(seeds))
     ends = {name: np.full(shape, np.nan) for name in ("test_accuracy", "held_out_accuracy", "clean_train_accuracy")}
     on_the_way = np.full((*shape, epochs), np.nan)
     sharp = {name: np.full((*shape, len(levels)), np.nan) for name in ("sharpness", "weight_norm", "clean_train_loss")}
-    planned = np.array([[seed < arm.seeds for seed in seeds] for arm in ARMS])
+    planned = np.array([[seed < arm.seeds for seed in seeds] for arm in arms])
     outcomes = np.where(planned, MISSING, NOT_PLANNED).astype(object)
     trained = np.zeros(shape, dtype=np.int64)
     for run in runs:
         config = config_of(run)
-        place = names.index(name_of(Arm(config.net, config.norm, config.lr, 0))), config.seed
+        place = names.index(Arm(config.net, config.norm, config.lr, 0, init=config.init).name), config.seed
         outcomes[place], trained[place] = run.attrs["outcome"], int((run.values["steps"] > 0).sum())
         for name, of in ends.items():
             known = run.values[name][np.isfinite(run.values[name])]
@@ -183,7 +178,7 @@ def _only_with_bn(dataset: xr.Dataset) -> np.ndarray:
     return np.where(there, learns[0] & ~learns[1], np.nan)
 
 
-def _said_of(arms: Callable[[xr.Dataset], Mapping[str, None]] | list[str], dataset: xr.Dataset) -> str:
+def said_of(arms: Callable[[xr.Dataset], Mapping[str, None]] | list[str], dataset: xr.Dataset) -> str:
     """For a claim's note: how many of the runs it needs are finished, and at the gate."""
     parts = []
     for arm in arms if isinstance(arms, list) else arms(dataset):
@@ -199,7 +194,7 @@ def _claim(statement: str, value: Callable[[xr.Dataset], object], arms: list[str
         "kind": AT_REDUCED_SIZE,
         "no_value": "not finished, or of an arm that misses the gate",
         "awaits": True,
-        "detail": partial(_said_of, arms),
+        "detail": partial(said_of, arms),
         **more,
     }
     return Claim(statement=statement, value=value, **options)
@@ -241,7 +236,7 @@ def _claims_on_rates(net: str) -> list[Claim]:
                 paper="+11.9",
             )
         )
-    counted = [name_of(arm) for arm in ARMS if arm.net == net and arm.counted and arm.norm in ("batch", "none")]
+    counted = [arm.name for arm in ARMS if arm.net == net and arm.counted and arm.norm in ("batch", "none")]
     claims.append(
         _claim(
             f"(c) {title}: BN at its best rate ends above none at its best",
@@ -260,7 +255,7 @@ def begun(net: str) -> Scope:
     """Stores in which at least one run of this network is finished."""
     return Scope(
         f"{TITLES[net]}, once a run of it is finished",
-        lambda dataset: bool(finished(dataset).sel(arm=[name_of(arm) for arm in ARMS if arm.net == net]).any()),
+        lambda dataset: bool(finished(dataset).sel(arm=[arm.name for arm in ARMS if arm.net == net]).any()),
     )
 
 
@@ -328,7 +323,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     for ax, net in zip(axes.flat, nets, strict=True):
         arms = [arm for arm in ARMS if arm.net == net]
         for place, arm in enumerate(arms):
-            of, name = dataset.sel(arm=name_of(arm)), name_of(arm)
+            of, name = dataset.sel(arm=arm.name), arm.name
             done, gate = finished(dataset).sel(arm=name).values, at_gate(dataset).sel(arm=name).values
             for shown, face in ((done & gate, COLORS[arm.norm]), (done & ~gate, "none")):
                 values = of["test_accuracy"].values[shown]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from normscope.figures.style import COLORS, NAMES, figure_of, legend_once
 from normscope.paper.exhibit import Exhibit, Setting
 from normscope.paper.exhibits import figure1_reduced
-from normscope.paper.exhibits.figure1_reduced import SCALE, TITLES, begun, finished, name_of, passes, planned
+from normscope.paper.exhibits.figure1_reduced import SCALE, TITLES, begun, finished, passes, planned
 from normscope.paper.reduced import ARMS, LARGE, SMALL
 from normscope.statistics.claim import Claim
 from normscope.statistics.verdict import AT_REDUCED_SIZE, CONTROL
@@ -107,7 +107,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         arms = [arm for arm in ARMS if arm.net == net]
         for ax, kind, label in zip(axes[row], ("sharpness", "scaled"), ("λ₁", "λ₁‖w‖²"), strict=True):
             for place, arm in enumerate(arms):
-                values = sharpness_of(dataset, name_of(arm), kind)
+                values = sharpness_of(dataset, arm.name, kind)
                 values = values[np.isfinite(values)]
                 ax.plot([place] * len(values), values, "o", color=COLORS[arm.norm], label=NAMES[arm.norm])
             ax.set_xticks(range(len(arms)), [f"{arm.lr:g}" for arm in arms])
