@@ -35,6 +35,8 @@ from benchmarks.machine import headline, write_json
 from benchmarks.training_runs import CONTROLS, FITTED, FORECASTABLE, HELD_OUT, OPTIMIZERS, SUDDEN, edge, run, source
 from normscope.monitoring import rule
 from normscope.monitoring.outlook import FEATURES, Outlook
+from normscope.monitoring.rule import AHEAD
+from normscope.monitoring.trigger import QUIET
 from normscope.results import attribute, keep, load
 
 BALANCED = 105
@@ -42,11 +44,8 @@ BALANCED = 105
 
 DIVERGING = ("mlp", "vit", "mlp_deep", "cnn", "gpt", "mlp", "resnet", "mlp_deep", "cnn", "vit")
 
-SOONEST, LATEST, AHEAD = 60, 20, 200
-"""A divergence counts from this step on; a warning counts between so many steps ahead."""
-
-QUIET = 20
-"""No rule is asked before this step."""
+SOONEST, LATEST = 60, 20
+"""A divergence counts from this step on; a warning counts from `AHEAD` to so many steps before it."""
 
 PENALTY = 0.02
 """Of the fitted weights' squares, in units of each number's spread."""

@@ -12,12 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from normscope.descent.outcome import has_diverged
 from normscope.errors import InvalidConfig, TrainingAlarm, one_line
 from normscope.model.batch import Batch
 from normscope.model.build import unwrapped
@@ -26,24 +24,17 @@ from normscope.monitoring.alarm import Alarm
 from normscope.monitoring.flight import FlightRecord
 from normscope.monitoring.measurement import Measurement, measure, measured_sharpness
 from normscope.monitoring.next_update import inside
-from normscope.monitoring.outlook import FEATURES, Outlook
 from normscope.monitoring.postmortem import Before, Postmortem, find_cause
 from normscope.monitoring.record import record_of
-from normscope.monitoring.rule import AHEAD, LOWER, PATIENCE, PRECISION, THRESHOLD, TO_DO, leading, probability
 from normscope.monitoring.schedule import Schedule
 from normscope.monitoring.signals import FreeStep, Signals, gradient_norm
 from normscope.monitoring.snapshot import batch_arrays, largest_numbers, weight_arrays
 from normscope.monitoring.trackers import Tracker, alarm_value, check_tracker, scalars_of, track
+from normscope.monitoring.trigger import DIVERGED, JUMPED, Trigger
+from normscope.monitoring.warning import warning
 from normscope.results import provenance
-from normscope.statistics.numbers import number
 
 ON_ALARM = ("tell", "stop", "raise")
-
-QUIET = 20
-"""No warning before this step: a loss that has just begun to fall has no past to compare with."""
-
-LOOK_EVERY = 4
-"""Steps between two looks at the rule, as long as nothing is suspicious."""
 
 THINNED_EVERY, LARGEST_STRIDE = 25, 16
 """How often it is asked whether the gradient's norm costs too much, and how rarely it is then seen at most."""
@@ -59,12 +50,6 @@ RECENT = 20
 
 SUSPECT = 30.0
 """A gradient this many times as large as all recent ones is about to destroy the weights."""
-
-GROWN = 2.0
-"""A warning names the layer whose activations grew most, where they are this many times as large as at first."""
-
-JUMP = 10.0
-"""A loss this many times as large as all recent ones and the first is looked into, diverged or not."""
 
 
 def watch(
@@ -157,15 +142,12 @@ class Watch:
         self.trackers, self.sharpness = list(trackers), sharpness
         self.alarms, self.notes, self.should_stop = [], [], False
         self.measurements: list[Measurement] = []
-        self.signals, self.outlook = Signals(), Outlook()
+        self.signals, self.trigger = Signals(), Trigger()
         self.schedule = Schedule(overhead, every, time.perf_counter)
         self.steps = 0
         self.postmortem: Postmortem | None = None
         self._stride = 1
         self._free = 0.0
-        self._ended = False
-        self._above = 0
-        self._quiet_until = 0
         self._unwritten: list[FreeStep] = []
         self._told: list[Alarm] = []
         self._before = Before(-1, {}, {}, {}, math.nan, math.nan, math.nan)
@@ -248,7 +230,7 @@ class Watch:
         """Keep the weights for a moment where the optimizer is about to make a step that may well destroy them."""
         usual = max((entry.gradient_norm for entry in self._recent() if entry.looked_at), default=math.nan)
         self._rescued = {}
-        if not self._ended and (not math.isfinite(norm) or norm > SUSPECT * usual):
+        if not self.trigger.has_diverged and (not math.isfinite(norm) or norm > SUSPECT * usual):
             named = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
             self._rescued = {name: tensor.detach().clone() for name, tensor in named.items()}
 
@@ -288,8 +270,8 @@ class Watch:
         if (
             batch is not None
             and self.measuring
-            and not self._ended
-            and self.schedule.due(self.steps, suspicious=self.suspicious)
+            and not self.trigger.has_diverged
+            and self.schedule.due(self.steps, suspicious=self.trigger.suspicious)
         ):
             begun = time.perf_counter()
             self._measure(step, batch)
@@ -300,54 +282,13 @@ class Watch:
             self._track(alarm_value(alarm.confidence), alarm.step)
             self._tell(alarm)
 
-    @property
-    def suspicious(self) -> bool:
-        """Whether what is free looks bad enough to measure on credit."""
-        return self._above > 0
-
     def _see(self, entry: FreeStep) -> list[Alarm]:
         """Take in one step, and give the alarms it raises."""
         self._unwritten.append(entry)
-        lowest = self.outlook.lowest
-        self.outlook.see(entry.step, entry.loss, entry.gradient_norm, entry.lr)
-        first = self.outlook.first_loss
-        if self._ended:
-            return []
-        if not math.isfinite(entry.loss) or has_diverged(
-            entry.loss, start=first, best=lowest if lowest > 0 else first, constant_loss=math.nan
-        ):
-            self._ended = True
+        due = self.trigger.see(entry, self._recent())
+        if due in (DIVERGED, JUMPED):
             return [self._look_into(entry)]
-        recent = max((each.loss for each in self._recent()[:-1]), default=math.inf)
-        if entry.loss > JUMP * max(recent, first) > 0 and entry.step >= self._quiet_until:
-            self._quiet_until = entry.step + AHEAD
-            return [self._look_into(entry)]
-        if entry.step < QUIET or (self._above == 0 and entry.step % LOOK_EVERY):
-            return []
-        features = self.outlook.features()
-        chance = probability(features)
-        self._above = self._above + 1 if chance >= THRESHOLD else 0
-        if self._above >= PATIENCE and entry.step >= self._quiet_until:
-            self._quiet_until = entry.step + AHEAD
-            return [self._warning(entry.step, features)]
-        return []
-
-    def _warning(self, step: int, features: dict[str, float]) -> Alarm:
-        names = leading(features)
-        layer, seen = "", "; ".join(f"{FEATURES[name]} is {number(math.exp(features[name]))}" for name in names)
-        if self.measurements:
-            layer, grown = _most_grown(self.measurements[0], self.measurements[-1])
-            if layer:
-                seen += f"; the activations of {layer} grew most, {number(grown)} times until the last measurement"
-        to_do = TO_DO.get(names[0], LOWER) if names else LOWER
-        critical = self.measurements[-1].scalars["critical_multiple"] if self.measurements else math.nan
-        if math.isfinite(critical):
-            longer = f"could have been {number(critical)} times longer" if critical else "raised the loss at once"
-            seen += f"; at the last measurement the next step {longer}"
-        since = max(0, step - PATIENCE + 1)
-        told = "divergence ahead, or a loss that does not come back"
-        sentence = f"step {step}: {told}, since step {since}: {seen}. To do: {to_do}."
-        return Alarm(step, "divergence ahead", layer, sentence, PRECISION)
+        return [warning(entry.step, self.trigger.outlook.features(), self.measurements)] if due else []
 
     def _look_into(self, entry: FreeStep) -> Alarm:
         """A post-mortem of a step that went wrong; whatever fails there, the alarm is given."""
@@ -409,7 +350,7 @@ class Watch:
             found = self._with_sharpness(found, batch)
         self.measurements.append(found)
         del self.measurements[1:-KEPT_IN_MEMORY]
-        self.outlook.measure(step, found.scalars, found.per_layer)
+        self.trigger.outlook.measure(step, found.scalars, found.per_layer)
         self._write(found, batch)
         self._track(scalars_of(found), step)
 
@@ -483,16 +424,6 @@ class Watch:
             model=type(self.model).__name__,
             parameters=sum(p.numel() for p in self.model.parameters()),
         )
-
-
-def _most_grown(first: Measurement, last: Measurement) -> tuple[str, float]:
-    """The layer whose activations grew most, and how many times; no layer where none grew to twice its size."""
-    if first.layers != last.layers or not last.layers:
-        return "", math.nan
-    with np.errstate(all="ignore"):
-        grown = np.nan_to_num(last.per_layer["activation_size"] / first.per_layer["activation_size"], nan=0.0)
-    most = int(grown.argmax())
-    return (last.layers[most], float(grown[most])) if grown[most] >= GROWN else ("", math.nan)
 
 
 def _is_sharded(model: nn.Module) -> bool:
