@@ -161,6 +161,8 @@ def test_rates_are_judged_before_all_rungs_are_measured(setting: Setting, monkey
     reproduce(["apart_rates"], replace(one, trains=False), tmp_path)
     assert load(tmp_path / "apart_rates.nc")["norm"].values.tolist() == ["none", "batch"]
     assert len(list((tmp_path / "unfinished").iterdir())) == 2
+    with pytest.raises(InvalidConfig, match="no rung of apart is"):
+        reproduce(["apart"], replace(one, trains=False), tmp_path)
 
 
 def test_what_is_measured_of_another_exhibit_outlives_it(setting: Setting, tmp_path) -> None:

@@ -111,6 +111,6 @@ def test_a_share_is_taken_seed_by_seed() -> None:
 def test_it_is_drawn_and_told() -> None:
     dataset = as_if_trained(AS_PREDICTED)
     accuracies, cells = EXHIBIT.draw(dataset).axes
-    assert len(accuracies.get_legend().get_texts()) == len(TRAINED)
+    assert len(accuracies.get_legend_handles_labels()[1]) == len(TRAINED)
     assert [text.get_text() for text in cells.texts[6:9]] == ["0.00 ▼"] * 3
     assert "SkipInit 45.0 at 0.01, 40.0 at 0.1, 10.0 at 0.3." in EXHIBIT.we_saw(dataset)

@@ -1,11 +1,13 @@
 """The networks of batch norm's ladder: each rung built from the same weights and shown the same first mini-batch."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 from normscope.data import load_data
+from normscope.errors import InvalidConfig
 from normscope.model.batch import Batch
 from normscope.nets.names import BRANCH_INITS, INITS, NET_NORMS
 from normscope.nets.weight_norms import WEIGHT_NORMS
@@ -39,6 +41,22 @@ def small_lr(setting: Setting) -> float:
     """The one rate at which all rungs of a network take their first updates."""
     depth = depth_of(setting.net)
     return next((lr for most, lr in SMALL_LR.items() if depth <= most), 1e-4)
+
+
+def rungs_to_measure(setting: Setting, exhibit: str, rungs: Sequence[str]) -> list[str]:
+    """All of these; for a setting that trains nothing, those of an unfinished measurement of the exhibit whose parts
+    are there for all seeds.
+
+    Raises:
+        InvalidConfig: none is.
+    """
+    if setting.trains:
+        return list(rungs)
+    kept = {path.stem for path in setting.parts.glob(f"{exhibit}-*.nc")} if setting.parts is not None else set()
+    there = [rung for rung in rungs if all(f"{exhibit}-{rung}-seed{seed}" in kept for seed in setting.seeds)]
+    if not there:
+        raise InvalidConfig(f"no rung of {exhibit} is measured with all seeds yet: measure some without --no-train")
+    return there
 
 
 def build(setting: Setting, rung: str, seed: int) -> nn.Module:

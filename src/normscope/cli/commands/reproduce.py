@@ -31,7 +31,8 @@ def command(
     train: Annotated[
         bool,
         typer.Option(
-            help="Whether `--scale reduced` trains the runs that are missing, or judges those that are there."
+            help="Whether runs (`--scale reduced`) and rungs (apart, apart_rates) that are missing are measured, or "
+            "those that are there are judged."
         ),
     ] = True,
     ray: Annotated[

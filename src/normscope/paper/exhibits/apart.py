@@ -17,7 +17,7 @@ from normscope.paper.exhibits.figure6 import largest_column
 from normscope.paper.exhibits.initialization import divergence_step_size
 from normscope.paper.ladder import AT_THE_START, claims
 from normscope.paper.ladder_map import draw_map, in_words
-from normscope.paper.rungs import AT_START, IMAGE_SIZE, at_reduced_size, build, small_lr
+from normscope.paper.rungs import AT_START, IMAGE_SIZE, at_reduced_size, build, rungs_to_measure, small_lr
 from normscope.probes.channel_moments import channel_moments
 from normscope.probes.gradient_cancellation import gradient_cancellation
 from normscope.probes.gradient_norms import gradient_norms
@@ -33,7 +33,8 @@ END = 1e8
 def measure(setting: Setting) -> xr.Dataset:
     """Figures 5 and 6, table 1 and the gradients' growth on the first mini-batch, before any step; and before updates
     0, 1 and 10 of SGD with momentum 0.9 and weight decay 5e-4, at the one rate at which the network without norm trains
-    too, how far the next step can go. Steps are followed up to 1e8."""
+    too, how far the next step can go. Steps are followed up to 1e8. A setting that trains nothing gets the rungs of
+    which every seed is measured already."""
     small = at_reduced_size(setting)
 
     def measure_one(rung: str, seed: int) -> xr.Dataset:
@@ -41,9 +42,8 @@ def measure(setting: Setting) -> xr.Dataset:
         start = _at_the_start(net, small.first_batch(seed))
         return start.merge(steps(net, small, seed), combine_attrs="override")
 
-    return over_networks(
-        small, "apart", measure_one, {"norm": AT_START}, learning_rate=small_lr(small), image_size=IMAGE_SIZE
-    )
+    dims = {"norm": rungs_to_measure(setting, "apart", AT_START)}
+    return over_networks(small, "apart", measure_one, dims, learning_rate=small_lr(small), image_size=IMAGE_SIZE)
 
 
 def _at_the_start(net: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> xr.Dataset:

@@ -8,11 +8,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from normscope.errors import InvalidConfig
 from normscope.paper.exhibit import Exhibit, Setting, over_networks
 from normscope.paper.ladder import OF_NOISE_AND_EDGE, OF_RATES, claims
 from normscope.paper.ladder_map import draw_map, in_words
-from normscope.paper.rungs import IMAGE_SIZE, WITH_RATES, at_reduced_size, build
+from normscope.paper.rungs import IMAGE_SIZE, WITH_RATES, at_reduced_size, build, rungs_to_measure
 from normscope.probes.sharpness import sharpness
 from normscope.rates.stable_lr import stable_lr
 
@@ -55,23 +54,10 @@ def measure(setting: Setting) -> xr.Dataset:
         small,
         "apart_rates",
         measure_one,
-        {"norm": WITH_RATES if setting.trains else _measured_rungs(setting)},
+        {"norm": rungs_to_measure(setting, "apart_rates", WITH_RATES)},
         image_size=IMAGE_SIZE,
         descent={"batch_size": BATCH_SIZE, "steps": STEPS, "momentum": MOMENTUM, "threads": torch.get_num_threads()},
     )
-
-
-def _measured_rungs(setting: Setting) -> tuple[str, ...]:
-    """The rungs of an unfinished measurement whose parts are there for all seeds.
-
-    Raises:
-        InvalidConfig: none is.
-    """
-    kept = {path.stem for path in setting.parts.glob("apart_rates-*.nc")} if setting.parts is not None else set()
-    rungs = [rung for rung in WITH_RATES if all(f"apart_rates-{rung}-seed{seed}" in kept for seed in setting.seeds)]
-    if not rungs:
-        raise InvalidConfig("no rung of apart_rates is measured with all seeds yet: measure some without --no-train")
-    return tuple(rungs)
 
 
 EXHIBIT = Exhibit(

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from normscope.descent.outcome import Outcome
 from normscope.figures.style import figure_of
+from normscope.nets.names import BRANCH_INITS
 from normscope.paper.exhibit import Exhibit
 from normscope.paper.exhibits import figure1_reduced
 from normscope.paper.exhibits.figure1_reduced import CHANCE, SCALE, finished, said_of
@@ -34,10 +35,8 @@ TRAINED = ("none", "batch", "batch_mean", "batch_std", "batch_detached", "skipin
 LRS = (0.1, 0.3, 0.01)
 """The same for all rungs, in the order in which they are trained: what is at stake is the large ones."""
 
-_SKIPINIT = {"norm": "none", "init": "skipinit"}
-
 ARMS = tuple(
-    Arm(NET, lr=lr, seeds=SEEDS, **(_SKIPINIT if rung == "skipinit" else {"norm": rung}))
+    Arm(NET, "none", lr, SEEDS, init=rung) if rung in BRANCH_INITS else Arm(NET, rung, lr, SEEDS)
     for lr in LRS
     for rung in TRAINED
 )
