@@ -38,7 +38,7 @@ def batches_of(name: str, batch_size: int, *, data_dir: Path | None, num_outputs
         raise unknown("--data", name, [*DATA, "random:3x32x32", "file.py:loader"])
     data = load_data(name, data_dir=data_dir)
 
-    def of_seed(seed: int) -> Iterator[Any]:
+    def of_seed(seed: int) -> Iterator[Batch]:
         return batches(data, batch_size, seed=seed)
 
     next(of_seed(0))  # so that a batch size that does not fit is said at once

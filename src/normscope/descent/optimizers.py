@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import ParamsT as Params
 
 from normscope.errors import InvalidConfig, NormscopeError, raised, unknown
 
@@ -110,7 +111,7 @@ def _named(text: str) -> OptimizerFactory:
         if key not in known:
             raise unknown(f"option of {made.__name__}", key, known)
 
-    def factory(params: Any, lr: float) -> torch.optim.Optimizer:
+    def factory(params: Params, lr: float) -> torch.optim.Optimizer:
         return made(params, lr=lr, **options)
 
     return factory
@@ -140,7 +141,7 @@ def _as(optimizer: torch.optim.Optimizer) -> OptimizerFactory:
     groups = [dict(group) for group in optimizer.param_groups]
     options = [key for key in inspect.signature(type(optimizer)).parameters if key not in ("params", "lr")]
 
-    def factory(params: Any, lr: float) -> torch.optim.Optimizer:
+    def factory(params: Params, lr: float) -> torch.optim.Optimizer:
         mine = {id(p) for group in groups for p in group["params"]}
         same = all(id(p) in mine for p in params)
         if not same and len(groups) > 1:

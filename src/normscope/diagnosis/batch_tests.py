@@ -2,7 +2,6 @@
 scaled inputs change?"""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +62,7 @@ def input_scale(batch: Batch) -> float:
     return max(sizes, default=float("nan"))
 
 
-def standardized(batch: Batch) -> Any:
+def standardized(batch: Batch) -> Batch:
     """The batch with every feature of its floating-point inputs at mean 0 and standard deviation 1 (a constant feature
     at 0), over examples and positions."""
 

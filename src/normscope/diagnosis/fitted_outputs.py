@@ -6,7 +6,6 @@ them, and is asked by L-BFGS on the numbers in the model's place. That costs the
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ critic, has none."""
 
 
 def fitted_reach(
-    model: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None, like: Sequence[Tensor], activation: str
+    model: nn.Module, batches: Sequence[Batch], loss_fn: LossFn | None, like: Sequence[Tensor], activation: str
 ) -> Reach | None:
     """As `outputs.reach`; None where the loss does not follow from the outputs alone, or has no lowest value."""
     constant = best_constant_loss(model, batches, loss_fn or default_loss)

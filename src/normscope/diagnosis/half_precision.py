@@ -92,7 +92,7 @@ def wider() -> Iterator[None]:
         torch.autocast.__enter__ = enter
 
 
-def in_float32(model: nn.Module, batch: Batch) -> tuple[nn.Module, Any]:
+def in_float32(model: nn.Module, batch: Batch) -> tuple[nn.Module, Batch]:
     """The two in float32 where the model's own weights are float16; else as they are."""
     if not any(p.dtype == torch.float16 for p in model.parameters()):
         return model, batch

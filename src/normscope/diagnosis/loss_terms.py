@@ -84,7 +84,7 @@ def judged(loss_fn: LossFn | None, loss: float) -> float:
 
 
 def loss_terms(
-    model: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None = None, *, seed: int = 0
+    model: nn.Module, batches: Sequence[Batch], loss_fn: LossFn | None = None, *, seed: int = 0
 ) -> tuple[Term, ...]:
     """The terms on the first batch; none where the loss is no sum, or is not the same sum on the second."""
     split, seen = Split(loss_fn), []

@@ -5,18 +5,17 @@ the others:
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from normscope.diagnosis.module_calls import LEAKS, first_changed, module_calls
 from normscope.diagnosis.sequences import some_of
-from normscope.model.batch import joined, num_examples, take
+from normscope.model.batch import Batch, joined, num_examples, take
 from normscope.model.loss import LossFn
 
 
 def mixing(
-    model: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None = None, *, seed: int = 0
+    model: nn.Module, batches: Sequence[Batch], loss_fn: LossFn | None = None, *, seed: int = 0
 ) -> tuple[float, str]:
     """See above, and the path of the first module whose output changes though its input does not; 0 and "" where that
     cannot be seen."""

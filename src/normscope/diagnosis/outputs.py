@@ -137,7 +137,7 @@ def chain(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None, *, seed
                     parameter.normal_(0.0, 1.5 / math.sqrt(parameter[0].numel()))
                 elif parameter.is_floating_point():
                     parameter.normal_(0.0, 0.1)
-        outputs: list[Any] = []
+        outputs: list[Output] = []
         handle = model.register_forward_hook(lambda _m, _i, output: outputs.append(first_tensor(output)))
         try:
             with calls_of(model) as seen, torch.enable_grad():

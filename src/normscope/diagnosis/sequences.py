@@ -9,7 +9,6 @@ Behind a causal mask it is 0, for any weights.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +43,9 @@ class Order:
     """The same of inputs before an output: 0 where positions do not see each other."""
 
 
-def order_of(model: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None = None, *, seed: int = 0) -> Order | None:
+def order_of(
+    model: nn.Module, batches: Sequence[Batch], loss_fn: LossFn | None = None, *, seed: int = 0
+) -> Order | None:
     """See above; None of what is no model of sequences, or whose targets are not its inputs."""
     pairs = [pair for batch in batches if (pair := _inputs_and_targets(batch)) is not None]
     if not pairs or len(pairs) != len(batches):
@@ -120,7 +121,7 @@ def _alike(pairs: Sequence[tuple[Tensor, Tensor]], shift: int) -> bool:
     return compared >= FEWEST and equal >= ALIKE * compared
 
 
-def _shift_in_loss(model: nn.Module, batch: Any, loss_fn: LossFn | None, seed: int) -> int:
+def _shift_in_loss(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) -> int:
     """By how many positions the loss itself moves the labels: 1 where label t is compared with output t − 1."""
     labels = torch.full_like(batch["labels"], IGNORED_LABEL)
     place = labels.shape[1] // 2
@@ -151,5 +152,5 @@ def _outputs(calls: Calls) -> Tensor:
     return next(given for path, _, given in calls if not path)
 
 
-def _with_inputs(batch: Batch, inputs: Tensor) -> Any:
+def _with_inputs(batch: Batch, inputs: Tensor) -> Batch:
     return {**batch, "input_ids": inputs} if hasattr(batch, "keys") else type(batch)([inputs, batch[1]])

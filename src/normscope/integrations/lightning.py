@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from normscope.model.batch import Batch
 from normscope.model.loss import LossFn
+from normscope.model.output import Output
 from normscope.monitoring.alarm import Alarm
 from normscope.monitoring.watch import Watch as LoopWatch
 from normscope.monitoring.watch import watch
@@ -100,7 +101,7 @@ class Watch(Callback):
             self.watch.step(self._loss, self._batch[0])
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Output, batch: Batch, batch_idx: int
     ) -> None:
         """Stop all processes together where one of them asks for it."""
         if self.watch is None or self.on_alarm != "stop":

@@ -136,7 +136,7 @@ def _refuse_unreadable(model: Any, *, swapped: bool = False, measured: bool = Tr
                 )
 
 
-def _readable_batch(batch: Batch) -> Any:
+def _readable_batch(batch: Batch) -> Batch:
     """The batch with tensors that autograd takes no interest in; the same object where it has no others.
 
     Raises:

@@ -8,16 +8,15 @@ from torch import Tensor, nn
 
 from normscope.model.batch import Batch
 
+Output = Any
+"""What a module gives: a tensor, a nest of them, or an object of somebody's own that holds some."""
 
-def call(model: nn.Module, batch: Batch) -> Any:
+
+def call(model: nn.Module, batch: Batch) -> Output:
     """What the model gives for a mapping's items, a pair's inputs or a tensor."""
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(batch[0] if isinstance(batch, tuple | list) and batch else batch)
-
-
-Output = Any
-"""What a module gives: a tensor, a nest of them, or an object of somebody's own that holds some."""
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def measure(
         places.update({id(p): i for i, p in enumerate(parameters)})
         return updates
 
-    def loss(module: nn.Module, given: Any) -> Tensor:
+    def loss(module: nn.Module, given: Batch) -> Tensor:
         nonlocal looked
         with ExitStack() as stack:
             stack.enter_context(autocast())
@@ -242,7 +242,7 @@ def measured_sharpness(
         InvalidModel: a loss that cannot be differentiated twice.
     """
 
-    def loss(module: nn.Module, given: Any) -> Tensor:
+    def loss(module: nn.Module, given: Batch) -> Tensor:
         with autocast():
             return (loss_fn or default_loss)(module, given)
 

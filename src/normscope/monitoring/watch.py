@@ -152,7 +152,7 @@ class Watch:
         self._told: list[Alarm] = []
         self._before = Before(-1, {}, {}, {}, math.nan, math.nan, math.nan)
         self._rescued: dict[str, Tensor] = {}
-        self._batches: deque[tuple[int, Any]] = deque(maxlen=3)
+        self._batches: deque[tuple[int, Batch]] = deque(maxlen=3)
         self._norm: Tensor | None = None
         self._handle: Any = None
         self.measuring = True

@@ -152,7 +152,7 @@ def _own_jacobians(leaf: Tensor, outputs: Tensor, num_examples: int) -> tuple[Te
 def _forward(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> tuple[Tensor, Tensor]:
     """A leaf in the place of the model's input, and its outputs as (batch, outputs)."""
     leaves: list[Tensor] = []
-    outputs: list[Any] = []
+    outputs: list[Output] = []
 
     def feed(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         if leaves:

@@ -20,8 +20,10 @@ import xarray as xr
 
 from normscope.descent.optimizers import OptimizerFactory, make_optimizer
 from normscope.errors import InvalidConfig
+from normscope.model.build import ModelOrBuild
 from normscope.model.contract import instrument
 from normscope.model.loss import LossFn
+from normscope.model.mini_batches import Batches
 from normscope.rates.one_step import FEATURES, OneStep, one_step
 from normscope.rates.stable_lr import name_of, recipe_of
 from normscope.rates.starting_point import Starts
@@ -151,8 +153,8 @@ def _unknown_because(seen: OneStep, optimizer: str) -> str:
 
 @instrument
 def predict_lr(
-    model_or_build: Any,
-    batches: Any,
+    model_or_build: ModelOrBuild,
+    batches: Batches,
     *,
     optimizer: str | OptimizerFactory | torch.optim.Optimizer,
     lr: float | None = None,

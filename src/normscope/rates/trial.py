@@ -76,7 +76,7 @@ class Descent:
         self._constant_loss, self._start, self._may_go_on = constant_loss, start, may_go_on
         self.losses: list[float] = []
         self.skipped = 0
-        self._walked: Iterator[Any] | None = None
+        self._walked: Iterator[Batch] | None = None
         self._state: _State | None = None
         self._best = math.inf
 

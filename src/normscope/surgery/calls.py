@@ -1,7 +1,6 @@
 """What a forward pass on a batch calls, in which order, and what shapes come out."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +9,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from normscope.model.batch import Batch
 from normscope.model.layers import LayerCall, record_calls
 from normscope.model.loss import LossFn, readable_errors, without_graph
-from normscope.model.output import call
+from normscope.model.output import Output, call
 from normscope.model.state import untouched
 from normscope.surgery.places import is_norm
 
@@ -46,7 +45,7 @@ def calls_of(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> C
     return without_graph(passed)
 
 
-def forward(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> Any:
+def forward(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> Output:
     """`loss_fn(model, batch)`; without it, the model of `(inputs, labels)`, of a mapping's items or of a tensor."""
     return call(model, batch) if loss_fn is None else loss_fn(model, batch)
 

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from normscope.diagnosis.facts import Facts
 from normscope.diagnosis.fault import Fault, Repair, Suspicion
 from normscope.diagnosis.program import Program
-from normscope.model.batch import num_examples, take
+from normscope.model.batch import Batch, num_examples, take
 
 PARTS, USUAL = 8, 32
 """Into which the one batch is cut, where it is large enough, or into more, of this many examples; its steps are as many
@@ -32,7 +31,7 @@ def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
     if examples is None or examples < 4:
         return
     size = max(min(examples // PARTS, USUAL), 2)
-    parts: list[Any] = [take(batch, range(at, min(at + size, examples))) for at in range(0, examples, size)]
+    parts: list[Batch] = [take(batch, range(at, min(at + size, examples))) for at in range(0, examples, size)]
     if len(parts) > 1:
         steps = min(program.steps * len(parts), MOST_STEPS)
         made = replace(program, batches=parts, steps=steps)

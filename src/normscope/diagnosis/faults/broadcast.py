@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from normscope.diagnosis.facts import Facts, judged_anew
 from normscope.diagnosis.fault import Fault, Repair, Suspicion
@@ -30,7 +29,7 @@ def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
         return
     tail = found.output[1:]
 
-    def changed(batch: Batch) -> Any:
+    def changed(batch: Batch) -> Batch:
         targets = targets_of(batch)
         if targets is None or type(batch) not in (tuple, list):
             return batch

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
+from torch.optim.optimizer import ParamsT as Params
 
 from normscope.diagnosis.facts import Facts
 from normscope.diagnosis.fault import Fault, Repair, Suspicion
@@ -15,7 +15,7 @@ ADAPTIVE = ("Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "Adamax")
 ADAM_LRS = (1e-3, 1e-2)
 
 
-def _adam(params: Any, lr: float) -> torch.optim.Optimizer:
+def _adam(params: Params, lr: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(params, lr=lr)
 
 

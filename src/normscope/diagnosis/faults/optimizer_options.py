@@ -3,9 +3,9 @@ gradients, an eps that outweighs them."""
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
+from torch.optim.optimizer import ParamsT as Params
 
 from normscope.diagnosis.facts import Facts
 from normscope.diagnosis.fault import Fault, Repair, Suspicion
@@ -55,7 +55,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
 def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
     option = unusual(facts)
 
-    def usual(params: Any, lr: float) -> torch.optim.Optimizer:
+    def usual(params: Params, lr: float) -> torch.optim.Optimizer:
         made = program.optimizer(params, lr)
         for group in made.param_groups:
             if option == "momentum" and "betas" in group:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from normscope.diagnosis.facts import Facts, judged_anew
 from normscope.diagnosis.fault import Fault, Repair, Suspicion
@@ -53,7 +52,7 @@ def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
         mean, std = facts.target_low, facts.target_high - facts.target_low
         code, done = f"targets = (targets - {mean:g}) / {std:g}", "the targets between 0 and 1"
 
-    def changed(batch: Batch) -> Any:
+    def changed(batch: Batch) -> Batch:
         return type(batch)([batch[0], (batch[1] - mean) / std])
 
     if all(type(batch) in (tuple, list) and len(batch) == 2 for batch in program.batches):

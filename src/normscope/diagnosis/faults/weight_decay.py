@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
+from torch.optim.optimizer import ParamsT as Params
 
 from normscope.diagnosis.facts import Facts
 from normscope.diagnosis.fault import Fault, Repair, Suspicion
@@ -24,7 +24,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
 
 
 def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
-    def without(params: Any, lr: float) -> torch.optim.Optimizer:
+    def without(params: Params, lr: float) -> torch.optim.Optimizer:
         made = program.optimizer(params, lr)
         for group in made.param_groups:
             group["weight_decay"] = 0.0
