@@ -144,6 +144,16 @@ def test_works_on_somebodys_model_and_in_the_papers_networks(kind):
     assert not any("running_mean" in name for name in back.state_dict())
 
 
+@pytest.mark.parametrize("kind", PARTS)
+def test_fewer_bits_cost_only_the_output_its_own(kind):
+    """As torch's batch norm: statistics of an input in bfloat16 are not rounded to it."""
+    norm, x = made(kind).float(), inputs().bfloat16()
+    y = norm(x)
+    assert y.dtype == torch.bfloat16 and norm.get_buffer("running_mean").dtype == torch.float32
+    # one rounding, to 8 bits
+    torch.testing.assert_close(y.double(), made(kind)(x.double()), rtol=2**-8, atol=2**-8)
+
+
 def test_one_value_a_channel_is_refused_in_training():
     norm = make_norm("batch_std", 3, spatial_dims=0)
     with pytest.raises(InvalidModel, match="more than 1 value per channel"):
