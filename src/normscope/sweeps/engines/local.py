@@ -118,14 +118,15 @@ class _Worker:
         self.connection, theirs = Pipe()
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         # A session of its own, so that Ctrl-C is the driver's to answer; -P, so that no file of the working directory
-        # stands in for a module.
+        # stands in for a module; the driver's own path, so that the same code runs wherever PYTHONPATH leads by now.
+        path = os.pathsep.join(str(folder) for folder in sys.path if folder)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "normscope.sweeps.engines.worker", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._complaints,
             pass_fds=[theirs.fileno()],
-            env={**os.environ, **_same_code(), "OMP_NUM_THREADS": str(self._threads)},
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(self._threads)},
             start_new_session=True,
         )
         theirs.close()
@@ -148,12 +149,3 @@ class _Worker:
         self._start()
         self._tell()
         return None
-
-
-def _same_code() -> dict[str, str]:
-    """The environment in which a worker imports this very package, where PYTHONPATH says which one it is.
-
-    A relative path in it may lead elsewhere by now, to another version or to none.
-    """
-    root, given = Path(__file__).parents[3], os.environ.get("PYTHONPATH")
-    return {"PYTHONPATH": f"{root}{os.pathsep}{given}"} if given and root.name != "site-packages" else {}
