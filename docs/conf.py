@@ -3,7 +3,6 @@
 import os
 import re
 from importlib.metadata import version as version_of
-from importlib.util import find_spec
 
 project = "normscope"
 author = "the normscope developers"
@@ -40,15 +39,11 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 
-needed = {"watched_lightning": "lightning", "huggingface": "transformers"}
-missing = [example for example, library in needed.items() if find_spec(library) is None]
-
 # Every example runs, and an error in one fails the build. Their scripts and notebooks can be downloaded from the pages.
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    # Other libraries are nobody's requirement: without one its example is shown and does not run.
-    "filename_pattern": rf"/(?!{'|'.join(missing)})\w+\.py$" if missing else r"[^/]\.py$",
+    "filename_pattern": r"\.py$",
     "ignore_pattern": r"deep_cnn\.py$|__init__\.py$",
     "backreferences_dir": "gallery/backreferences",
     "doc_module": ("normscope",),
@@ -57,7 +52,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_signature": False,
     "abort_on_example_error": False,
-    "min_reported_time": 1,
+    "min_reported_time": 0,
     "capture_repr": (),
     "remove_config_comments": True,
     "show_memory": False,

@@ -121,4 +121,6 @@ def test_the_script_finds_what_is_wrong(tmp_path):
 
 def test_it_prints(pages, tmp_path):
     browser("--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'page.pdf'}", (pages / "broken.html").as_uri())
-    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+    printed = (tmp_path / "page.pdf").read_bytes()
+    assert printed.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 4, "no page is half empty"

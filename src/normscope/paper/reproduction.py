@@ -162,21 +162,22 @@ def _summary(
     hard = [
         f"{title} ({of.count(REPRODUCED)} of {len(of)})" for title, of in of_papers.items() if set(of) != {REPRODUCED}
     ]
+    threads = dataset.attrs.get("threads", "?")
     return [
-        Paragraph("Scope", f"{len(found)} exhibits, {len(claims)} claims, {len(papers)} of them the paper's own"),
+        Paragraph("Scope", f"{len(found)} exhibits, {len(claims)} claims, {len(papers)} of them the paper's own."),
         Paragraph(
             "Method",
             "Every claim and its threshold stood before the measurement (normscope claims lists them); networks of "
             "several seeds, paired; a verdict needs the whole interval over seeds. Our controls and later work's "
-            "claims are counted apart",
+            "claims are counted apart.",
         ),
-        Paragraph("Results", f"Not reproduced: {named(NOT_REPRODUCED)}" if papers else NO_CLAIMS.rstrip(".")),
-        Paragraph("What was easy", ", ".join(easy) or "nothing came out in all of its claims"),
-        Paragraph("What was difficult", ", ".join(hard) or "nothing"),
+        Paragraph("Results", f"Not reproduced: {named(NOT_REPRODUCED)}." if papers else NO_CLAIMS),
+        Paragraph("What was easy", f"{', '.join(easy) or 'Nothing came out in all of its claims'}."),
+        Paragraph("What was difficult", f"{', '.join(hard) or 'Nothing'}."),
         Paragraph(
             "Compute",
-            f"device {dataset.attrs['device']}, {dataset.attrs.get('threads', '?')} threads; the commands, when they "
-            f"ended and on what processor are in {MANIFEST_NAME}. Below: {at_top.title}",
+            f"Device {dataset.attrs['device']}, {threads} thread{'' if threads == 1 else 's'}; commands, times and "
+            f"processors are in {MANIFEST_NAME}. The picture at the top is of: {at_top.title}.",
         ),
     ]
 

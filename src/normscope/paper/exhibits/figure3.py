@@ -112,7 +112,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         for x, y, color in marks:
             ax.plot(x, y, "o", mfc="none", mec=color, ms=8, label="published, CIFAR-10")
         if ax is axes.flat[0]:
-            legend_once(ax)
+            legend_once(ax, loc="lower right")
         else:
             ax.set_ylabel("")
             ax.get_legend().remove()
