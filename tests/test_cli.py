@@ -52,6 +52,11 @@ def test_report_is_made_again_from_the_results_alone(normscope, tmp_path):
     assert "Activations against depth" in report.read_text()
 
 
+def test_runs_as_a_module_of_python_too(normscope):
+    done = subprocess.run([sys.executable, "-m", "normscope", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, normscope("--version")[1])
+
+
 def test_exhibits_lists_every_exhibit(normscope):
     code, out, _ = normscope("exhibits")
     assert code == 0

@@ -45,10 +45,11 @@ ROOMS = [
     "integrations",
     "testing",
     "cli",
+    "__main__",
 ]
 """From the top of the house down: a room imports only itself and rooms above it in this list."""
 
-LOOSE = {"__init__.py", "__init__.pyi", "errors.py", "version.py", "py.typed"}
+LOOSE = {"__init__.py", "__main__.py", "__init__.pyi", "errors.py", "version.py", "py.typed"}
 """The files that belong to no room."""
 
 WITHOUT_TORCH = ("errors", "version", "statistics", "results", "figures", "descent.outcome", "sweeps.listing")

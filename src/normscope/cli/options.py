@@ -1,9 +1,12 @@
 """The arguments and options that several commands take, in the same words."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from normscope.errors import InvalidConfig
 
 Target = Annotated[
     str, typer.Argument(help="A model, or a function that builds one: file.py:name or package.module:name.")
@@ -25,3 +28,11 @@ Optimizer = Annotated[
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples in a mini-batch of digits, cifar10 or random inputs.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where CIFAR-10 lies; else NORMSCOPE_DATA, else it is downloaded.")]
+
+
+def refuse_given(context: typer.Context, names: Sequence[str], why: str) -> None:
+    """Refuse the first of these options that was given on the command line, whatever its value."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise InvalidConfig(f"{why} and takes no --{name.replace('_', '-')}: leave out one of them")

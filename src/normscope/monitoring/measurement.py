@@ -95,73 +95,22 @@ def measure(
         InvalidModel, InvalidBatch, DeviceError: see `loss.checked_loss`.
     """
     begun = time.perf_counter()
-    layers: dict[str, nn.Module] = {}
-    sizes: list[Tensor] = []
-    outputs: list[Tensor] = []
-    found: dict[str, Tensor] = {}
-    attention = AttentionLogits()
-    next_update = NextUpdate(optimizer, model, clip_norm)
-    places: dict[int, int] = {}
-    looked = False
-
-    def on_call(call: LayerCall) -> None:
-        layers[call.name] = call.module
-        sizes.append(torch.stack([root_mean_square(call.output), _not_finite_share(call.output)]))
-
-    def on_output(_module: nn.Module, _inputs: object, output: Output) -> None:
-        tensor = output_tensor(output)
-        if tensor is not None and tensor.numel() and tensor.is_floating_point():
-            outputs.append(tensor.detach().abs().amax().double())
-
-    def direction(parameters: list[nn.Parameter], starts: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-        found["gradients"] = norms(gradients)
-        found["lags"] = stacked([adam_lag(optimizer, p, g) for p, g in zip(parameters, gradients, strict=True)])
-        updates = next_update(parameters, starts, gradients)
-        found["updates"], found["weights"] = norms(updates), norms(starts)
-        places.update({id(p): i for i, p in enumerate(parameters)})
-        return updates
-
-    def loss(module: nn.Module, given: Batch) -> Tensor:
-        nonlocal looked
-        with ExitStack() as stack:
-            stack.enter_context(autocast())
-            if not looked:
-                looked = True
-                stack.enter_context(record_calls(module, on_call))
-                stack.callback(module.register_forward_hook(on_output).remove)
-                stack.enter_context(attention)
-            return (loss_fn or default_loss)(module, given)
-
-    with _versions_kept(model), uncompiled(), step_line(model, batch, loss, direction=direction) as line:
-        start = float(line.loss)
-        slope = float(next_update.slope)
+    heard, update = _FirstPass(loss_fn or default_loss, autocast), _Update(optimizer, model, clip_norm)
+    gap = None
+    with _versions_kept(model), uncompiled(), step_line(model, batch, heard.loss, direction=update.direction) as line:
+        start, slope = float(line.loss), float(update.next.slope)
         critical = critical_multiple(lambda s: float(line.loss_at(s)), start, slope=slope, guess=guess)
-        gap = None
-        whole = bool(torch.isfinite(found["updates"]).all())  # else even no step at all is not finite: 0 · inf
-        if whole and _keeps_running_statistics(model):
+        if update.is_finite and _keeps_running_statistics(model):  # else even no step at all is not finite: 0 · inf
             model.eval()
             gap = float(line.loss_at(0.0))
             model.train()
-        size, shares = torch.stack(sizes, 1).cpu().numpy() if sizes else np.zeros((2, 0))
-        gradients, updates, weights, lags = (
-            found[name].cpu().numpy() for name in ("gradients", "updates", "weights", "lags")
-        )
-    of_layer = [[places[id(p)] for p in own_parameters(m) if id(p) in places] for m in layers.values()]
+    sizes = update.sizes()
     with np.errstate(all="ignore"):
         relative = {s: relative_loss(value, start) for s, value in critical.tried.items()}
-        per_layer = {
-            "activation_size": size,
-            "not_finite": shares,
-            "layer_gradient_norm": np.array([length(gradients[own]) for own in of_layer]),
-            "update_to_weight": np.array(
-                [length(updates[own]) / length(weights[own]) if own else np.nan for own in of_layer]
-            ),
-            "adam_lag": np.array([lags[own].max() if own else np.nan for own in of_layer]),
-        }
     scalars = {
         "measured_loss": start,
-        "measured_gradient_norm": length(gradients),
-        "update_norm": length(updates),
+        "measured_gradient_norm": length(sizes["gradients"]),
+        "update_norm": length(sizes["updates"]),
         "critical_multiple": critical.value,
         "critical_low": critical.low,
         "critical_high": critical.high,
@@ -170,16 +119,97 @@ def measure(
         "slope": slope,
         "seconds": time.perf_counter() - begun,
     }
-    if outputs:
-        scalars["output_logit"] = float(outputs[-1])
-    if (logit := attention.largest()) is not None:
+    if (output := heard.last_output()) is not None:
+        scalars["output_logit"] = output
+    if (logit := heard.attention.largest()) is not None:
         scalars["attention_logit"] = float(logit)
     if gap is not None:
         scalars["batch_norm_gap"] = relative_loss(gap, start)
-    if not np.isfinite(lags).any():
-        del per_layer["adam_lag"]
-    names = [name.replace("_orig_mod.", "").replace("._orig_mod", "") for name in layers]
-    return Measurement(step, scalars, names, per_layer, critical.tried)
+    names = [name.replace("_orig_mod.", "").replace("._orig_mod", "") for name in heard.layers]
+    return Measurement(step, scalars, names, _per_layer(heard, update.places, sizes), critical.tried)
+
+
+class _FirstPass:
+    """A loss that listens to its first forward pass: the layers' outputs, the model's own, attention's logits."""
+
+    def __init__(self, loss_fn: LossFn, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.loss_fn, self.autocast = loss_fn, autocast
+        self.layers: dict[str, nn.Module] = {}
+        self.attention = AttentionLogits()
+        self._sizes: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+        self._over = False
+
+    def loss(self, module: nn.Module, given: Batch) -> Tensor:
+        with ExitStack() as stack:
+            stack.enter_context(self.autocast())
+            if not self._over:
+                self._over = True
+                stack.enter_context(record_calls(module, self._on_call))
+                stack.callback(module.register_forward_hook(self._on_output).remove)
+                stack.enter_context(self.attention)
+            return self.loss_fn(module, given)
+
+    def sizes(self) -> np.ndarray:
+        """(2, layer): root mean square of each layer's output, and the share of it that is not finite."""
+        return torch.stack(self._sizes, 1).cpu().numpy() if self._sizes else np.zeros((2, 0))
+
+    def last_output(self) -> float | None:
+        """The largest number, in size, of what the model gave last; None where it gives none."""
+        return float(self._outputs[-1]) if self._outputs else None
+
+    def _on_call(self, call: LayerCall) -> None:
+        self.layers[call.name] = call.module
+        self._sizes.append(torch.stack([root_mean_square(call.output), _not_finite_share(call.output)]))
+
+    def _on_output(self, _module: nn.Module, _inputs: object, output: Output) -> None:
+        tensor = output_tensor(output)
+        if tensor is not None and tensor.numel() and tensor.is_floating_point():
+            self._outputs.append(tensor.detach().abs().amax().double())
+
+
+class _Update:
+    """The optimizer's next update as the direction of a line, and the sizes of what makes it by parameter."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, clip_norm: float | None) -> None:
+        self.optimizer, self.next = optimizer, NextUpdate(optimizer, model, clip_norm)
+        self.places: dict[int, int] = {}
+        """Where each parameter, by its id, stands in the sizes."""
+        self._sizes: dict[str, Tensor] = {}
+
+    def direction(self, parameters: list[nn.Parameter], starts: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        lags = [adam_lag(self.optimizer, p, g) for p, g in zip(parameters, gradients, strict=True)]
+        self.places = {id(p): i for i, p in enumerate(parameters)}
+        self._sizes = {"gradients": norms(gradients), "weights": norms(starts), "lags": stacked(lags)}
+        updates = self.next(parameters, starts, gradients)  # which empties the list of gradients
+        self._sizes["updates"] = norms(updates)
+        return updates
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self._sizes["updates"]).all())
+
+    def sizes(self) -> dict[str, np.ndarray]:
+        """(parameter,) float64 each: norms of `gradients`, `updates` and `weights`, and Adam's `lags`."""
+        return {name: values.cpu().numpy() for name, values in self._sizes.items()}
+
+
+def _per_layer(heard: _FirstPass, places: dict[int, int], sizes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By the names of `PER_LAYER`; places and sizes as `_Update` has them."""
+    gradients, updates, weights, lags = (sizes[name] for name in ("gradients", "updates", "weights", "lags"))
+    of_layer = [[places[id(p)] for p in own_parameters(m) if id(p) in places] for m in heard.layers.values()]
+    activations, not_finite = heard.sizes()
+    with np.errstate(all="ignore"):
+        ratios = [length(updates[own]) / length(weights[own]) if own else np.nan for own in of_layer]
+    found = {
+        "activation_size": activations,
+        "not_finite": not_finite,
+        "layer_gradient_norm": np.array([length(gradients[own]) for own in of_layer]),
+        "update_to_weight": np.array(ratios),
+    }
+    if np.isfinite(lags).any():
+        found["adam_lag"] = np.array([lags[own].max() if own else np.nan for own in of_layer])
+    return found
 
 
 def relative_loss(loss: float, start: float) -> float:

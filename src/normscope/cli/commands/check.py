@@ -6,10 +6,14 @@ from typing import Annotated
 import typer
 
 from normscope.cli.console import text_width
-from normscope.cli.options import BatchSize, Data, DataDir, Device, Loss, Optimizer, Target
+from normscope.cli.options import BatchSize, Data, DataDir, Device, Loss, Optimizer, Target, refuse_given
+
+NOT_QUICK = ("steps", "accumulate", "precision", "clip_norm", "warmup", "scheduler", "train_steps", "repair")
+"""Options that a prediction takes no account of."""
 
 
 def command(
+    context: typer.Context,
     target: Target,
     data: Data = "digits",
     loss: Loss = None,
@@ -83,7 +87,7 @@ def command(
     from normscope.checkup.report import report
     from normscope.cli.batches import RANDOM_WARNING, batches_of, loss_of, optimizer_of, range_of
     from normscope.descent.optimizers import own_lr
-    from normscope.errors import Interrupted, InvalidConfig
+    from normscope.errors import Interrupted
     from normscope.model.build import eager
     from normscope.model.summary import num_outputs
     from normscope.rates.predicted import predict_lr
@@ -95,31 +99,16 @@ def command(
     repairs(names or (), steps=steps)  # a misspelled one is said before anything runs
     model = eager(load_target(target), device=place)
     batches = batches_of(data, batch_size, data_dir=data_dir, num_outputs=lambda x: num_outputs(model, x))
+    name = target.rpartition(":")[2]
     if quick:
-        given = {
-            "--steps": steps != 100,
-            "--accumulate": accumulate != 1,
-            "--precision": precision != "fp32",
-            "--clip-norm": clip_norm is not None,
-            "--warmup": warmup != 0,
-            "--scheduler": scheduler is not None,
-            "--train-steps": train_steps is not None,
-            "--repair": bool(names),
-        }
-        if unfit := [name for name, there in given.items() if there]:
-            raise InvalidConfig(f"--quick predicts 100 plain steps and takes no {unfit[0]}: leave out one of them")
-        name, made = target.rpartition(":")[2], optimizer_of(optimizer)
-        own = own_lr(made) if lr is None else lr
-        print(
-            quick_answer(
-                predict_lr(model, batches, optimizer=made, lr=own, loss_fn=loss_of(loss)),
-                model=name,
-                data=data,
-                width=text_width(),
-            )
+        refuse_given(context, NOT_QUICK, "--quick predicts 100 plain steps")
+        made = optimizer_of(optimizer)
+        predicted = predict_lr(
+            model, batches, optimizer=made, lr=own_lr(made) if lr is None else lr, loss_fn=loss_of(loss)
         )
+        print(quick_answer(predicted, model=name, data=data, width=text_width()))
         return
-    folder = ensure_writable(out or Path("check") / target.rpartition(":")[2], keep=False)
+    folder = ensure_writable(out or Path("check") / name, keep=False)
     try:
         tree = check(
             model,
@@ -140,7 +129,7 @@ def command(
             cooldown=cooldown,
             budget_seconds=budget,
             workers=workers,
-            model=target.rpartition(":")[2],
+            model=name,
             data=data,
             notes=[RANDOM_WARNING] if data.startswith("random:") else [],
         )
