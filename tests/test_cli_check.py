@@ -196,6 +196,7 @@ def test_layers_are_listed_in_order(normscope) -> None:
         (["mine.py:net", "--loss", "mine.py:empty"], "a list is no function loss_fn(model, batch)"),
         (["mine.py:net", "--optimizer", "sdg"], "unknown optimizer 'sdg': did you mean 'sgd'?"),
         (["mine.py:net", "--optimizer", "adamw,beta=1"], "unknown option of AdamW 'beta': did you mean 'betas'?"),
+        (["mine.py:net", "--optimizer", "adamw,lr=0.1"], "leave out its lr: rates are tried; one of your own"),
         (["mine.py:net", "--lr-range", "1e-3"], "give two rates, as in 1e-5:0.1"),
         (["mine.py:net", "--lr", "-1"], "lr is -1"),
         (["mine.py:net", "--precision", "fp8"], "unknown precision 'fp8'"),

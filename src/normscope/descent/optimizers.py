@@ -107,6 +107,8 @@ def _named(text: str) -> OptimizerFactory:
         raise unknown("optimizer", name, [*OPTIMIZERS, *(key for key in classes if key not in OPTIMIZERS)])
     made = classes[name.lower()]
     known = [key for key in inspect.signature(made).parameters if key not in ("params", "lr")]
+    if "lr" in options:
+        raise InvalidConfig(f"optimizer {text!r}: leave out its lr: rates are tried; one of your own is given apart")
     for key in options:
         if key not in known:
             raise unknown(f"option of {made.__name__}", key, known)
