@@ -245,3 +245,26 @@ def test_over_many_steps_memory_and_files_are_bounded(tmp_path, monkeypatch):
         assert len(list((tmp_path / "seen").glob("*.json"))) <= 21
     # Killed here, without `close`: what came after the last measurement is there too.
     assert int(read_flight(tmp_path).record["step"][-1]) >= 549
+
+
+def test_a_second_training_in_the_folder_keeps_the_first_ones_record(tmp_path, capsys):
+    train(tmp_path, steps=10)
+    first, weights = read_flight(tmp_path).record, sorted((tmp_path / "weights").glob("*"))[-1].read_bytes()
+    train(tmp_path, steps=20)
+    assert f"earlier record is kept in {tmp_path / 'earlier' / '1'}" in capsys.readouterr().err
+    kept = read_flight(tmp_path / "earlier" / "1")
+    assert kept.record.identical(first)
+    assert kept.weights is not None
+    assert kept.weights.read_bytes() == weights
+    assert int(read_flight(tmp_path).record["step"][-1]) == 19
+    (tmp_path / "watch.json").unlink()  # killed while it was set aside
+    train(tmp_path, steps=5)
+    assert int(read_flight(tmp_path / "earlier" / "1").record["step"][-1]) == 9
+    assert sorted(path.name for path in (tmp_path / "earlier").iterdir()) == ["1", "2"]
+    assert int(read_flight(tmp_path).record["step"][-1]) == 4
+
+
+def test_a_record_without_a_step_is_no_record_to_keep(tmp_path):
+    train(tmp_path, steps=0)
+    train(tmp_path, steps=5)
+    assert not (tmp_path / "earlier").exists()

@@ -6,6 +6,7 @@
     batches/00000123...         the mini-batch and torch's random state, of the last few
     weights/00000123...         the model's parameters and buffers, of the last two
     postmortem.nc               what a post-mortem found
+    earlier/1, earlier/2, ...   records of trainings that were watched into this folder before
 
 Each JSON file carries its own checksum and those of the files beside it. A file is written beside its place and
 renamed, so that it is there whole or not at all; what does not match its checksum is passed over and said so.
@@ -16,6 +17,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ from normscope.results import ensure_writable, load, save, with_attributes, writ
 
 HEADER, POSTMORTEM = "watch.json", "postmortem.nc"
 
+EARLIER = "earlier"
+
 KEPT_MEASUREMENTS = 200
 """Where there are more, every second one of the older half goes."""
 
@@ -45,10 +49,11 @@ LARGEST_BYTES = 2**31
 
 
 class FlightRecord:
-    """Writes the record of one training into a folder."""
+    """Writes the record of one training into a folder; the one that is there goes to `earlier`, where that is told."""
 
     def __init__(self, folder: str | Path, facts: Mapping[str, Any]) -> None:
         self.folder = ensure_writable(folder)
+        self.earlier = _set_aside(self.folder)
         for old in (*self.folder.glob("seen/*"), *self.folder.glob("batches/*"), *self.folder.glob("weights/*")):
             old.unlink()
         (self.folder / POSTMORTEM).unlink(missing_ok=True)
@@ -115,6 +120,19 @@ class FlightRecord:
             for old in entries[1 : KEPT_MEASUREMENTS // 2 : 2]:
                 old.unlink(missing_ok=True)
                 old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def _set_aside(folder: Path) -> Path | None:
+    """Move the record in a folder, if it has seen a step, to a numbered one inside it, and give that. What makes it a
+    record is moved last, so that one that was interrupted goes on."""
+    if not any(folder.glob("seen/*.json")):
+        return None
+    there = next(place for i in count(1) if not (place := folder / EARLIER / str(i) / "seen").exists()).parent
+    there.mkdir(parents=True, exist_ok=True)
+    for name in ("batches", "weights", "report.html", POSTMORTEM, HEADER, "seen"):
+        if (folder / name).exists():
+            (folder / name).rename(there / name)
+    return there
 
 
 @dataclass(frozen=True)

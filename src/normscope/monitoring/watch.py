@@ -85,7 +85,7 @@ def watch(
             pair `(x, y)`, and `model(**batch).loss` for a mapping.
         overhead: the share of the training's own time that it may take.
         every: measure every so many steps instead, whatever that takes.
-        out: folder of the flight record; None for none.
+        out: folder of the flight record; None for none. One that is there already is kept in `earlier/1` inside it.
         on_alarm: "tell" writes the alarm to standard error; "stop" also sets `Watch.should_stop`; "raise" raises
             `TrainingAlarm`; a function is called with the `Alarm`.
         autocast: makes the context that the training's forward pass runs in.
@@ -164,6 +164,8 @@ class Watch:
         elif not {id(p) for p in model.parameters()} & {id(p) for g in optimizer.param_groups for p in g["params"]}:
             self.note("the optimizer holds none of this model's parameters: is it another model's?")
         self.flight = FlightRecord(out, self._origin()) if out is not None and _is_main_process() else None
+        if self.flight and self.flight.earlier:
+            print(f"normscope: the folder's earlier record is kept in {self.flight.earlier}", file=sys.stderr)
         self._open()
 
     def __enter__(self) -> Self:
