@@ -145,6 +145,7 @@ def _read_archive(path: Path) -> dict[str, bytes]:
                     if content is not None:
                         _refuse_longer(member.size, path / member.name)
                         files[name] = content.read()
+                    _refuse_larger(member.size > _MOST_UNZIPPED, path)  # tarfile would go on reading at the end
             while unzipped.read(2**20):  # gzip compares its checksum at the very end only
                 pass
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -161,9 +162,13 @@ class _Bounded(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         content = self._file.read(min(size, self._left + 1) if size >= 0 else self._left + 1)
         self._left -= len(content)
-        if self._left < 0:
-            raise DataError(f"{self._path} unfolds to more than {_MOST_UNZIPPED} bytes, which CIFAR-10 does not")
+        _refuse_larger(self._left < 0, self._path)
         return content
+
+
+def _refuse_larger(is_larger: bool, path: Path) -> None:
+    if is_larger:
+        raise DataError(f"{path} unfolds to more than {_MOST_UNZIPPED} bytes, which CIFAR-10 does not")
 
 
 def _refuse_longer(size: int, path: Path) -> None:

@@ -22,6 +22,7 @@ def save(result: xr.Dataset | xr.DataTree, path: str | Path) -> Path:
 
     Raises:
         OutputError: where the folder cannot be made or written, or the disk is full.
+        ResultError: an attribute that netCDF has no type for.
 
     Example:
         >>> path = ns.save(ns.product_singular_values(2, size=20, draws=1), "products.nc")
@@ -44,7 +45,10 @@ def encoded(result: xr.Dataset | xr.DataTree) -> bytes:
 
     In memory first: a full disk then fails in one plain write, not deep inside the HDF5 library.
     """
-    return sealed(bytes(result.to_netcdf(engine="h5netcdf")))
+    try:
+        return sealed(bytes(result.to_netcdf(engine="h5netcdf")))
+    except (TypeError, ValueError) as error:  # attributes that a stranger's file has, say
+        raise ResultError(f"this result holds what netCDF cannot: {one_line(error)}") from error
 
 
 def write_text(path: str | Path, text: str) -> Path:
