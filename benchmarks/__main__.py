@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.machine import missing
 
-NOT_BENCHMARKS = ("__init__", "__main__", "machine", "timing", "training_runs", "training_tasks")
+NOT_BENCHMARKS = ("__init__", "__main__", "calls", "machine", "timing", "training_runs", "training_tasks")
 
 OUT = Path("benchmark-results")
 

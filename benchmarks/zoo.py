@@ -15,7 +15,6 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +22,9 @@ import torch
 from torch import Tensor, nn
 
 import normscope as ns
+from benchmarks.calls import CALLS
 from benchmarks.machine import about, headline, write_json
 from normscope.errors import InternalError, NormscopeError
-
-Call = Callable[..., Any]
-
-PROBES: dict[str, Call] = {
-    "channel_moments": ns.channel_moments,
-    "gradient_cancellation": ns.gradient_cancellation,
-    "gradient_histogram": ns.gradient_histogram,
-    "gradient_noise": lambda model, batch, **k: ns.gradient_noise(model, batch, partitions=2, **k),
-    "gradient_norms": ns.gradient_norms,
-    "input_jacobian": lambda model, batch, **_: ns.input_jacobian(model, batch, num_examples=1),
-    "moments_along_step": lambda model, batch, **k: ns.moments_along_step(model, batch, step_size=0.01, **k),
-    "output_gradients": ns.output_gradients,
-    "relative_loss": lambda model, batch, **k: ns.relative_loss(model, batch, step_sizes=[0.01, 1.0], **k),
-    "sharpness": lambda model, batch, **k: ns.sharpness(model, batch, max_products=4, **k),
-    "with_norm": lambda model, batch, **_: ns.with_norm(model, "batch", batch=batch),
-    "with_init": lambda model, batch, **_: ns.with_init(model, "orthogonal", seed=0),
-    "diagnose": lambda model, batch, **k: ns.diagnose(model, [batch] * 2, optimizer="sgd", seconds=1.0, **k),
-    "check": lambda model, batch, **k: ns.check(
-        model, [batch] * 2, optimizer="sgd", lr=0.01, steps=4, seeds=1, workers=1, **k
-    ),
-    "watch": lambda model, batch, **k: watched(model, batch, **k),
-}
 
 TWINS = {"gradient_norms": "weight_gradient_norm", "channel_moments": "mean", "relative_loss": "relative_loss"}
 """Variables that are also measured in float64."""
@@ -60,6 +38,8 @@ def watched(model: nn.Module, batch: Any, loss_fn: Any = None) -> None:
     if watch.notes:
         raise NormscopeError(watch.notes[0])
 
+
+TRIED = {**CALLS, "watch": watched}
 
 TEXT = (
     *("GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTNeoXForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"),
@@ -204,7 +184,7 @@ def error_of_twin(probe: str, model: nn.Module, batch: Any, given: dict[str, Any
 
     def numbers(model: nn.Module, batch: Any, seed: int) -> Any:
         torch.manual_seed(seed)
-        return PROBES[probe](model, batch, **given)[TWINS[probe]].values
+        return TRIED[probe](model, batch, **given)[TWINS[probe]].values
 
     if given or (numbers(model, batch, 0) != numbers(model, batch, 1)).any():
         return None
@@ -222,7 +202,7 @@ def tried(probe: str, model: nn.Module, batch: Any, given: dict[str, Any]) -> di
     """One call: its outcome, whether it left a trace, how long it took, what it said."""
     before, began, said, found = state(model), time.perf_counter(), "", None
     try:
-        found = PROBES[probe](model, batch, **given)
+        found = TRIED[probe](model, batch, **given)
         outcome = "right"
     except InternalError as error:
         outcome, said = "bug", str(error)
@@ -254,7 +234,7 @@ def main() -> None:
         except Exception as error:  # another release of the package has other names
             print(f"{name}: not built: {type(error).__name__}: {str(error)[:200]}", flush=True)
             continue
-        for probe in PROBES:
+        for probe in TRIED:
             row = {"model": name, **tried(probe, model, batch, given)}
             rows.append(row)
             if row["said"] or row["trace"]:

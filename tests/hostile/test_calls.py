@@ -16,29 +16,10 @@ import xarray as xr
 from torch import Tensor, nn
 
 import normscope as ns
+from benchmarks.calls import CALLS, PROBES
 from normscope.errors import NormscopeError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-PROBES: dict[str, Callable[..., Any]] = {
-    "channel_moments": ns.channel_moments,
-    "gradient_cancellation": ns.gradient_cancellation,
-    "gradient_histogram": ns.gradient_histogram,
-    "gradient_noise": lambda model, batch, **k: ns.gradient_noise(model, batch, partitions=2, **k),
-    "gradient_norms": ns.gradient_norms,
-    "input_jacobian": ns.input_jacobian,
-    "moments_along_step": lambda model, batch, **k: ns.moments_along_step(model, batch, step_size=0.1, **k),
-    "output_gradients": ns.output_gradients,
-    "relative_loss": lambda model, batch, **k: ns.relative_loss(model, batch, step_sizes=[0.1], **k),
-    "sharpness": lambda model, batch, **k: ns.sharpness(model, batch, max_products=5, **k),
-}
-SEARCHES: dict[str, Callable[..., Any]] = {
-    "stable_lr": lambda m, b, **k: ns.stable_lr(m, [b, b], optimizer="sgd", steps=4, seeds=1, **k),
-    "diagnose": lambda m, b, **k: ns.diagnose(m, [b, b], optimizer="sgd", **k),
-    "check": lambda m, b, **k: ns.check(m, [b, b], steps=4, seeds=1, repair=[], workers=1, **k),
-    "with_norm": lambda m, b, **k: ns.with_norm(m, "batch", batch=b, **k),
-    "with_init": lambda m, b, **k: ns.with_init(m, "orthogonal", seed=0),
-}
 
 
 def net() -> nn.Sequential:
@@ -252,9 +233,6 @@ def bits(model: nn.Module) -> list[Any]:
     ]
     values = [None if t is None else (t.requires_grad, t.grad, t.detach().numpy().tobytes()) for t in tensors]
     return [values, modules, torch.get_rng_state().tolist(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
-
-
-CALLS = {**PROBES, **SEARCHES}
 
 
 @pytest.mark.filterwarnings("ignore")
