@@ -106,7 +106,7 @@ def measured(norm: str, init: str) -> Iterator[Row]:
 
     theirs = pyhessian(net, batch)
     with hessian(net, batch) as h:
-        start = start_vector(h.gradient, 0)
+        start = start_vector(h.gradient(), 0)
         contestants: dict[str, Callable[[], object]] = {
             f"{norm}, {init}": bare,
             "    lanczos": lambda: list(itertools.islice(lanczos(h.product, start), PRODUCTS)),

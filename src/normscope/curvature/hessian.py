@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from normscope.errors import DeviceError, InvalidModel, one_line
 from normscope.model.batch import Batch
-from normscope.model.loss import LossFn, checked_loss, readable_errors
+from normscope.model.loss import LossFn, checked_loss, gradients_by
 from normscope.model.state import untouched
 from normscope.runtime.interrupts import restoring
 from normscope.runtime.torch_state import Args, Function, FunctionMode, Kwargs
@@ -28,10 +28,12 @@ class Hessian:
 
     loss: Tensor
     """ℓ_B(θ): a float64 scalar on the device."""
-    gradient: Tensor
-    """(n,) ∇ℓ_B(θ)."""
+    gradient: Callable[[], Tensor]
+    """(n,) ∇ℓ_B(θ), a new vector at each call: of a large model none is held longer than it is needed."""
     product: Callable[[Tensor], Tensor]
     """H v of a vector (n,), which has to be of a size that the parameters' own precision can hold."""
+    size: int
+    """n."""
     precision: float
     """Relative rounding of one product: ten units in the last place of the least precise parameter."""
 
@@ -55,8 +57,7 @@ def hessian(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> It
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _full_precision():
             with _TwiceDifferentiable():
                 loss = checked_loss(model, batch, loss_fn)
-            with readable_errors():
-                found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+            found = gradients_by(loss, parameters, create_graph=True)
             used = [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
             if not used:
                 raise InvalidModel(f"the loss of {type(model).__name__} depends on no trainable parameter")
@@ -72,12 +73,14 @@ def hessian(model: nn.Module, batch: Batch, loss_fn: LossFn | None = None) -> It
                 parts = layout.parts(vector)
                 along = [parts[i].to(moved[i]) for i in curved]
                 with _second_derivative(model):
-                    curvature = torch.autograd.grad(slopes, moved, along, retain_graph=True, allow_unused=True)
+                    curvature = [*torch.autograd.grad(slopes, moved, along, retain_graph=True, allow_unused=True)]
                 return layout.flat(curvature)
 
-            gradient = layout.flat([g.detach() for _, g in used])
+            def gradient() -> Tensor:
+                return layout.flat([g.detach() for _, g in used])
+
             precision = 10 * max(torch.finfo(p.dtype).eps for p in moved)
-            yield Hessian(loss.detach().double(), gradient, product, precision)
+            yield Hessian(loss.detach().double(), gradient, product, sum(layout.sizes), precision)
 
 
 class _TwiceDifferentiable(FunctionMode):
@@ -103,11 +106,11 @@ class Layout:
         pieces = vector.split(self.sizes)
         return [part.as_strided(*shape, part.storage_offset()) for part, shape in zip(pieces, self.shapes, strict=True)]
 
-    def flat(self, parts: Sequence[Tensor | None]) -> Tensor:
-        """The vector (n,) of these parts; None stands for zeros."""
+    def flat(self, parts: list[Tensor] | list[Tensor | None]) -> Tensor:
+        """The vector (n,) of these parts, which are let go of one after the other; None stands for zeros."""
         vector = torch.zeros(sum(self.sizes), dtype=self.dtype, device=self.device)
-        for place, part in zip(self.parts(vector), parts, strict=True):
-            if part is not None:
+        for place in reversed(self.parts(vector)):
+            if (part := parts.pop()) is not None:
                 place.copy_(part.to_dense() if part.is_sparse else part)
         return vector
 

@@ -66,6 +66,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, *, seed: int = 0
     generator = torch.Generator().manual_seed(seed)
     precision = torch.finfo(start.dtype)
     vector = unit(start)
+    del start  # as long as all the parameters
     basis: list[Tensor] = []
     diagonal: list[float] = []
     beside: list[float] = []
@@ -89,12 +90,12 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, *, seed: int = 0
         beside.append(length * size)
         asymmetry = max(asymmetry, overlap * size)
         yield _ritz(np.array(diagonal), np.array(beside), asymmetry)
-        if len(basis) == len(start):
+        if len(basis) == len(vector):
             return
         if length * size <= 10 * precision.eps * max(np.abs(diagonal).max(), *beside):
             # An invariant subspace: all that is coupled to the start vector has been found.
             beside[-1] = 0.0
-            new = torch.randn(len(start), generator=generator, dtype=start.dtype).to(start.device)
+            new = torch.randn(len(vector), generator=generator, dtype=vector.dtype).to(vector.device)
             length, _ = _orthogonalize(new.div_(float(norm(new))), basis)
         vector = new.div_(length)
 
@@ -125,4 +126,4 @@ def _orthogonalize(vector: Tensor, basis: list[Tensor]) -> tuple[float, float]:
 def unit(vector: Tensor) -> Tensor:
     """The vector (n,) at length 1, by way of its largest entry, since its length may overflow; it must not be zero."""
     scaled = vector / vector.abs().max()
-    return scaled / float(norm(scaled))
+    return scaled.div_(float(norm(scaled)))

@@ -54,7 +54,7 @@ def first_update_line(
             settled = float(norm_of_all(next(islice(several, REPEATS - 2, None))))
             del several  # an optimizer's state is as large as the model
             torch._foreach_copy_(parameters, starts)  # pyright: ignore
-            doubled = norm_of_all(next(_updates(model, recipe, parameters, [2 * g for g in gradients])))
+            doubled = norm_of_all(next(_updates(model, recipe, parameters, gradients, scale=2)))
         gradients.clear()
         first = float(norm_of_all(update))
         ratio = settled / first if first > 0 else 1.0
@@ -69,16 +69,20 @@ def first_update_line(
 
 
 def _updates(
-    model: nn.Module, recipe: Recipe, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
+    model: nn.Module, recipe: Recipe, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor], scale: float = 1
 ) -> Iterator[list[Tensor]]:
-    """The updates at rate 1 that a fresh optimizer makes, one after the other, of one and the same gradient."""
+    """The updates at rate 1 that a fresh optimizer makes, one after the other, of one and the same gradient, scaled."""
     optimizer = make_optimizer(recipe.optimizer, model, 1.0)
     prepare = preparation(optimizer, replace(recipe, warmup=0))
     while True:
         moves = [p.detach().neg() for p in parameters]
         set_gradients(optimizer, parameters, list(gradients))
+        for p in parameters:
+            if p.grad is not None and scale != 1:
+                p.grad *= scale
         prepare(0)
         optimizer.step()
         for move, p in zip(moves, parameters, strict=True):
             move.add_(p.detach())
         yield moves
+        del moves  # as large as the model

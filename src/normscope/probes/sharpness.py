@@ -47,10 +47,10 @@ def start_vector(gradient: Tensor, seed: int) -> Tensor:
     """(n,) the gradient's direction, which has much of the sharpest directions, and as much of a random one, which has
     something of all: an eigenvector at right angles to the gradient is found too."""
     generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(len(gradient), generator=generator, dtype=gradient.dtype).to(gradient.device)
+    start = unit(torch.randn(len(gradient), generator=generator, dtype=gradient.dtype).to(gradient.device))
     if not bool(gradient.any()):
-        return unit(random)
-    start = unit(random) + unit(gradient)
+        return start
+    start += unit(gradient)
     return start if bool(start.any()) else unit(gradient)  # one parameter: the two may be opposite
 
 
@@ -65,10 +65,10 @@ def _curvature_along(h: Hessian, direction: Tensor) -> float:
 def _ritz_values(h: Hessian, *, count: int, lowest: bool, tolerance: float, max_products: int, seed: int) -> Ritz:
     """Lanczos's method until the `count` largest eigenvalues, and the lowest if asked for, are known to `tolerance`, or
     as well as products of their precision allow."""
-    if count > len(h.gradient):
-        raise InvalidConfig(f"num_eigenvalues is {count}, but the loss depends on {len(h.gradient)} parameters only")
+    if count > h.size:
+        raise InvalidConfig(f"num_eigenvalues is {count}, but the loss depends on {h.size} parameters only")
     known = Ritz(np.full(0, np.nan), np.full(0, np.nan))
-    for known in lanczos(h.product, start_vector(h.gradient, seed), seed=seed + 1):
+    for known in lanczos(h.product, start_vector(h.gradient(), seed), seed=seed + 1):
         products = len(known.values)
         if products >= max_products:
             break
@@ -140,9 +140,9 @@ def sharpness(
     low = low_error = scale = math.nan
     products = 0
     with hessian(model, batch, loss_fn) as h:
-        loss, gradient_norm = float(h.loss), float(norm(h.gradient))
+        loss, gradient_norm = float(h.loss), float(norm(h.gradient()))
         if math.isfinite(gradient_norm):
-            curvature = _curvature_along(h, h.gradient)
+            curvature = _curvature_along(h, h.gradient())
             products = int(gradient_norm > 0)
             known = _ritz_values(
                 h,

@@ -47,8 +47,8 @@ at. Fewer than three seeds have the budget of three, since most of it goes into 
 MOST_BEYOND = 20
 """Steps × seeds that trials beyond the horizon may cost."""
 
-KEPT_BYTES = 2**31
-"""Trials that may go on keep their weights and their optimizer's state, up to this much together: 2 GiB."""
+KEPT_BYTES = 2**30
+"""Trials that may go on keep their weights and their optimizer's state, up to this much together: 1 GiB."""
 
 
 @instrument
@@ -323,11 +323,13 @@ def search_of(
         known = len(search.short[key].losses) if key in search.short else 0
         search.repeated += known - len(descent.losses)
         begun = len(descent.losses)
-        t = descent.go_on(until, deadline)
+        t = descent.go_on(
+            until, deadline, KEPT_BYTES - sum(one.nbytes for one in descents.values() if one is not descent)
+        )
         bar.advance(f"lr {t.lr:.2g}, seed {seed}: {t.outcome or 'so far'}", by=len(t.losses) - begun)
         if t.outcome is Outcome.DIVERGED or (t.outcome is not None and not may_go_on):
             del descents[key]
-        elif sum(one.nbytes for one in descents.values()) > KEPT_BYTES:
+        elif not descent.nbytes:
             descent.forget()
         return t
 

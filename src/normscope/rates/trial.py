@@ -89,8 +89,9 @@ class Descent:
         """Keep nothing: it would begin again."""
         self._state, self._walked, self.losses, self.skipped, self._best = None, None, [], 0, math.inf
 
-    def go_on(self, until: int | None = None, deadline: float = math.inf) -> Trial:
+    def go_on(self, until: int | None = None, deadline: float = math.inf, room: float = math.inf) -> Trial:
         """Walk to this many steps in all, by default to the recipe's; or until `time.monotonic()` is past the deadline.
+        What takes more bytes than there is room for is not kept: it would begin again.
 
         Torch's generators are set to the seed before the first step: dropout draws the same numbers at every rate.
         """
@@ -143,11 +144,12 @@ class Descent:
                 if time.monotonic() >= deadline:
                     break
             at_end = len(self.losses) >= max(until, recipe.steps)
-            if not at_end or self._may_go_on:
-                # One that was stopped by the clock stands before a step: it is not gone on with.
+            self._state = None
+            # One that was stopped by the clock stands before a step: it is not gone on with.
+            if (not at_end or self._may_go_on) and _nbytes(model, optimizer) <= room:
                 self._state = _State.of(model, optimizer, scheduler, scaler)
             else:
-                self._state = self._walked = None
+                self._walked = None
             if not at_end:
                 return self._told(None)
             judged = self.losses if self._start is None else [self._start, *self.losses[1:]]
@@ -184,13 +186,14 @@ class _State:
     others: list[Any]
     """Of optimizer, scheduler and scaler, where there are."""
     random: list[Tensor]
+    nbytes: int
 
     @classmethod
     def of(cls, model: nn.Module, *others: Any) -> "_State":
         slots = [slot for module in model.modules() for slot in (module._parameters, module._buffers)]
         kept = [(slot, name, t.detach().clone()) for slot in slots for name, t in slot.items() if t is not None]
         states = [None if one is None else copy.deepcopy(one.state_dict()) for one in others]
-        return cls(kept, states, [torch.get_rng_state(), *_gpu_states(model)])
+        return cls(kept, states, [torch.get_rng_state(), *_gpu_states(model)], _nbytes(model, others[0]))
 
     def restore(self, model: nn.Module, *others: Any) -> None:
         """Put everything back, as it was when this was made."""
@@ -208,12 +211,11 @@ class _State:
         for device, state in zip(_gpus(model), self.random[1:], strict=True):
             torch.cuda.set_rng_state(state, device)
 
-    @property
-    def nbytes(self) -> int:
-        """Of the tensors, and about as much for each moment that an optimizer keeps."""
-        own = sum(t.nbytes for _, _, t in self.tensors)
-        moments = self.others[0]["state"].values() if self.others[0] else ()
-        return own + sum(v.nbytes for state in moments for v in state.values() if isinstance(v, Tensor))
+
+def _nbytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Of the tensors that a descent goes on from, and of each moment that an optimizer keeps."""
+    moments = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    return sum(t.nbytes for t in (*model.parameters(), *model.buffers(), *moments))
 
 
 def _gpus(model: nn.Module) -> list[int]:
