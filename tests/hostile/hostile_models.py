@@ -177,6 +177,20 @@ class Modes(nn.Module):
         return self.drop(self.layer(x))
 
 
+class Freezes(nn.Module):
+    """Freezes a weight before it is used, and another after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.first.weight.requires_grad_(False)
+        y = self.second(self.first(x))
+        self.second.weight.requires_grad_(False)
+        return y
+
+
 class Swaps(nn.Module):
     """Has another class, and another forward, after its first call."""
 
@@ -294,6 +308,7 @@ CHANGING: list[Callable[[], nn.Module]] = [
     Remembers,
     Moves,
     Modes,
+    Freezes,
     Swaps,
     Draws,
 ]

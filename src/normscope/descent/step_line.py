@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from normscope.descent.outcome import DIVERGENCE_FACTOR
 from normscope.errors import InvalidModel
 from normscope.model.batch import Batch
-from normscope.model.loss import LossFn, checked_loss, loss_value, readable_errors
+from normscope.model.loss import LossFn, checked_loss, gradients_by, loss_value, readable_errors
 from normscope.model.state import untouched
 from normscope.model.vector_norm import norm_of_all
 from normscope.runtime.interrupts import restoring
@@ -77,17 +77,14 @@ def step_line(
         with origin.one_pass(seed):
             with torch.enable_grad():
                 loss = checked_loss(model, batch, loss_fn)
-            parameters = [p for p in parameters if p.requires_grad]  # a forward pass may freeze some
-            with readable_errors():
-                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        used = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+            used = [(p, g) for p, g in zip(parameters, gradients_by(loss, parameters), strict=True) if g is not None]
         if not used:
             raise InvalidModel(f"the loss of {type(model).__name__} depends on no trainable parameter")
         moved, slopes = [p for p, _ in used], [g for _, g in used]
         starts = [origin[p] for p in moved]
         before = loss.detach().double()
         norm = norm_of_all(slopes)
-        del loss, gradients, used
+        del loss, used
         with origin.one_pass(seed), torch.no_grad():
             step, sign = (slopes, -1.0) if direction is None else (direction(moved, starts, slopes), 1.0)
         if direction is not None:

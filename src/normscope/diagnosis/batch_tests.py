@@ -142,7 +142,7 @@ def feature_imbalance(batch: Batch) -> float:
     ratios: list[float] = []
 
     def measure(x: Tensor) -> Tensor:
-        sizes = _per_feature(x).square().mean(0).sqrt().cpu().numpy()
+        sizes = _per_feature(x.detach()).square().mean(0).sqrt().cpu().numpy()
         sizes = sizes[sizes > 0]
         if len(sizes):
             ratios.append(float(sizes.max() / np.median(sizes)))

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from normscope.diagnosis.half_precision import in_float32, watching, wider
 from normscope.errors import NormscopeError, raised
 from normscope.model.batch import Batch, num_examples, parts_of, take, targets_of
-from normscope.model.loss import LossFn, default_loss
+from normscope.model.loss import LossFn, default_loss, gradients_by
 from normscope.model.output import Output
 from normscope.model.state import seeded
 from normscope.model.vector_norm import norm
@@ -173,10 +173,8 @@ def one_pass(model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) 
 
 def gradients_by_name(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     """Those of the parameters that the loss depends on."""
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not loss.requires_grad or not named:
-        return {}
-    found = torch.autograd.grad(loss.reshape(()), list(named.values()), allow_unused=True)
+    named = dict(model.named_parameters()) if loss.requires_grad else {}
+    found = gradients_by(loss.reshape(()), list(named.values()))
     return {name: g.detach() for name, g in zip(named, found, strict=True) if g is not None}
 
 

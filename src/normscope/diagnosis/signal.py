@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from normscope.model.batch import Batch, num_examples
 from normscope.model.layers import LayerCall, channel_dim, record_calls
-from normscope.model.loss import LossFn, checked_loss, readable_errors
+from normscope.model.loss import LossFn, checked_loss, gradients_by
 from normscope.model.output import first_tensor
 from normscope.model.state import seeded
 from normscope.model.vector_norm import norm
@@ -120,9 +120,8 @@ def signal(model: nn.Module, batches: Sequence[Batch], *, loss_fn: LossFn | None
 
             with record_calls(model, on_call, before=before):
                 loss = checked_loss(model, batch, loss_fn)
-            with readable_errors():
-                gradients = torch.autograd.grad(loss, [*parameters, *taps], allow_unused=True)
-            reached.update(p for p, g in zip(parameters, gradients, strict=False) if g is not None)
+            found_here = gradients_by(loss, [*parameters, *taps])
+            reached.update(p for p, g in zip(parameters, found_here, strict=False) if g is not None)
         everything = sum(p.numel() for p in model.parameters())
         trainable = sum(p.numel() for p in parameters)
         found.trainable_share = trainable / max(everything, 1)

@@ -1,7 +1,7 @@
 """What is minimised: the loss of a model on a batch, by the batch's type, and the loss of the best constant."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -97,6 +97,19 @@ def one_number(loss: Any) -> Tensor:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise InvalidBatch(f"the loss is not one number but {shape}: reduce it, for example with .mean()")
     return loss.reshape(())
+
+
+def gradients_by(loss: Tensor, by: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor | None]:
+    """∇ℓ by each of these; None where the loss does not depend on it, or a forward pass has frozen it.
+
+    Raises:
+        InvalidBatch, DeviceError: see `readable_errors`.
+    """
+    asked = [tensor for tensor in by if tensor.requires_grad]
+    with readable_errors():
+        found = torch.autograd.grad(loss, asked, create_graph=create_graph, allow_unused=True) if asked else ()
+    of_each = dict(zip(asked, found, strict=True))
+    return [of_each.get(tensor) for tensor in by]
 
 
 def refuse_bare_loss(loss_fn: Any) -> None:

@@ -14,6 +14,9 @@ from normscope.model.structure import Structure
 from normscope.runtime.interrupts import Interrupts, restoring, waits_on_exit
 from normscope.runtime.torch_state import Modes, RandomNumbers, SharedRandomNumbers
 
+LARGE = 2**20
+"""Numbers of a tensor that is worth comparing before it is copied."""
+
 _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
@@ -30,7 +33,8 @@ def untouched(model: nn.Module) -> AbstractContextManager["Saved"]:
     restores is handled when that is done. Where contexts of several threads overlap, the last to be left restores the
     random state that the first has found.
 
-    Gives what it saved: the one copy that this costs.
+    Gives what it saved: the one copy that this costs. Inside another one of the same model, large tensors that still
+    have their bits are not copied again.
 
     Raises:
         InvalidModel: where a parameter has not been initialized yet (a lazy module before its first call).
@@ -67,7 +71,8 @@ class Saved(Mapping[Tensor, Tensor]):
         # A second tensor on the same memory, since `.data = ` and `.to(...)` give the first one other memory.
         self._aliases = [t.detach() for t in tensors]
         with torch.no_grad():
-            self._saved = [alias.clone() for alias in self._aliases]
+            held = _held_of(model)
+            self._saved = [_copy_of(alias, held.get(t)) for t, alias in zip(tensors, self._aliases, strict=True)]
             self._leaves = [_Leaf(t) for t in tensors if t.is_leaf]
         self._values = dict(zip(tensors, self._saved, strict=True))
         self._ways_back = [back for each in self._structure.held if (back := way_back(each)) is not None]
@@ -113,15 +118,16 @@ class Saved(Mapping[Tensor, Tensor]):
         for back in self._ways_back:
             back()
 
-    def one_pass(self, seed: int | None = None) -> AbstractContextManager[None]:
+    def one_pass(self, seed: int | None = None, *, draws_on: bool = False) -> AbstractContextManager[None]:
         """A pass of several from the same place: it starts with the tensors' saved values, in the mode and with the
-        hooks that the model has now. What it makes, replaces or drops in the model is put back at its end, and so is
-        torch's random state.
+        hooks that the model has now. What it makes, replaces, drops, freezes or thaws in the model is put back at its
+        end, and so is torch's random state.
 
         Args:
             seed: of the random numbers; None for those that torch's generators stand at.
+            draws_on: leave torch's random state where the pass has brought it, for the next one to go on from.
         """
-        return _Pass(self, seed)
+        return _Pass(self, seed, draws_on)
 
     def start_pass(self) -> Structure:
         """Put the values back; gives what else is to be restored after the pass."""
@@ -134,18 +140,23 @@ class Saved(Mapping[Tensor, Tensor]):
 class _Pass(AbstractContextManager[None]):
     """No generator: one that an interrupt leaves open would restore when somebody lets go of it, much later on."""
 
-    def __init__(self, saved: Saved, seed: int | None) -> None:
-        self._saved, self._seed = saved, seed
+    def __init__(self, saved: Saved, seed: int | None, draws_on: bool) -> None:
+        self._saved, self._seed, self._draws_on = saved, seed, draws_on
 
     def __enter__(self) -> None:
         self._random = RandomNumbers(self._saved.gpus)
         self._structure = self._saved.start_pass()
+        self._trainable = [(t, t.requires_grad) for t in self._structure.tensors if t.is_leaf]
         if self._seed is not None:
             torch.manual_seed(self._seed)
 
     def __exit__(self, *_: object) -> None:
         self._structure.restore()
-        self._random.restore()
+        for tensor, was in self._trainable:
+            if tensor.requires_grad is not was and tensor.is_leaf:
+                tensor.requires_grad_(was)
+        if not self._draws_on:
+            self._random.restore()
 
 
 class _Untouched(AbstractContextManager[Saved]):
@@ -153,6 +164,7 @@ class _Untouched(AbstractContextManager[Saved]):
         self._model = model
         self._interrupts = Interrupts()
         self._found: ExitStack | None = None
+        self.saved: Saved | None = None
 
     @property
     def is_open(self) -> bool:
@@ -162,7 +174,7 @@ class _Untouched(AbstractContextManager[Saved]):
     def __enter__(self) -> Saved:
         try:
             self._interrupts.hold()
-            saved = Saved(self._model)
+            self.saved = saved = Saved(self._model)
             random = SharedRandomNumbers(saved.gpus)
             self._found = ExitStack()  # whatever one raises, it goes on with the others
             for each in (random, saved, Modes()):
@@ -178,7 +190,7 @@ class _Untouched(AbstractContextManager[Saved]):
     @waits_on_exit
     def __exit__(self, *_: object) -> None:
         self._interrupts.at_once = False
-        found, self._found = self._found, None
+        found, self._found, self.saved = self._found, None, None
         try:
             if found is not None:
                 self._close_inner(found)
@@ -203,6 +215,20 @@ _contexts = threading.local()
 def _open() -> list[_Untouched]:
     """This thread's contexts that have been entered and not left, the innermost last."""
     return vars(_contexts).setdefault("open", [])
+
+
+def _held_of(model: nn.Module) -> Mapping[Tensor, Tensor]:
+    """What this thread's innermost context of the model has saved."""
+    return next((each.saved for each in reversed(_open()) if each._model is model and each.saved), {})
+
+
+def _copy_of(tensor: Tensor, held: Tensor | None) -> Tensor:
+    """A copy; of a large tensor the one that is held, where it has the same bits."""
+    as_ints = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size())
+    if held is None or as_ints is None or tensor.numel() < LARGE or not tensor.is_contiguous():
+        return tensor.clone()
+    same = (held.dtype, held.shape, held.device) == (tensor.dtype, tensor.shape, tensor.device)
+    return held if same and torch.equal(tensor.view(as_ints), held.view(as_ints)) else tensor.clone()
 
 
 class _Leaf:

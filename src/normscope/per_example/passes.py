@@ -13,9 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from normscope.errors import DeviceError, NormscopeError
+from normscope.errors import DeviceError, InvalidModel, NormscopeError
 from normscope.model.batch import Batch, count_examples, parts_of, take
-from normscope.model.loss import IGNORED_LABEL, LossFn, checked_loss, default_loss, one_number, readable_errors
+from normscope.model.loss import (
+    IGNORED_LABEL,
+    LossFn,
+    checked_loss,
+    default_loss,
+    gradients_by,
+    one_number,
+    readable_errors,
+)
+from normscope.model.state import Saved
 from normscope.model.vector_norm import Gradient, norm_of_each, wide
 from normscope.per_example.dropout import WithoutDropout
 from normscope.per_example.layout import Layout, layout_of
@@ -46,18 +55,17 @@ class PerExample:
     """Their mean over the examples; None where the loss does not decouple."""
 
 
-def per_example(model: nn.Module, batch: Batch, loss_fn: LossFn | None, *, seed: int = 0) -> PerExample:
+def per_example(model: nn.Module, batch: Batch, loss_fn: LossFn | None, *, start: Saved, seed: int = 0) -> PerExample:
     """Squared norms of the gradients of all examples, parameter by parameter, and the mean gradient.
 
-    The model is used in the mode it is in, and comes out changed (running statistics, random state): call it inside
-    `untouched`. An operation on parameters that is not in `operations.OPERATIONS` makes it take the examples one by
-    one.
+    The model is used in the mode it is in, and each pass begins at `start`, what `untouched` saved: call it inside
+    that. An operation on parameters that is not in `operations.OPERATIONS` makes it take the examples one by one.
 
     Raises:
         InvalidBatch: fewer than two examples, or a batch whose examples cannot be told apart.
         InvalidModel, InvalidBatch, DeviceError: see `loss.checked_loss`.
     """
-    passes = _Passes(model, batch, loss_fn, seed)
+    passes = _Passes(model, batch, loss_fn, start, seed)
     if not passes.take_two_alone():
         return PerExample(False, float("inf"), passes.is_random)
     return passes.listen() or passes.take_one_by_one()
@@ -70,7 +78,9 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 def gradient(loss: Tensor, parameters: list[nn.Parameter]) -> Gradient:
     """∇ℓ of a loss of one number."""
-    return _filled(torch.autograd.grad(one_number(loss), parameters, allow_unused=True), parameters)
+    if not parameters:
+        raise InvalidModel("there is no trainable parameter")
+    return _filled(gradients_by(one_number(loss), parameters), parameters)
 
 
 def tolerance(parameters: list[nn.Parameter]) -> float:
@@ -86,8 +96,8 @@ def tolerance(parameters: list[nn.Parameter]) -> float:
 class _Passes:
     """The passes over a batch, and what they found."""
 
-    def __init__(self, model: nn.Module, batch: Batch, loss_fn: LossFn | None, seed: int) -> None:
-        self._model, self._batch, self._loss_fn, self._seed = model, batch, loss_fn, seed
+    def __init__(self, model: nn.Module, batch: Batch, loss_fn: LossFn | None, start: Saved, seed: int) -> None:
+        self._model, self._batch, self._loss_fn, self._start, self._seed = model, batch, loss_fn, start, seed
         self._size, self._chosen = count_examples(batch, at_least=2), _two_unlike(batch)
         self._two = take(batch, self._chosen)
         self._parameters = trainable(model)
@@ -105,8 +115,8 @@ class _Passes:
         with quiet:
             try:
                 for i in self._chosen:
-                    with nullcontext() if self._singles else Taps(self._parameters, self._note, 1), readable_errors():
-                        loss = (self._loss_fn or default_loss)(self._model, take(self._batch, [i]))
+                    with nullcontext() if self._singles else Taps(self._parameters, self._note, 1):
+                        loss = self._loss_alone(i)
                     self._singles.append(gradient(loss, self._parameters))
             except DeviceError:
                 raise
@@ -160,9 +170,7 @@ class _Passes:
         together = gradient(self._loss(self._batch), self._parameters)
         squares, total = [], [torch.zeros_like(each) for each in together]
         for i in range(self._size):
-            with readable_errors():
-                loss = (self._loss_fn or default_loss)(self._model, take(self._batch, [i]))
-            single = gradient(loss, self._parameters)
+            single = gradient(self._loss_alone(i), self._parameters)
             squares.append(norm_of_each(single).square())
             total = [so_far + part for so_far, part in zip(total, single, strict=True)]
         squared_norms = torch.stack(squares, 1)
@@ -173,7 +181,12 @@ class _Passes:
         return PerExample(True, error, self.is_random, is_sum, False, squared_norms, [t / self._size for t in total])
 
     def _loss(self, batch: Batch) -> Tensor:
-        return checked_loss(self._model, batch, self._loss_fn)
+        with self._start.one_pass(draws_on=True):
+            return checked_loss(self._model, batch, self._loss_fn)
+
+    def _loss_alone(self, example: int) -> Tensor:
+        with self._start.one_pass(draws_on=True), readable_errors():
+            return (self._loss_fn or default_loss)(self._model, take(self._batch, [example]))
 
     def _note(self, key: Key, x: Tensor) -> None:
         self._keys.append(key)
@@ -197,7 +210,7 @@ class _Passes:
         try:
             with taps:
                 loss = self._loss(batch)
-            left = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            left = gradients_by(loss, self._parameters)
             taps.finish()
         except (torch.OutOfMemoryError, DeviceError):
             raise

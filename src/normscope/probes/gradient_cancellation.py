@@ -25,7 +25,7 @@ from normscope.errors import InvalidModel
 from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.layers import LayerCall, channel_dim, depths, record_calls, watched_modules
-from normscope.model.loss import LossFn, checked_loss, readable_errors
+from normscope.model.loss import LossFn, checked_loss, gradients_by
 from normscope.model.state import untouched
 from normscope.probes.moments.fast import moments
 from normscope.results.schema import DEPTH, LAYER, measured, variable
@@ -194,8 +194,7 @@ def _kernels(
             unseen = [module for module in model.modules() if module not in terms.called]
             others = [p for module in unseen for p in module.parameters(recurse=False) if p.requires_grad]
             if terms.called:
-                with readable_errors():
-                    torch.autograd.grad(loss, terms.taps + others, allow_unused=True)
+                gradients_by(loss, terms.taps + others)
     kernels = [kernel for kernel in terms.kernels.values() if kernel.num_terms]
     if not kernels:
         some = ", ".join(list(watched)[:3])

@@ -20,7 +20,7 @@ from normscope.errors import InvalidConfig, InvalidModel
 from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.layers import LayerCall, depths, own_parameters, record_calls, watched_modules
-from normscope.model.loss import LossFn, checked_loss, readable_errors
+from normscope.model.loss import LossFn, checked_loss, gradients_by
 from normscope.model.state import untouched
 from normscope.results.schema import DEPTH, LAYER, coord, measured, variable
 
@@ -183,8 +183,7 @@ def _layer_gradients(
         wanted = list({p: None for parameters in owned.values() for p in parameters})
         with torch.enable_grad(), record_calls(model, on_call, layers):
             loss = checked_loss(model, batch, loss_fn)
-        with readable_errors():
-            found = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
+        found = gradients_by(loss, wanted)
     gradient_of = {p: g for p, g in zip(wanted, found, strict=True) if g is not None}
     depth_of = dict(zip(called, depths(list(called)), strict=True))
     gradients: dict[str, tuple[float, Tensor]] = {}

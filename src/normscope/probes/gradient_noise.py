@@ -24,7 +24,7 @@ from normscope.model.batch import Batch, count_examples, take
 from normscope.model.contract import instrument
 from normscope.model.layers import depths, owns_weight
 from normscope.model.loss import LossFn, checked_loss
-from normscope.model.state import untouched
+from normscope.model.state import Saved, untouched
 from normscope.model.vector_norm import Gradient, norm_of_each
 from normscope.per_example import gradient, per_example, trainable
 from normscope.results.schema import LAYER, coord, measured, variable
@@ -87,16 +87,30 @@ def noise_per_example(squared_norms: Tensor, squared_norm_of_mean: Tensor) -> Te
 
 
 def mini_batch_noise(
-    model: nn.Module, batch: Batch, loss_fn: LossFn | None, *, batch_size: int, partitions: int, seed: int
+    model: nn.Module,
+    batch: Batch,
+    loss_fn: LossFn | None,
+    *,
+    start: Saved,
+    batch_size: int,
+    partitions: int,
+    seed: int,
 ) -> MiniBatchNoise:
     """Take the batch apart at random into disjoint mini-batches, `partitions` times over.
 
     The variance within a partition is unbiased for fresh mini-batches from the population that the batch came from, and
-    the mean over partitions is too. The model is used in the mode it is in: call it inside `untouched`.
+    the mean over partitions is too. The model is used in the mode it is in, and each pass begins at `start`, what
+    `untouched` saved: call it inside that.
     """
     parameters, size = trainable(model), count_examples(batch, at_least=2)
     count = size // batch_size
-    whole = gradient(checked_loss(model, batch, loss_fn), parameters)
+
+    def gradient_of(batch: Batch) -> Gradient:
+        with start.one_pass(draws_on=True):
+            loss = checked_loss(model, batch, loss_fn)
+        return gradient(loss, parameters)
+
+    whole = gradient_of(batch)
     generator = torch.Generator().manual_seed(seed)
     variance, squares = torch.zeros(2, len(parameters), dtype=torch.float64, device=parameters[0].device)
     deviation = [torch.zeros_like(part) for part in whole]
@@ -104,7 +118,7 @@ def mini_batch_noise(
         order = torch.randperm(size, generator=generator)[: count * batch_size]
         total, within = [torch.zeros_like(part) for part in whole], torch.zeros_like(variance)
         for examples in order.split(batch_size):
-            of_mini_batch = gradient(checked_loss(model, take(batch, examples), loss_fn), parameters)
+            of_mini_batch = gradient_of(take(batch, examples))
             within += _squared_norm_of_each(of_mini_batch)
             total = [so_far + part for so_far, part in zip(total, of_mini_batch, strict=True)]
         mean = [part / count for part in total]
@@ -170,9 +184,9 @@ def gradient_noise(
     batch_size = max(2, num_examples // DEFAULT_MINI_BATCHES) if batch_size is None else batch_size
     if batch_size < 1 or partitions < 2:
         raise InvalidConfig(f"batch_size={batch_size}, partitions={partitions}: give 1 or more, and 2 or more")
-    with untouched(model):
+    with untouched(model) as start:
         model.train(training)
-        found = per_example(model, batch, loss_fn, seed=seed)
+        found = per_example(model, batch, loss_fn, start=start, seed=seed)
         if found.squared_norms is not None and found.mean is not None:
             squared_norm = _squared_norm_of_each(found.mean)
             noise = noise_per_example(found.squared_norms, squared_norm)
@@ -184,7 +198,7 @@ def gradient_noise(
                     f"the loss couples the examples of a mini-batch, and {num_examples} make fewer than two "
                     f"mini-batches of {batch_size}: give a larger batch, or a smaller batch_size"
                 )
-            options = {"batch_size": batch_size, "partitions": partitions, "seed": seed}
+            options = {"start": start, "batch_size": batch_size, "partitions": partitions, "seed": seed}
             of_parts = mini_batch_noise(model, batch, loss_fn, **options)
             variance, bias, squared_norm = of_parts.variance, of_parts.squared_bias, of_parts.squared_norm
             noise = torch.full_like(variance, torch.nan)

@@ -15,10 +15,11 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from normscope.errors import InvalidModel
 from normscope.model.batch import Batch
 from normscope.model.contract import instrument
 from normscope.model.layers import LayerCall, depths, own_parameters, record_calls
-from normscope.model.loss import LossFn, checked_loss, readable_errors
+from normscope.model.loss import LossFn, checked_loss, gradients_by
 from normscope.model.state import untouched
 from normscope.model.vector_norm import norm_of_each, norms_of
 from normscope.results.schema import DEPTH, LAYER, measured, variable
@@ -98,9 +99,9 @@ def gradient_norms(
     with untouched(model), torch.enable_grad(), record_calls(model, on_call, layers):
         model.train(training)
         loss = checked_loss(model, batch, loss_fn)
-        with readable_errors():
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        used = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+        used = [(p, g) for p, g in zip(parameters, gradients_by(loss, parameters), strict=True) if g is not None]
+        if not used:
+            raise InvalidModel(f"the loss of {type(model).__name__} depends on no trainable parameter")
         of_gradient = dict(zip([p for p, _ in used], norm_of_each([g for _, g in used]).tolist(), strict=True))
         weights = [_weights_of(module) for module in modules]
         all_weights = list(dict.fromkeys(p for own in weights for p in own))

@@ -122,7 +122,10 @@ def _own_jacobians(leaf: Tensor, outputs: Tensor, num_examples: int) -> tuple[Te
     of outputs (batch, outputs) computed from the leaf (batch, ...)."""
 
     def pull_back(cotangent: Tensor) -> Tensor:
-        (gradient,) = torch.autograd.grad(outputs, leaf, cotangent, retain_graph=True)
+        with readable_errors():
+            (gradient,) = torch.autograd.grad(outputs, leaf, cotangent, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            raise InvalidModel("the output does not depend on the input as it is given: does forward detach it?")
         return gradient.flatten(1)
 
     own = leaf.new_empty(num_examples, outputs.shape[1], leaf[0].numel())
