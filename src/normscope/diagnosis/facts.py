@@ -14,16 +14,17 @@ from normscope.diagnosis.attention import Transformer, transformer
 from normscope.diagnosis.batch_tests import feature_statistics
 from normscope.diagnosis.first_pass import FirstPass
 from normscope.diagnosis.fitted_outputs import fitted_reach
-from normscope.diagnosis.loss_terms import Split, Term, loss_terms, penalty_share
+from normscope.diagnosis.loss_terms import Judged, Split, Term, loss_terms, penalty_share
 from normscope.diagnosis.mixing import mixing
 from normscope.diagnosis.outputs import Chain, Reach, chain, loss_family, reach, target_kind
+from normscope.diagnosis.padding import Padding, Unpadded, padding_of
 from normscope.diagnosis.positions import blind_to_order
 from normscope.diagnosis.program import Program, Run
 from normscope.diagnosis.sequences import Order, order_of
 from normscope.errors import NormscopeError
 from normscope.model.batch import Batch, num_examples, targets_of
 from normscope.model.layers import own_parameters, owns_weight, watched_modules
-from normscope.model.loss import default_loss
+from normscope.model.loss import IGNORED_LABEL, default_loss
 from normscope.model.state import seeded, untouched
 from normscope.per_example.dropout import WithoutDropout
 
@@ -70,6 +71,8 @@ class Facts:
     target_high: float = math.nan
     transformer: Transformer | None = None
     """None where there is no attention."""
+    padding: Padding | None = None
+    """Of sequences; None where there is none."""
     order: Order | None = None
     """How targets are related to inputs, of a model of sequences whose targets are its inputs."""
     blind_to_order: str = ""
@@ -140,18 +143,22 @@ def facts_of(program: Program, *, seed: int = 0, instance: bool = False) -> Fact
     batches = program.batches[:LEVEL_BATCHES]
     terms = loss_terms(model, batches, program.loss_fn, seed=seed)
     program = judged_by_data(program, terms)
+    padding = padding_of(model, batches, program.loss_fn, seed=seed)
+    if padding is not None and padding.counted and not isinstance(program.loss_fn, Judged):
+        program = replace(program, loss_fn=Unpadded(program.loss_fn, padding.target))
+    ignored = IGNORED_LABEL if padding is None else padding.target
     mixed, mixes_in = mixing(model, batches, program.loss_fn, seed=seed)
     with WithoutDropout() as dropped:
         like = outputs_of(model, batches, program, seed)
     seen = chain(model, batches[0], program.loss_fn, seed=seed) if like else None
-    found = Facts(program, seen, dropout=dropped.largest)
+    found = Facts(program, seen, dropout=dropped.largest, padding=padding)
     targets = [t for batch in program.batches if (t := targets_of(batch)) is not None]
     if like:
         width = like[0].shape[-1] if like[0].ndim > 1 else 1
         kind = target_kind(targets, width)
-        family = loss_family(model, batches[0], program.loss_fn, like[0])
+        family = loss_family(model, batches[0], program.loss_fn, like[0], ignored)
         ask = model, batches, program.loss_fn, like, seen.last if seen else ""
-        could = reach(*ask) or fitted_reach(*ask)
+        could = reach(*ask, ignored) or fitted_reach(*ask)
         found = replace(found, num_outputs=width, kind=kind, family=family, reach=could)
     if found.kind == "number":
         values = torch.cat([t.double().flatten() for t in targets])

@@ -7,6 +7,7 @@ alone. Terms have the names that the model gives them in a mapping of losses, el
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,8 +41,21 @@ class Term:
     """Whether the loss multiplies it by a number of its own."""
 
 
+class Judged(ABC):
+    """A loss whose runs are judged by another number than the one that is minimised."""
+
+    loss_fn: LossFn | None
+    """As its user has it."""
+    judged: float | None
+    """By which, after a call."""
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss."""
+
+
 @dataclass
-class Split:
+class Split(Judged):
     """A loss that is called as it is and keeps its summands: `chosen` names those that a run is judged by."""
 
     loss_fn: LossFn | None
@@ -80,7 +94,7 @@ class Split:
 
 def judged(loss_fn: LossFn | None, loss: float) -> float:
     """What a run is judged by, right after its loss was taken."""
-    return loss_fn.judged if isinstance(loss_fn, Split) and loss_fn.judged is not None else loss
+    return loss_fn.judged if isinstance(loss_fn, Judged) and loss_fn.judged is not None else loss
 
 
 def loss_terms(

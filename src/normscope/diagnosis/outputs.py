@@ -19,7 +19,7 @@ from normscope.diagnosis.batch_tests import standardized
 from normscope.diagnosis.loss_terms import judged
 from normscope.model.batch import Batch, targets_of
 from normscope.model.layers import own_parameters, watched_modules
-from normscope.model.loss import LossFn, default_loss
+from normscope.model.loss import IGNORED_LABEL, LossFn, default_loss
 from normscope.model.output import Output, first_tensor, outputs_in_place
 from normscope.model.state import untouched
 
@@ -194,7 +194,13 @@ def loss_of_outputs(model: nn.Module, batch: Batch, loss_fn: LossFn | None, outp
 def _of_labels(y: Tensor, z: Tensor) -> Tensor:
     """Targets in the shape of the outputs, whose last dimension is the classes' where the targets lack it."""
     lacks = y.shape != z.shape and y.shape == z.shape[:-1] and not y.is_floating_point()
+    y = torch.where(y == IGNORED_LABEL, 0, y) if lacks else y
     return F.one_hot(y.long(), z.shape[-1]).to(z.dtype) if lacks else y.to(z.dtype)
+
+
+def _counted(y: Tensor, z: Tensor, ignored: float | None) -> Tensor | None:
+    """Which of the labels the loss counts; None for all."""
+    return None if ignored is None or y.shape != z.shape[:-1] or not bool((y == ignored).any()) else y != ignored
 
 
 FAMILIES: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
@@ -209,9 +215,15 @@ FAMILIES: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
 """Known losses by name, and what they take: any numbers, rows that sum to 1, numbers in 0 to 1."""
 
 
-def loss_family(model: nn.Module, batch: Batch, loss_fn: LossFn | None, like: Tensor) -> str:
+def loss_family(
+    model: nn.Module, batch: Batch, loss_fn: LossFn | None, like: Tensor, ignored: float | None = None
+) -> str:
     """Which of `FAMILIES` the loss is on this batch, up to a factor; with `MINUS` in front where that is negative; ""
-    where it is none."""
+    where it is none.
+
+    Args:
+        ignored: a label that is not counted.
+    """
     y = targets_of(batch)
     if y is None or y.numel() * (like.shape[-1] if y.shape != like.shape else 1) != like.numel():
         return ""
@@ -221,7 +233,8 @@ def loss_family(model: nn.Module, batch: Batch, loss_fn: LossFn | None, like: Te
             z = torch.randn(like.shape, generator=torch.Generator().manual_seed(draw)).to(like) * 0.7
             z = z.softmax(-1) if takes == "simplex" and z.shape[-1] > 1 else z.sigmoid() if takes != "logits" else z
             try:
-                reference = float(known(z, _of_labels(y, z)))
+                t, counted = _of_labels(y, z), _counted(y, z, ignored)
+                reference = float(known(z, t) if counted is None else known(z[counted], t[counted]))
             except Exception:  # targets that this loss does not take
                 break
             ratios.append(loss_of_outputs(model, batch, loss_fn, z) / reference if reference else math.nan)
@@ -257,11 +270,14 @@ def candidates(targets: Tensor, like: Tensor, spread: Tensor | None = None) -> l
     return values
 
 
-def constants(targets: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+def constants(targets: Sequence[Tensor], like: Tensor, ignored: float | None = None) -> list[Tensor]:
     """Constant outputs that may be the best ones, whatever the loss: (outputs,) each."""
     rows = torch.cat([_of_labels(t, like[: len(t)]) for t in targets]).to(like.dtype)
     if rows[0].numel() != like[0].numel():
         return []
+    counted = _counted(torch.cat(list(targets)), rows, ignored)
+    if counted is not None and bool(counted.any()):
+        rows = rows[counted]
     of_places = like.ndim > 2 and not targets[0].is_floating_point()  # one constant for all places of a sequence
     rows = rows.reshape(-1, like.shape[-1]) if of_places else rows.reshape(len(rows), *like.shape[1:])
     mean = rows.mean(0)
@@ -305,9 +321,18 @@ def into_range(z: Tensor, activation: str) -> Tensor:
 
 
 def reach(
-    model: nn.Module, batches: Sequence[Batch], loss_fn: LossFn | None, like: Sequence[Tensor], activation: str
+    model: nn.Module,
+    batches: Sequence[Batch],
+    loss_fn: LossFn | None,
+    like: Sequence[Tensor],
+    activation: str,
+    ignored: float | None = None,
 ) -> Reach | None:
-    """What losses the outputs can have; None where the loss does not take outputs in the model's place."""
+    """What losses the outputs can have; None where the loss does not take outputs in the model's place.
+
+    Args:
+        ignored: a label that is not counted.
+    """
     some = max(1, MOST_NUMBERS // max(like[0].numel(), 1))
     batches, like = batches[:some], like[:some]
     targets = [targets_of(batch) for batch in batches]
@@ -325,7 +350,7 @@ def reach(
 
     try:
         free = [candidates(t, z) for t, z in zip(known, like, strict=True)]
-        fixed = constants(known, like[0])
+        fixed = constants(known, like[0], ignored)
     except Exception:  # labels outside the outputs, shapes that do not fit
         return None
     constant = best([[c.expand_as(z).clone() for c in fixed] for z in like])
