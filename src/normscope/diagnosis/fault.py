@@ -6,7 +6,7 @@ program, and said where its repair, run in the same number of steps, learns what
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -89,6 +89,16 @@ class Fault:
     """How much its repair must gain."""
     tuning: bool = False
     """Whether a sound program may gain from it too: then it is said only of a program that does not learn."""
+
+
+def named(layers: Sequence[str]) -> str:
+    """Layers in a sentence: "layer 0", "layers 0, 2"."""
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(layers)}"
+
+
+def module(path: str) -> str:
+    """A module in a sentence."""
+    return f"module {path}" if path else "the model's own forward"
 
 
 @cache

@@ -34,7 +34,7 @@ def findings_text(tree: xr.DataTree, *, width: int = WIDTH) -> str:
     """The findings of a diagnosis as plain text: the first one whole, with its lines of code, the others in short."""
     found = as_findings(tree["findings"].to_dataset())
     faults = [finding for finding in found if finding.fault]
-    lines = list(_first(faults[0], width)) if faults else list(_nothing(tree, found, width))
+    lines = list(_first(faults[0], width)) if faults else list(_nothing(tree, width))
     for other in faults[1:]:
         lines += _wrapped(f"Also: {other.title} ({other.category}).", width, "  ")
     for line in skipped(tree):
@@ -106,7 +106,7 @@ def _first(finding: Finding, width: int) -> Iterator[str]:
         yield f"    {line}"
 
 
-def _nothing(tree: xr.DataTree, found: list[Finding], width: int) -> Iterator[str]:
+def _nothing(tree: xr.DataTree, width: int) -> Iterator[str]:
     """No fault: said as strongly as what was trained allows."""
     run = trainings(tree).get("as it is")
     score, steps = (run["score"], run["steps"]) if run else (math.nan, 0)
@@ -127,8 +127,6 @@ def _nothing(tree: xr.DataTree, found: list[Finding], width: int) -> Iterator[st
     else:
         said = "No fault was found."
     yield from _wrapped(said, width)
-    for finding in found:
-        yield from _wrapped(finding.sentence, width, "  ", "  ")
 
 
 def many(steps: int) -> str:

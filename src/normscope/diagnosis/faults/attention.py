@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from normscope.diagnosis.attention import Attention, logits_scaled
 from normscope.diagnosis.facts import Facts
-from normscope.diagnosis.fault import Fault, Repair, Suspicion
+from normscope.diagnosis.fault import Fault, Repair, Suspicion, module
 from normscope.diagnosis.program import Program
 from normscope.statistics.numbers import number
 
@@ -30,7 +30,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     worst = max(sharp, key=lambda one: one.spread)
     return Suspicion(
         "attention is saturated from the start",
-        f"The logits of a query in {worst.module or 'the model'} spread by {number(worst.spread)} over {worst.keys} "
+        f"The logits of a query in {module(worst.module)} spread by {number(worst.spread)} over {worst.keys} "
         f"keys, and its largest weight is {worst.largest:.2f} on average before any step; so it is in {len(sharp)} of "
         f"{len(facts.transformer.attentions)} layers of attention.",
         {"logit_spread": worst.spread, "largest_weight": worst.largest, "saturated": float(len(sharp))},

@@ -17,8 +17,8 @@ def _suspected(facts: Facts) -> Suspicion | None:
         return None
     return Suspicion(
         "the recurrence runs over the batch",
-        f"{facts.mixes_in} has batch_first={module.batch_first}, and what an example gives depends on the examples "
-        "before it.",
+        f"Layer {facts.mixes_in} has batch_first={module.batch_first}, and what an example gives depends on the "
+        "examples before it.",
         {"mixing": facts.mixing},
         place=facts.mixes_in,
     )

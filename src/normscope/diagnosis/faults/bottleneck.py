@@ -45,7 +45,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
         if without and _spread(without[0]) < NOTHING * _spread(whole[0]):
             return Suspicion(
                 "everything goes through one unit",
-                f"{path} has one unit, and with that unit's output held fixed all examples get the same "
+                f"Layer {path} has one unit, and with that unit's output held fixed all examples get the same "
                 f"{facts.num_outputs} outputs: they learn {percent(max(facts.score, 0.0))} of what there is to learn.",
                 {"outputs": float(facts.num_outputs), "score": facts.score},
                 True,
@@ -60,7 +60,7 @@ def _spread(outputs: torch.Tensor) -> float:
 
 def _advice(facts: Facts, suspicion: Suspicion) -> tuple[str, str]:
     path, width = suspicion.place, facts.num_outputs
-    return f"Make {path} as wide as the outputs at least.", f"# {path}: {width} units or more in place of 1"
+    return f"Make layer {path} as wide as the outputs at least.", f"# {path}: {width} units or more in place of 1"
 
 
 FAULT = Fault("bottleneck", "architecture", 10, suspected=_suspected, advice=_advice, early=True)

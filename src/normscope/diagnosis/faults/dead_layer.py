@@ -35,10 +35,10 @@ def dead(silent: xr.DataArray, chosen: np.ndarray) -> Finding | None:
     return Finding(
         "dead",
         "units are dead",
-        f"{percent(share)} of the units of {layer} get no gradient from any example, at the start and some steps "
+        f"{percent(share)} of the units of layer {layer} get no gradient from any example, at the start and some steps "
         f"later.{behind}",
-        f"Look at bias and scale of {layer} and at what follows it; a norm behind it, or a smaller rate, keeps units "
-        "alive.",
+        f"Look at bias and scale of layer {layer} and at what follows it; a norm behind it, or a smaller rate, keeps "
+        "units alive.",
         numbers={"silent_share": share},
     )
 

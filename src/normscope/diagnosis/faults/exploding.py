@@ -38,8 +38,8 @@ def exploding(evidence: xr.Dataset) -> Finding | None:
     return Finding(
         "exploding",
         "activations explode along the step",
-        f"A step at rate {number(diverging)} makes activations grow from {origin} on, {per_layer:.3g} times a layer, "
-        f"to {number(growth)} times at {last}{multiply}.{before}",
+        f"A step at rate {number(diverging)} makes activations grow from layer {origin} on, {per_layer:.3g} times a "
+        f"layer, to {number(growth)} times at layer {last}{multiply}.{before}",
         "Norms (everywhere, or at least before the last layer) or a zero-residual initialization stop the product.",
         numbers={"steepness": steepness, "start_growth": start, "growth": growth, "growth_per_layer": per_layer},
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from normscope.diagnosis.facts import Facts
-from normscope.diagnosis.fault import Fault, Repair, Suspicion
+from normscope.diagnosis.fault import Fault, Repair, Suspicion, named
 from normscope.diagnosis.patches import activation_in_place
 from normscope.diagnosis.program import Program
 
@@ -40,7 +40,7 @@ def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
     following = tuple(facts.chain.layers[place + 1] for place in places)
     patches = (*program.patches, activation_in_place(layers, following, torch.relu))
     code = "\n".join(f"# behind {layer}: nn.ReLU()" for layer in layers)
-    yield Repair(replace(program, patches=patches), code, f"ReLU behind {', '.join(layers)}", layers[0])
+    yield Repair(replace(program, patches=patches), code, f"ReLU behind {named(layers)}", layers[0])
 
 
 FAULT = Fault("hidden_activation", "activation", 49, suspected=_suspected, repairs=_repairs, tuning=True)

@@ -27,7 +27,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
         layer = facts.equal_units[0]
         return Suspicion(
             "all units of a layer start equal",
-            f"The units of {layer} have the same weights: they get the same gradient, and stay one unit.",
+            f"The units of layer {layer} have the same weights: they get the same gradient, and stay one unit.",
             {"equal_layers": float(len(facts.equal_units))},
             place=layer,
         )
@@ -38,7 +38,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     size = "large" if gain > 1 else "small"
     return Suspicion(
         f"the weights start too {size}",
-        f"The weights of {layer} multiply sizes by about {number(gain)}, where 1 to 2 keeps them.",
+        f"The weights of layer {layer} multiply sizes by about {number(gain)}, where 1 to 2 keeps them.",
         {"weight_gain": gain},
         place=layer,
     )

@@ -1,7 +1,7 @@
 """A mask that lets a model see what it is to foretell, or hides everything from it."""
 
 from normscope.diagnosis.facts import Facts
-from normscope.diagnosis.fault import Fault, Suspicion
+from normscope.diagnosis.fault import Fault, Suspicion, module
 from normscope.diagnosis.module_calls import LEAKS
 from normscope.statistics.numbers import percent
 
@@ -24,7 +24,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     if blind:
         return Suspicion(
             "a mask hides every key",
-            f"In {blind[0].module or 'the model'} all keys of {percent(blind[0].hidden)} of the queries are hidden: "
+            f"In {module(blind[0].module)} all keys of {percent(blind[0].hidden)} of the queries are hidden: "
             "a softmax over such logits sees nothing, or all.",
             {"hidden_share": blind[0].hidden},
             True,
@@ -33,7 +33,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     if order is None or order.ahead < 1:
         return None
     if order.leak > LEAKS:
-        where = order.leaks_in or "the model's own forward"
+        where = module(order.leaks_in)
         if order.context < UPSIDE_DOWN * order.leak:
             return Suspicion(
                 "a mask is upside down",
@@ -42,7 +42,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
                 f"{percent(order.context)} with those before: the past is hidden in place of the future.",
                 {"upside_down": order.leak, "context": order.context},
                 True,
-                place=where,
+                place=order.leaks_in,
             )
         return Suspicion(
             "outputs see what they are to foretell",
@@ -51,7 +51,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
             f"The first part that lets them through is {where}.",
             {"leak": order.leak},
             True,
-            place=where,
+            place=order.leaks_in,
         )
     if seen is not None and order.context == 0:
         return Suspicion(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from normscope.diagnosis.facts import Facts
-from normscope.diagnosis.fault import Fault, Repair, Suspicion
+from normscope.diagnosis.fault import Fault, Repair, Suspicion, named
 from normscope.diagnosis.patches import activation_behind
 from normscope.diagnosis.program import Program
 
@@ -30,8 +30,8 @@ def _suspected(facts: Facts) -> Suspicion | None:
         return None
     return Suspicion(
         "no nonlinearity between the layers",
-        f"What {', '.join(bare)} gives reaches the next layer as it is: {len(bare)} of {hidden} hidden layers have no "
-        "activation.",
+        f"What {named(bare)} give{'s' * (len(bare) == 1)} reaches the next layer as it is: {len(bare)} of {hidden} "
+        "hidden layers have no activation.",
         {"bare_layers": float(len(bare)), "hidden_layers": float(hidden)},
         place=bare[0],
     )
@@ -42,7 +42,7 @@ def _repairs(program: Program, facts: Facts) -> Iterator[Repair]:
     if bare:
         patches = (*program.patches, activation_behind(bare, torch.relu))
         code = "\n".join(f"# behind {layer}: nn.ReLU()" for layer in bare)
-        yield Repair(replace(program, patches=patches), code, f"ReLU behind {', '.join(bare)}", bare[0])
+        yield Repair(replace(program, patches=patches), code, f"ReLU behind {named(bare)}", bare[0])
 
 
 FAULT = Fault("no_nonlinearity", "activation", 45, suspected=_suspected, repairs=_repairs)

@@ -80,12 +80,12 @@ def output_repair(program: Program, facts: Facts, activation: str) -> Repair:
     there = "" if facts.last in ("", "identity") else said
     if activation == "identity":
         code = f"# {layer} is the last layer: drop {there} behind it\noutput = z  # what {layer} gives"
-        done = f"no {facts.last} behind {layer}"
+        done = f"no {facts.last} behind layer {layer}"
     else:
         new = "torch.log_softmax(z, -1)" if activation == "log_softmax" else f"{MODULES[activation]}(z)"
         code = f"# behind {layer}, the last layer" + (f", in place of {there}" if there else "")
         code += f"\noutput = {new}  # z: what {layer} gives"
-        done = f"{activation} behind {layer}"
+        done = f"{activation} behind layer {layer}"
     return Repair(replace(program, patches=(*program.patches, output_through(layer, function))), code, done, layer)
 
 

@@ -22,9 +22,9 @@ def oversized_layer(evidence: xr.Dataset) -> Finding | None:
     return Finding(
         "oversized",
         "one layer is far too large",
-        f"{layer} makes its input {number(ratio)} times larger than the other layers do; scaled down to them, a step "
-        f"may be {number(gain)} times as long before it diverges.",
-        f"Look at how {layer} is initialized, or put a norm behind it.",
+        f"Layer {layer} makes its input {number(ratio)} times larger than the other layers do; scaled down to them, a "
+        f"step may be {number(gain)} times as long before it diverges.",
+        f"Look at how layer {layer} is initialized, or put a norm behind it.",
         numbers={"resizing_gain": gain, "gain_over_median": ratio},
     )
 

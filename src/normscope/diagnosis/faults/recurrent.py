@@ -20,9 +20,9 @@ def recurrent(evidence: xr.Dataset) -> Finding | None:
     layer = str(evidence["sequence_layer"].values)
     growth = number(math.exp(max(forward, backward)))
     what = (
-        f"outputs of {layer} grow {growth} times from its first step to its last"
+        f"outputs of layer {layer} grow {growth} times from its first step to its last"
         if forward >= backward
-        else f"gradients at {layer} grow {growth} times from its last step back to its first"
+        else f"gradients at layer {layer} grow {growth} times from its last step back to its first"
     )
     return Finding(
         "recurrent",
