@@ -639,3 +639,12 @@ def test_the_figure_of_a_bound_and_of_nothing() -> None:
     labels = {text.get_text() for text in ns.plot_stable_lr(bound).get_legend().get_texts()}
     assert "stable up to 0.01 or more" in labels
     ns.plot_stable_lr(ns.stable_lr(mlp, data(), optimizer="sgd", steps=10, seeds=1, budget_seconds=0))
+
+
+@pytest.mark.parametrize("kept", [0, 2500])  # none, and one at a time
+def test_trials_that_cannot_be_kept_begin_again_with_the_same_bits(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    whole = ns.stable_lr(shallow, data(), optimizer="momentum", steps=40, seeds=1)
+    monkeypatch.setattr("normscope.rates.stable_lr.KEPT_BYTES", kept)
+    again = ns.stable_lr(shallow, data(), optimizer="momentum", steps=40, seeds=1)
+    assert outcomes(again) == outcomes(whole)
+    np.testing.assert_array_equal(again["horizon_loss"], whole["horizon_loss"])

@@ -540,3 +540,20 @@ def test_none_where_there_is_nothing_to_take_out() -> None:
     assert list(ns.with_norm(model, "none").state_dict()) == list(model.state_dict())
     with pytest.raises(InvalidConfig, match="no norms to swap"):
         ns.with_norm(model, "batch", "swap")
+
+
+class MyRMSNorm(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * self.weight
+
+
+def test_a_norm_that_takes_channels_last_only_is_known_among_as_many_tokens():
+    model = nn.Sequential(nn.Linear(4, 8), MyRMSNorm(8), nn.Flatten(), nn.Linear(64, 3))
+    changed = ns.with_norm(model, "batch", batch=(torch.randn(5, 8, 4), torch.arange(5) % 3))
+    x = torch.randn(5, 8, 8)
+    expected = F.batch_norm(x.flatten(0, 1), None, None, training=True).reshape(x.shape)
+    torch.testing.assert_close(changed[1](x), expected)

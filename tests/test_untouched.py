@@ -591,3 +591,20 @@ def test_of_overlapping_contexts_the_last_restores_the_random_state_of_the_first
     torch.randn(3)
     second.__exit__(None, None, None)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_inside_another_large_tensors_are_copied_only_where_their_bits_differ():
+    model = nn.Linear(1024, 1024)
+    model.weight.data.zero_()
+    with untouched(model) as outer:
+        with untouched(model) as inner:
+            assert inner[model.weight] is outer[model.weight]
+            assert inner[model.bias] is not outer[model.bias]
+            model.weight.data.fill_(1)
+        assert not model.weight.any()
+        model.weight.data[0, 0] = -0.0  # equal, but not in its bits
+        with untouched(model) as inner:
+            assert inner[model.weight] is not outer[model.weight]
+            model.weight.data.fill_(1)
+        assert model.weight[0, 0].signbit()
+    assert not model.weight[0, 0].signbit()

@@ -70,7 +70,7 @@ def place_of(norm: nn.Module, shape: torch.Size | None = None) -> Place | None:
     dim = _channel_dim(norm)
     if dim is None and shape is not None:
         fitting = [dim for dim in (1, -1) if len(shape) > 1 and shape[dim] == channels]
-        dim = fitting[0] if len(fitting) == 1 or (len(shape) == 2 and fitting) else None
+        dim = fitting[0] if len(fitting) == 1 or (len(shape) == 2 and fitting) else _only_dim(norm, channels)
     spatial = next((dims for family, dims in _SPATIAL_DIMS.items() if isinstance(norm, family)), None)
     return None if dim is None else Place(channels, dim, spatial if dim == 1 else None)
 
@@ -98,6 +98,21 @@ def _computes_what_its_family_does(norm: nn.Module) -> bool:
             return torch.equal(without_work(norm)(x), family.forward(without_work(norm), x))
     except Exception:  # of somebody's own, on numbers of ours
         return False
+
+
+def _only_dim(norm: nn.Module, channels: int) -> int | None:
+    """1 where it takes (batch, channels, positions) only, -1 where (batch, tokens, channels) only; else None."""
+
+    def takes(*shape: int) -> bool:
+        x = numbers_for(norm, torch.Size(shape))
+        try:
+            with torch.no_grad():
+                return x is not None and without_work(norm)(x).shape == x.shape
+        except Exception:  # of somebody's own, on numbers of ours
+            return False
+
+    first, last = takes(2, channels, channels + 1), takes(2, channels + 1, channels)
+    return None if first == last else 1 if first else -1
 
 
 def _num_channels(norm: nn.Module) -> int:
