@@ -9,6 +9,12 @@ from pathlib import Path
 from normscope.paper.exhibit import exhibits
 from normscope.results import load
 
-for folder, name in (("resnet20", "apart"), ("transformers", "apart_transformers")):
+PICTURES = {
+    "apart": ("resnet20", "apart"),
+    "apart_resnet110": ("resnet110", "apart"),
+    "apart_transformers": ("transformers", "apart_transformers"),
+}
+
+for picture, (folder, name) in PICTURES.items():
     figure = exhibits()[name].draw(load(Path(sys.argv[1]) / folder / f"{name}.nc"))
-    figure.savefig(Path(__file__).parent / f"{name}.png", dpi=110)
+    figure.savefig(Path(__file__).parent / f"{picture}.png", dpi=110)
