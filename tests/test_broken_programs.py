@@ -6,14 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import xarray as xr
-from broken_programs import CHOSEN, REPORTED, Program, Reader, padded_sentences
+from broken_programs import CHOSEN, REPORTED, TOKENS, Program, Reader, encoder, padded_sentences
 from torch import Tensor, nn
 
 import normscope as ns
 from normscope.diagnosis.faults.collapse import sees_two_views
 from normscope.diagnosis.faults.forgetting import steps_dim
+from normscope.diagnosis.faults.same_batch import same
 from normscope.diagnosis.faults.second_derivative import derivatives
 from normscope.diagnosis.finding import Finding, as_findings
+from normscope.diagnosis.mixing import mixing
 from normscope.diagnosis.outputs import loss_family
 from normscope.diagnosis.padding import padding_of
 
@@ -85,6 +87,12 @@ def test_a_loss_that_leaves_a_label_out_is_known() -> None:
     assert loss_family(model, (x, y), loss, like, 0) == "cross_entropy"
 
 
+def test_labels_of_which_some_are_left_out_are_served() -> None:
+    batches = [(x, torch.where(y == 0, -100, y)) for x, y in padded_sentences()[:6]]
+    tree = ns.diagnose(Reader(TOKENS, TOKENS, True), batches, optimizer="adam", lr=3e-3, steps=40, seconds=2)
+    assert not faults(tree)
+
+
 # --- The others ---
 
 
@@ -100,6 +108,13 @@ def test_a_target_beside_two_views_makes_them_pairs_to_be_told() -> None:
     assert not sees_two_views(model, (x, y), lambda m, b: F.cross_entropy(m(b[0]), b[1]))
 
 
+def test_two_views_in_one_call_are_no_examples_that_are_mixed() -> None:
+    x = torch.randn(16, 64)
+    both = [(x, x + 0.1), (x.flip(0), x.flip(0) - 0.1)]
+    assert mixing(encoder(False)(), both, lambda m, b: m(torch.cat(b)).square().mean()) == (0.0, "")
+    assert mixing(encoder(False)(), both, lambda m, b: m(torch.cat(b) + b[0].mean(0)).square().mean())[0] > 0.01
+
+
 def test_the_order_of_derivatives_inside_a_loss_is_known() -> None:
     def loss(model: nn.Module, x: Tensor) -> Tensor:
         x = x.clone().requires_grad_()
@@ -110,6 +125,12 @@ def test_the_order_of_derivatives_inside_a_loss_is_known() -> None:
     for activation, zero in ((nn.Tanh(), False), (nn.ReLU(), True)):
         found = derivatives(nn.Sequential(nn.Linear(1, 8), activation, nn.Linear(8, 1)), torch.randn(4, 1), loss)
         assert [(one.order, one.zero) for one in found] == [(1, False), (2, zero)]
+
+
+def test_batches_are_the_same_by_their_numbers_and_not_by_a_loss_that_sees_none() -> None:
+    x = torch.ones(4, 2)
+    assert same((x, x), (x.clone(), x)) and not same((x, x), (x, 2 * x))
+    assert not same(0, 0)
 
 
 def test_steps_run_along_the_dim_that_the_targets_lack() -> None:

@@ -1,10 +1,21 @@
 """Every batch is the same one: the loop, or the loader, starts anew each time."""
 
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
 from normscope.diagnosis.facts import Facts
 from normscope.diagnosis.fault import Fault, Suspicion
+from normscope.model.batch import Batch
 
 FEWEST = 4
 """Batches from which on that is no chance."""
+
+
+def same(one: Batch, other: Batch) -> bool:
+    """Whether two batches hold the same numbers, and any at all: a loss that sees no data is the same for all."""
+    numbers = [[part for part in pytree.tree_leaves(batch) if isinstance(part, Tensor)] for batch in (one, other)]
+    return bool(numbers[0]) and len(numbers[0]) == len(numbers[1]) and all(map(torch.equal, *numbers))
 
 
 def _suspected(facts: Facts) -> Suspicion | None:
@@ -12,7 +23,7 @@ def _suspected(facts: Facts) -> Suspicion | None:
     if first is None or len(first.losses) < FEWEST or first.refused or not first.gradients[0] > 0:
         return None
     seen = set(zip(first.losses, first.gradients, first.examples, strict=True))
-    if len(seen) > 1:
+    if len(seen) > 1 or not all(same(facts.program.batches[0], batch) for batch in facts.program.batches[1:]):
         return None
     count = len(first.losses)
     return Suspicion(

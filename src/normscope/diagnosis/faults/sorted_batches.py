@@ -24,7 +24,7 @@ def share_within(targets: Sequence[Tensor], kind: str) -> float:
 
     def varied(t: Tensor) -> float:
         if kind == "labels":
-            shares = t.flatten().bincount().double() / t.numel()
+            shares = t.unique(return_counts=True)[1].double() / t.numel()  # some may be negative, as ignored ones are
             return float(1 - shares.square().sum())
         return float(t.double().var(0, correction=0).sum())
 
