@@ -318,7 +318,10 @@ def conclude(
     faulty.sort(key=lambda finding: of[finding.name].tuning and bool(graves))
     # Nothing is accused of being unlearnable before every repair was tried.
     if not faulty and not learning and not found.search.cut and found.search.best < PARTLY and len(batches) > 1:
-        evidence = with_descents(evidence, model, batches[:NUM_BATCHES], recipe=recipe, seed=seed, lr=lr, until=until)
+        known = None if facts.own else lr  # nothing says that its user's own rate is a good one
+        evidence = with_descents(
+            evidence, model, batches[:NUM_BATCHES], recipe=recipe, seed=seed, lr=known, until=until
+        )
         if not int(evidence["trial_steps"]):
             found.skipped.append("There was no time to see whether what is learned holds on other batches.")
         found.evidence["evidence"] = xr.DataTree(evidence)
