@@ -19,7 +19,7 @@ context = 32
 
 
 class CharGPT(nn.Module):
-    def __init__(self, width=48, layers=3):
+    def __init__(self, width=48, layers=2):
         super().__init__()
         self.embedding, self.position = nn.Embedding(128, width), nn.Embedding(context, width)
         block = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)

@@ -2,7 +2,7 @@
 Check: what stops a network, and which repair helps
 ===================================================
 
-An MLP of nine layers with torch's own small weights hardly learns in forty steps. ``check`` says what limits it, and
+An MLP of nine layers with torch's own small weights hardly learns in thirty steps. ``check`` says what limits it, and
 measures what larger weights or norms would buy; ``normscope check file.py:name`` does the same and writes a page.
 """
 
@@ -24,7 +24,7 @@ tree = ns.check(
     build,
     lambda seed: ns.batches(data, 32, seed=seed),
     repair=["kaiming_normal", "batch"],
-    steps=40,
+    steps=30,
     seeds=2,
     workers=1,
 )
