@@ -214,7 +214,7 @@ def hostile_archive(chance: random.Random, path: Path) -> None:
 def test_archives(attack, tries, chance, tmp_path):
     path = tmp_path / "folder" / "cifar-10-python.tar.gz"
     path.parent.mkdir()
-    for number in tries(30, 400):
+    for number in tries(20, 400):
         hostile_archive(chance(number), path)
         with attack.one(number), nothing_happens():
             try:
@@ -329,7 +329,7 @@ def test_names_in_pictures(attack, tries, chance):
         return render(replace(PAGE, pictures=[svg]))
 
     plain = Tags(picture(norms))
-    for number in tries(6, 120):
+    for number in tries(3, 120):
         draw = chance(number)
         renamed = norms.assign_coords(layer=[f"{i} {text(draw)}" for i in range(norms.sizes["layer"])])
         for variable in renamed.data_vars.values():
@@ -388,7 +388,7 @@ def test_attributes(attack, tries, chance, tmp_path):
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     dataset = ns.gradient_norms(net, (torch.randn(4, 6), torch.arange(4) % 3))
     plain, path = bytes(dataset.to_netcdf(engine="h5netcdf")), tmp_path / "result.nc"
-    for number in tries(60, 800):
+    for number in tries(20, 800):
         draw = chance(number)
         path.write_bytes(plain)
         with h5py.File(path, "a") as file:

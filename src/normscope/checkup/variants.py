@@ -67,8 +67,9 @@ class Variants:
                 nodes |= {"own_rate": own, "as_it_is/rates": tried}
         if not self.judges_only:
             with bar.part(AS_IT_IS):
-                tried = self._rates(self.source, None, seconds)
-                nodes["as_it_is/rates"] = self._in_evaluation(self.source, None, tried)
+                models = self.source if self.starts.from_instance else self.starts.model  # none is built twice
+                tried = self._rates(models, None, seconds)
+                nodes["as_it_is/rates"] = self._in_evaluation(models, None, tried)
         if attribute(nodes["as_it_is/rates"], "interrupted"):
             return {**nodes, "findings": findings_dataset([]).assign_attrs(cut="true")}
         # With a rate of the user's own the program is trained as they train it; else briefly, at the best one found. A

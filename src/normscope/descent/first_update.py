@@ -49,14 +49,13 @@ def first_update_line(
 
     def direction(parameters: list[nn.Parameter], starts: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         with readable_step():
-            several = _updates(model, recipe, parameters, gradients)
-            update = next(several)
-            settled = float(norm_of_all(next(islice(several, REPEATS - 2, None))))
-            del several  # an optimizer's state is as large as the model
+            settled = norm_of_all(next(islice(_updates(model, recipe, parameters, gradients), REPEATS - 1, None)))
             torch._foreach_copy_(parameters, starts)  # pyright: ignore
             doubled = norm_of_all(next(_updates(model, recipe, parameters, gradients, scale=2)))
+            torch._foreach_copy_(parameters, starts)  # pyright: ignore
+            update = next(_updates(model, recipe, parameters, gradients))  # last: each is as large as the model
         gradients.clear()
-        first = float(norm_of_all(update))
+        first, settled = float(norm_of_all(update)), float(settled)
         ratio = settled / first if first > 0 else 1.0
         found.append(Growth(ratio if np.isfinite(ratio) and ratio > 0 else 1.0, float(doubled) > 1.5 * first))
         return update
