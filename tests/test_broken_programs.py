@@ -18,6 +18,7 @@ from normscope.diagnosis.finding import Finding, as_findings
 from normscope.diagnosis.mixing import mixing
 from normscope.diagnosis.outputs import loss_family
 from normscope.diagnosis.padding import padding_of
+from normscope.diagnosis.words import score_of
 
 pytestmark = pytest.mark.usefixtures("one_thread_throughout")
 
@@ -139,3 +140,10 @@ def test_steps_run_along_the_dim_that_the_targets_lack() -> None:
     assert steps_dim((x.transpose(0, 1), y)) == 0
     assert steps_dim((x, torch.zeros(16, 10))) is None  # a target for every step
     assert steps_dim((x.flatten(1), y)) is None  # features in no order
+
+
+def test_a_graph_whose_links_are_sparse_is_served() -> None:
+    (((x, links), y),) = one_graph()
+    batches = [((x, links.to_sparse()), y)]
+    tree = ns.diagnose(lambda _seed: Graph(2), batches, optimizer="adam", loss_fn=classes, lr=0.01, steps=60, seconds=2)
+    assert not faults(tree) and score_of(tree) > 0.8

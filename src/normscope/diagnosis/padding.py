@@ -62,7 +62,7 @@ def sequences(batch: Batch) -> tuple[list[Tensor], Tensor] | None:
     there are no such."""
     targets, inputs = targets_of(batch), list[Tensor]()
     map_tensors(batch, lambda tensor: (inputs.append(tensor), tensor)[1])
-    inputs = [x for x in inputs if x is not targets and x.ndim > 1 and x.shape[1] >= SHORTEST]
+    inputs = [x for x in inputs if x is not targets and x.ndim > 1 and x.shape[1] >= SHORTEST and not x.is_sparse]
     if targets is None or not inputs:
         return None
     if targets.ndim == 1 and targets.numel() == inputs[0].shape[:2].numel():
@@ -82,7 +82,7 @@ def _equal(sequence: Tensor, filler: float) -> Tensor:
 
 
 def _filler(parts: Sequence[Tensor]) -> float:
-    return float(torch.cat([part[:, -1].reshape(len(part), -1)[:, 0] for part in parts]).mode().values)
+    return float(torch.cat([part[:, -1].reshape(len(part), -1)[:, 0] for part in parts]).double().mode().values)
 
 
 def _filled_together(inputs: Sequence[Tensor], masks: Sequence[Tensor]) -> bool:

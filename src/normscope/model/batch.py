@@ -47,7 +47,8 @@ def map_inputs(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 
 def _map_all_inputs(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(part, Tensor):
-        return change(part) if part.is_floating_point() and part.ndim else part
+        dense = part.layout == torch.strided  # links of a graph are no inputs to be scaled
+        return change(part) if dense and part.is_floating_point() and part.ndim else part
     if isinstance(part, Mapping):
         return {k: v if k in TARGET_NAMES else _map_all_inputs(v, change) for k, v in part.items()}
     return _like(part, [_map_all_inputs(one, change) for one in part]) if isinstance(part, tuple | list) else part
@@ -61,7 +62,7 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 def num_bytes(batch: Batch) -> int:
     """What the batch's tensors take in memory."""
     if isinstance(batch, Tensor):
-        return batch.nbytes
+        return batch.nbytes if batch.layout == torch.strided else batch.element_size() * batch._nnz()
     return sum(map(num_bytes, parts_of(batch))) if isinstance(batch, Mapping | tuple | list) else 0
 
 

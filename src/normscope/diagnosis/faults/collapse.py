@@ -17,6 +17,7 @@ from normscope.descent.recipe import Recipe
 from normscope.diagnosis.facts import Facts
 from normscope.diagnosis.fault import Fault, Suspicion
 from normscope.diagnosis.learnability import after_descent
+from normscope.errors import NormscopeError
 from normscope.model.batch import Batch, num_examples, parts_of
 from normscope.model.layers import LayerCall, record_calls
 from normscope.model.loss import LossFn, default_loss
@@ -57,28 +58,30 @@ def of_others(model: nn.Module, examples: int) -> Iterator[list[Tensor]]:
 
 def sees_two_views(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> bool:
     """Whether the first layer is asked for two views of every example, and no part of the batch is anything else."""
-    seen: list[list[Tensor]] = []
-    for changed in (None, *range(len(parts_of(batch)))):
+    examples = num_examples(batch)
+
+    def asked(changed: int | None) -> tuple[list[Tensor], float]:
         inputs: list[Tensor] = []
 
-        def keep(call: LayerCall, inputs: list[Tensor] = inputs) -> None:
+        def keep(call: LayerCall) -> None:
             if call.inputs and isinstance(call.inputs[0], Tensor):
                 inputs.append(call.inputs[0].detach().clone())
 
         with seeded(model, 0), record_calls(model, keep):
-            try:
-                loss = (loss_fn or default_loss)(model, _permuted(batch, changed))
-            except Exception:  # somebody's own code
-                return False
-        first = [x for x in inputs if x.shape == inputs[0].shape and x.ndim > 1]
-        seen.append([*first, loss.detach().reshape(1)])
-    examples, (*inputs, loss) = num_examples(batch), seen[0]
-    if not inputs or not ((len(inputs) > 1 and len(inputs[0]) == examples) or len(inputs[0]) == 2 * (examples or 0)):
+            loss = float((loss_fn or default_loss)(model, _permuted(batch, changed)).detach())
+        return [x for x in inputs if x.shape == inputs[0].shape and x.ndim > 1], loss
+
+    try:
+        inputs, loss = asked(None)
+        twice = [len(x) for x in inputs[:2]] == [examples] * 2 or [len(x) for x in inputs] == [2 * (examples or 0)]
+        if not twice:
+            return False
+        for place in range(len(parts_of(batch))):
+            given, other = asked(place)
+            if len(given) == len(inputs) and all(map(torch.equal, given, inputs)) and other != loss:
+                return False  # a target
+    except Exception:  # somebody's own code
         return False
-    for *changed, other in seen[1:]:
-        given = len(changed) == len(inputs) and all(map(torch.equal, changed, inputs))
-        if given and not torch.equal(loss, other):
-            return False  # a target
     return True
 
 
@@ -104,7 +107,10 @@ def _suspected(facts: Facts) -> Suspicion | None:
     with seeded(model, 0):
         start = judge()
     recipe = Recipe(program.optimizer, min(program.steps, MOST_STEPS), program.loss_fn)
-    after = after_descent(model, program.batches, program.lr, recipe, 0, judge)
+    try:
+        after = after_descent(model, program.batches, program.lr, recipe, 0, judge)
+    except NormscopeError:
+        return None
     if after is None:
         return None
     (loss, _, spreads), (end, gap, spreads_end) = start, after[1]
