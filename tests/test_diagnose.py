@@ -312,3 +312,13 @@ def test_what_cannot_be_diagnosed_is_one_line() -> None:
     frozen = case.model_or_build()(0).requires_grad_(False)
     with pytest.raises(InvalidModel, match="no trainable parameter"):
         ns.diagnose(frozen, case.batches(), optimizer="sgd")
+
+
+def test_the_curvature_of_a_very_large_model_is_left_out_with_a_line(monkeypatch):
+    monkeypatch.setattr("normscope.diagnosis.evidence.NO_PRODUCTS", 100)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    batches = [(torch.randn(12, 8), torch.arange(12) % 3) for _ in range(3)]
+    tree = ns.diagnose(model, batches, optimizer="sgd", steps=3, seconds=0.2)
+    assert np.isnan(tree["evidence"]["sharpness"])
+    assert "The sharpest curvature was not measured" in tree["findings"].attrs["skipped"]

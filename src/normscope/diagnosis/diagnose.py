@@ -19,7 +19,7 @@ from torch import nn
 
 from normscope.descent.optimizers import OptimizerFactory, optimizer_factory
 from normscope.descent.recipe import Recipe, loss_in_precision
-from normscope.diagnosis.evidence import measure_evidence, trial_rates, with_descents
+from normscope.diagnosis.evidence import is_very_large, measure_evidence, trial_rates, with_descents
 from normscope.diagnosis.experiments import LEARNED, PARTLY, Needed, Search, best_of_rates, search
 from normscope.diagnosis.facts import Facts, facts_of
 from normscope.diagnosis.fault import GAIN, Fault, Suspicion, faults, suspicions
@@ -209,6 +209,8 @@ def diagnosed(
         return found
     try:
         found.evidence = measure_evidence(model, usable[:NUM_BATCHES], recipe=measured, seed=seed, lr=lr)
+        if is_very_large(model):
+            found.skipped.append("The sharpest curvature was not measured: it takes more memory than the training.")
     except NormscopeError as error:
         found.skipped.append(f"The first step was not looked at: {error}")
     facts = facts_of(replace(program, batches=usable), seed=seed, instance=instance)

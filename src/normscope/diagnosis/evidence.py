@@ -39,6 +39,9 @@ SHARPNESS_TOLERANCE, SHARPNESS_PRODUCTS = 0.1, 12
 LARGE_MODEL, FEW_PRODUCTS = 10_000_000, 4
 """Every product keeps a vector as long as the parameters: of models this large they are fewer."""
 
+NO_PRODUCTS = 50_000_000
+"""Of models from this size on the eigenvalue is left out: its vectors take more memory than the training itself."""
+
 SHARES_OF_BEST = (1.0, 0.3, 0.1, 0.03)
 """The same where the best rate of short descents is known: it may be the largest that learns, with no room to spare."""
 
@@ -286,7 +289,9 @@ def _constant_loss(model: nn.Module, batches: Sequence[Batch], recipe: Recipe, s
 
 
 def _sharpness(model: nn.Module, batch: Batch, recipe: Recipe) -> float:
-    """The Hessian's largest eigenvalue, roughly; NaN where the loss cannot be differentiated twice."""
+    """The Hessian's largest eigenvalue, roughly; NaN of a very large model or without a second derivative."""
+    if is_very_large(model):
+        return float("nan")
     size = sum(p.numel() for p in model.parameters())
     products = FEW_PRODUCTS if size >= LARGE_MODEL else SHARPNESS_PRODUCTS
     try:
@@ -294,6 +299,11 @@ def _sharpness(model: nn.Module, batch: Batch, recipe: Recipe) -> float:
     except NormscopeError:
         return float("nan")
     return float(found["eigenvalue"][0])
+
+
+def is_very_large(model: nn.Module) -> bool:
+    """Whether vectors as long as its parameters are too many to keep several."""
+    return sum(p.numel() for p in model.parameters()) >= NO_PRODUCTS
 
 
 def _spread(model: nn.Module, batch: Batch) -> float:

@@ -54,12 +54,13 @@ def start_vector(gradient: Tensor, seed: int) -> Tensor:
     return start if bool(start.any()) else unit(gradient)  # one parameter: the two may be opposite
 
 
-def _curvature_along(h: Hessian, direction: Tensor) -> float:
-    """dᵀ H d / dᵀ d of a direction d (n,), by one product; NaN where d is zero."""
+def _curvature_along_gradient(h: Hessian) -> float:
+    """gᵀ H g / gᵀ g, by one product; NaN where g is zero."""
+    direction = h.gradient()
     if not bool(direction.any()):
         return math.nan
-    d = unit(direction)
-    return dot(d, h.product(d))
+    direction = unit(direction)
+    return dot(direction, h.product(direction))
 
 
 def _ritz_values(h: Hessian, *, count: int, lowest: bool, tolerance: float, max_products: int, seed: int) -> Ritz:
@@ -142,7 +143,7 @@ def sharpness(
     with hessian(model, batch, loss_fn) as h:
         loss, gradient_norm = float(h.loss), float(norm(h.gradient()))
         if math.isfinite(gradient_norm):
-            curvature = _curvature_along(h, h.gradient())
+            curvature = _curvature_along_gradient(h)
             products = int(gradient_norm > 0)
             known = _ritz_values(
                 h,
