@@ -120,9 +120,19 @@ def test_a_target_beside_two_views_makes_them_pairs_to_be_told() -> None:
         near = (model(batch[0]) - model(batch[1])).square().mean(1)
         return (near * batch[2] - near * (1 - batch[2])).mean() if len(batch) > 2 else near.mean()
 
-    assert sees_two_views(model, (x, x.square()), contrast)
-    assert not sees_two_views(model, (x, x.square(), y), contrast)
+    assert sees_two_views(model, (x, x + x.square() / 4), contrast)
+    assert not sees_two_views(model, (x, x + x.square() / 4, y), contrast)
     assert not sees_two_views(model, (x, y), lambda m, b: F.cross_entropy(m(b[0]), b[1]))
+
+
+def test_real_and_made_examples_are_no_views() -> None:
+    real, made = inputs(16, 64), inputs(2, 16, 64)[1]
+
+    def critic(model: nn.Module, batch: Any) -> Tensor:
+        return model(batch[1]).mean() - model(batch[0]).mean()
+
+    assert sees_two_views(encoder(False)(), (real, real + 0.3 * made), critic)
+    assert not sees_two_views(encoder(False)(), (real, made), critic)
 
 
 def test_two_views_in_one_call_are_no_examples_that_are_mixed() -> None:

@@ -31,6 +31,12 @@ APART, SHRUNK = 0.05, 0.5
 """The loss of views of different examples is higher by less than this share of what it fell by, and the embeddings'
 spread fell to this share of what it was."""
 
+NEARER = 0.9
+"""Of the mean squared distance to another example's view, that to one's own."""
+
+SEEN = 1e-4
+"""Of the loss: less is no difference that views of other examples make."""
+
 TINY = 1e-30
 
 
@@ -62,9 +68,11 @@ def sees_two_views(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> bo
 
     def asked(changed: int | None) -> tuple[list[Tensor], float]:
         inputs: list[Tensor] = []
+        first: list[nn.Module] = []
 
         def keep(call: LayerCall) -> None:
-            if call.inputs and isinstance(call.inputs[0], Tensor):
+            first[:] = first or [call.module]
+            if call.module is first[0] and isinstance(call.inputs[0], Tensor):
                 inputs.append(call.inputs[0].detach().clone())
 
         with seeded(model, 0), record_calls(model, keep):
@@ -74,7 +82,7 @@ def sees_two_views(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> bo
     try:
         inputs, loss = asked(None)
         twice = [len(x) for x in inputs[:2]] == [examples] * 2 or [len(x) for x in inputs] == [2 * (examples or 0)]
-        if not twice:
+        if not twice or not are_views(*(inputs[:2] if len(inputs) > 1 else inputs[0].chunk(2))):
             return False
         for place in range(len(parts_of(batch))):
             given, other = asked(place)
@@ -83,6 +91,16 @@ def sees_two_views(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> bo
     except Exception:  # somebody's own code
         return False
     return True
+
+
+def are_views(one: Tensor, other: Tensor) -> bool:
+    """Whether an example is nearer to its own than to another's: real and made examples, which a critic tells apart,
+    are no views of the same."""
+
+    def distance(a: Tensor, b: Tensor) -> float:
+        return float((a.double() - b.double()).square().mean())
+
+    return distance(one, other) < NEARER * distance(one, other.roll(1, 0))
 
 
 def _permuted(batch: Batch, place: int | None) -> Batch:
@@ -113,7 +131,9 @@ def _suspected(facts: Facts) -> Suspicion | None:
         return None
     if after is None:
         return None
-    (loss, _, spreads), (end, gap, spreads_end) = start, after[1]
+    (loss, before, spreads), (end, gap, spreads_end) = start, after[1]
+    if not abs(before) > SEEN * abs(loss):
+        return None  # a mean over each view alone, as a critic's
     left = float((spreads_end / spreads).min())
     if not (end < loss and gap < APART * (loss - end) and left < SHRUNK):
         return None
