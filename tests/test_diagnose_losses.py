@@ -168,6 +168,44 @@ def test_a_loop_that_starts_anew_is_told_from_batches() -> None:
     assert found_in(mlp(), batches, steps=100) == []
 
 
+def test_a_function_that_gives_all_data_as_one_batch_does_not_start_anew() -> None:
+    whole = blobs()
+    tree = ns.diagnose(mlp(), lambda _seed: [whole], optimizer="adam", lr=0.01, steps=40, seconds=2.0)
+    assert not [f for f in as_findings(tree["findings"].to_dataset()) if f.fault]
+    assert tree["batches"].sizes["batch"] == 1
+
+
+class Flow(nn.Module):
+    """Affine coupling layers: the spread of what they give shrinks as the likelihood rises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.nets = nn.ModuleList(nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 2)) for _ in range(6))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        volume = torch.zeros(len(x))
+        for net in self.nets:
+            kept, moved = x.split(1, 1)
+            scale, shift = net(kept).chunk(2, 1)
+            scale = 1.5 * scale.tanh()
+            volume = volume + scale[:, 0]
+            x = torch.cat([moved * scale.exp() + shift, kept], 1)
+        return x, volume
+
+
+def test_a_flow_that_learns_is_not_called_collapsed() -> None:
+    def loss_fn(model: nn.Module, x: Tensor) -> Tensor:
+        z, volume = model(x)
+        return (0.5 * z.square().sum(1) - volume).mean()
+
+    generator = torch.Generator().manual_seed(0)
+    u, noise = torch.randn(2, 1000, generator=generator)
+    data = torch.stack([3 * u, 0.7 * u**2 - 0.7 + 0.2 * noise], 1)
+    tree = ns.diagnose(Flow(), list(data.split(100)), optimizer="adam", loss_fn=loss_fn, lr=5e-3, steps=200)
+    assert "collapse" not in tree["findings"]["finding"]
+
+
 @pytest.mark.parametrize(("weight", "told"), [(1e-4, True), (0.5, False)])
 def test_a_class_that_hardly_counts_is_named(weight: float, told: bool) -> None:
     def loss_fn(model: nn.Module, batch: Pair) -> Tensor:

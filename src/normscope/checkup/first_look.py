@@ -30,8 +30,7 @@ def first_look(starts: Starts, recipe: Recipe, budget_seconds: float | None = No
     def batches(seed: int | None) -> Iterator[Batch]:
         model = starts.model(seed or 0)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        number = count if starts.num_batches is None else min(count, starts.num_batches)
-        return (on_device(batch, device) for batch in islice(starts.batches(seed), number))
+        return (on_device(batch, device) for batch in islice(starts.one_round(seed), count))
 
     @cache
     def of_seed(seed: int) -> FirstPass:

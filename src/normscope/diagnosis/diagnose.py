@@ -148,11 +148,9 @@ def diagnosis(
         schedule: see `Facts.schedule`.
     """
     limit = MOST_BATCHES if own else NUM_BATCHES
-    number_of = starts.num_batches
     model = starts.model(seed)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    some = islice(starts.batches(None), limit if number_of is None else min(limit, number_of))
-    taken = [on_device(batch, device) for batch in some]
+    taken = [on_device(batch, device) for batch in islice(starts.one_round(None), limit)]
     with untouched(model):
         found = diagnosed(
             model,

@@ -64,12 +64,17 @@ def in_random_order(kept: Sequence[Batch], seed: int) -> Iterator[Batch]:
 
 def _from_function(source: Callable[[int], Iterable[Batch]], seed: int) -> Iterator[Batch]:
     while True:
-        empty = True
-        for batch in _readable(lambda: source(seed)):
-            empty = False
-            yield batch
-        if empty:
-            raise InvalidBatch(f"batches(seed={seed}) gives no batch: it must give at least one")
+        yield from one_round(source, seed)
+
+
+def one_round(source: Callable[[int], Iterable[Batch]], seed: int) -> Iterator[Batch]:
+    """What a function gives for a seed, until that ends."""
+    empty = True
+    for batch in _readable(lambda: source(seed)):
+        empty = False
+        yield batch
+    if empty:
+        raise InvalidBatch(f"batches(seed={seed}) gives no batch: it must give at least one")
 
 
 def _readable(source: Callable[[], Iterable[Batch]]) -> Iterator[Batch]:

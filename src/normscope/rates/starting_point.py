@@ -21,7 +21,7 @@ from normscope.model.loss import (
     loss_value,
     readable_errors,
 )
-from normscope.model.mini_batches import Batches, mini_batches
+from normscope.model.mini_batches import Batches, mini_batches, one_round
 from normscope.model.state import seeded
 from normscope.rates.trial import Descent, Trial
 
@@ -54,10 +54,17 @@ class Starts:
         self._accumulate = accumulate
         self.model: Callable[[int], nn.Module] = cache(self._model)
         self.batches, self.num_batches = mini_batches(batches, max(steps, longest) * accumulate)
+        self._given = batches
         self.constant_loss: Callable[[int], float] = cache(self._constant_loss)
         self._loss_at_horizon: Callable[[int], float] = cache(self._loss_at_horizon_of)
         self._steps, self._loss_fn, self._fine_tuning = steps, loss_fn, fine_tuning
         self.forward_passes = 0
+
+    def one_round(self, seed: int | None) -> Iterator[Batch]:
+        """The mini-batches of a seed, none of them twice; with None in the order in which they came."""
+        if callable(self._given) and self.num_batches is None:
+            return one_round(self._given, seed or 0)
+        return islice(self.batches(seed), self.num_batches)
 
     def without(self, left_out: Callable[[int], Collection[int]]) -> "Starts":
         """The same without some of the mini-batches.

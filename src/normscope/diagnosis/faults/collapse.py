@@ -72,7 +72,7 @@ def sees_two_views(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> bo
 
         def keep(call: LayerCall) -> None:
             first[:] = first or [call.module]
-            if call.module is first[0] and isinstance(call.inputs[0], Tensor):
+            if call.module is first[0] and call.inputs and isinstance(call.inputs[0], Tensor):
                 inputs.append(call.inputs[0].detach().clone())
 
         with seeded(model, 0), record_calls(model, keep):
