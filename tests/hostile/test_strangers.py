@@ -230,7 +230,8 @@ def test_archives(attack, tries, chance, tmp_path):
 TEXTS = (
     "<script>alert(1)</script>", "</title><script>x()</script>", "<img src=x onerror=x()>", "\"><svg onload=x()>",
     "'-x()-'",
-    "</style><script>x()</script>", "<!--", "-->", "--><script>x()</script>", "]]><script>x()</script>", "{{ 7 * 7 }}",
+    "</style><script>x()</script>", "<!--", "-->", "--><script>x()</script>", "]]><script>x()</script>",
+    "{{ 7777 * 7777 }}",
     "{% include 'x' %}", "{{ ''.__class__.__mro__ }}", "javascript:x()", "<a href=javascript:x()>y</a>",
     "&lt;script&gt;",
     "&#60;script&#62;", "\x00", "\x1b[2J", "\r\n", "\u202etxt", "\ud800", "\ufeff", "$\\frac$", "$x_{", "$$", "\\",
@@ -269,7 +270,7 @@ def is_only_text(page: str, plain: Tags) -> None:
     found = Tags(page.encode("utf-8", "backslashreplace").decode())
     assert found.names <= {*plain.names, "span"}, found.names - plain.names  # around numbers
     assert len(found.active) <= len(plain.active), found.active[:3]
-    assert "49" not in page or "7 * 7" not in page, "a template in it is carried out"
+    assert "60481729" not in page, "a template in it is carried out"
 
 
 def every_text(part: Any, words: Callable[[], str]) -> Any:
@@ -344,7 +345,7 @@ def test_names_in_a_flight_record(attack, tries, chance, tmp_path):
         net = nn.Sequential()
         for name, layer in zip(names, (nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), strict=True):
             net.add_module(name, layer)
-        net.__class__ = type(names[0], (nn.Sequential,), {})
+        net.__class__ = type(names[0].encode("utf-8", "backslashreplace").decode(), (nn.Sequential,), {})
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         with ns.watch(net, optimizer, every=1, out=tmp_path / number) as watch:
             watch.step(1.0, (torch.randn(4, 6), torch.arange(4) % 3))

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 
 from normscope.errors import unknown
-from normscope.figures.style import axes_or_new, axis_label, of_result
+from normscope.figures.style import axes_or_new, axis_label, literal, of_result
 from normscope.figures.training_curves import ALARM_COLOR
 from normscope.results import attribute
 
@@ -54,7 +54,8 @@ def plot_layers_over_steps(dataset: xr.Dataset, *, signal: str = "activation_siz
     every = max(1, len(steps) // 6)
     ax.set_xticks(columns[::every], labels=[str(step) for step in steps[::every]])
     skip = max(1, -(-len(places) // MOST_NAMES))
-    ax.set_yticks(places[::skip], labels=[str(name) for name in dataset["layer"].values[::skip]], fontsize="x-small")
+    names = [literal(str(name)) for name in dataset["layer"].values[::skip]]
+    ax.set_yticks(places[::skip], labels=names, fontsize="x-small")
     for alarm in attribute(dataset, "alarms"):
         place = float(np.interp(alarm["step"], steps, columns)) if len(steps) > 1 else 0.0
         ax.axvline(place, color=ALARM_COLOR, lw=0.8, ls="--")

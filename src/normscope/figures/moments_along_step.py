@@ -8,7 +8,7 @@ from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 
 from normscope.errors import unknown
 from normscope.figures.networks import refuse_several
-from normscope.figures.style import axes_or_new, axis_label, of_result
+from normscope.figures.style import axes_or_new, axis_label, literal, of_result
 
 COLOR_MAPS = {"mean": "RdBu_r", "variance": "viridis"}
 """White or dark is zero: for means in the middle of the scale, for variances at its end."""
@@ -72,7 +72,7 @@ def plot_moments_along_step(
     if bar.solids is not None:
         bar.solids.set_rasterized(True)
     bar.set_label(axis_label(array))
-    ax.set(title=name, xlabel=axis_label(array["channel"]), ylabel=f"{axis_label(array['fraction'])} [%]")
+    ax.set(title=literal(name), xlabel=axis_label(array["channel"]), ylabel=f"{axis_label(array['fraction'])} [%]")
     return ax
 
 

@@ -1,5 +1,6 @@
 """How every picture looks: colours that mean the same everywhere, sizes, and the axes they are drawn on."""
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from normscope.errors import NormscopeError, ResultError, one_line
+from normscope.results.dataset import writable
 
 COLORS = {
     "batch": "#1f6fb4",
@@ -68,11 +70,16 @@ def axes_or_new(ax: Axes | None) -> Axes:
         return plt.subplots(layout="constrained")[1]
 
 
+def literal(text: str) -> str:
+    """A name as it is drawn: a $ in it begins no mathematics, and what UTF-8 cannot hold is escaped."""
+    return re.sub(r"(?<!\\)\$", r"\\$", writable(text))
+
+
 def axis_label(array: Any) -> str:
     """The label of an axis from what the array says of itself: its long name, and its unit where it has one."""
     units = array.attrs.get("units", "1")
     name = array.attrs.get("long_name", array.name)
-    return str(name) if units == "1" else f"{name} [{units}]"
+    return literal(str(name) if units == "1" else f"{name} [{units}]")
 
 
 def log_ticks_at(ax: Axes, values: Any) -> None:
@@ -90,7 +97,7 @@ def whole_ticks(axis: Any) -> None:
 def name_layers(ax: Axes, depths: Any, names: Any, *, most: int = 8) -> None:
     """Ticks that bear the layers' names, `most` of them at most, the first and the last among them."""
     chosen = np.unique(np.linspace(0, len(depths) - 1, min(most, len(depths))).round().astype(int))
-    ax.set_xticks(np.asarray(depths)[chosen], [str(names[i]) for i in chosen])
+    ax.set_xticks(np.asarray(depths)[chosen], [literal(str(names[i])) for i in chosen])
     ax.tick_params(axis="x", rotation=35, labelsize="small")
     for tick in ax.get_xticklabels():
         tick.set(ha="right", rotation_mode="anchor")

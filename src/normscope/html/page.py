@@ -12,7 +12,9 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from normscope.figures.style import literal
 from normscope.html.plain_powers import plain_powers
 from normscope.statistics.verdict import NOT_ENOUGH, NOT_REPRODUCED, REPRODUCED, Verdict
 from normscope.version import __version__
@@ -123,6 +125,8 @@ def as_svg(figure: Figure, name: str) -> str:
     night, and what it shows is said to those who hear the page."""
     buffer = io.StringIO()
     plain_powers(figure)
+    for text in figure.findobj(Text):
+        text.set_text(literal(text.get_text()))
     with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": name}):
         _write_svg(figure, buffer)
     svg = buffer.getvalue()
@@ -150,7 +154,7 @@ def described(figure: Figure) -> str:
         said = ": ".join(part for part in (title, words, ", ".join(lines)) if part)
         if said:
             panels.append(said)
-    return ". ".join(panels).replace("$", "") or "a picture"
+    return ". ".join(panels).replace("\\$", "$") or "a picture"
 
 
 def _write_svg(figure: Figure, buffer: io.StringIO) -> None:

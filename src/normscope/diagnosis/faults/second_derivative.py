@@ -1,5 +1,6 @@
 """A loss with second derivatives of the outputs, and an activation whose second derivative is 0, as that of ReLU."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -82,7 +83,8 @@ def smooth(loss_fn: LossFn | None) -> LossFn:
 
 def derivatives(model: nn.Module, batch: Batch, loss_fn: LossFn | None) -> list[Derivative]:
     """What the loss takes, in order; none where it cannot be evaluated."""
-    with untouched(model), torch.enable_grad():
+    with untouched(model), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the training itself repeats them
         torch.manual_seed(0)
         try:
             with _Inside() as seen:
