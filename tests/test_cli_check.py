@@ -137,7 +137,7 @@ def test_ones_own_rate_is_judged_alone(normscope) -> None:
         (
             ["--data", "mine.py:misfits"],
             0,
-            "Everything else was measured without 2 batches (2, 5",
+            "Everything else was measured without batch 2 of",
             "does not take every batch",
         ),
     ],

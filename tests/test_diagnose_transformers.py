@@ -96,7 +96,7 @@ def sentences(shift: int = 1, batches: int = 12) -> list[tuple[Tensor, Tensor]]:
 
 
 def found_in(model: Any, batches: Any, **options: Any) -> list[Finding]:
-    tree = ns.diagnose(model, batches, optimizer="adam", **{"lr": 3e-3, "steps": 100, "seconds": 2.0, **options})
+    tree = ns.diagnose(model, batches, optimizer="adam", **{"lr": 3e-3, "steps": 100, "seconds": 4.0, **options})
     return [finding for finding in as_findings(tree["findings"].to_dataset()) if finding.fault]
 
 

@@ -74,8 +74,8 @@ class Starts:
         """
 
         def some(seed: int | None) -> Iterator[Batch]:
-            places, number_of = left_out(seed or 0), self.num_batches
-            return (batch for i, batch in enumerate(islice(self.batches(seed), number_of)) if i not in places)
+            places = left_out(seed or 0)
+            return (batch for i, batch in enumerate(self.one_round(seed)) if i not in places)
 
         return Starts(
             self._source,
