@@ -84,7 +84,7 @@ def test_pictures_are_what_savefig_writes(layout):
     def drawn() -> Figure:
         figure = Figure(layout=layout)
         left, right = figure.subplots(1, 2)
-        left.loglog([1e-3, 1, 1e4], [1, 1e5, 1e-5], label="$10^3$")
+        left.loglog([1e-3, 1, 1e4], [1, 1e5, 1e-5], label="10³")
         left.set_xlabel("step size α", fontsize=14)
         left.legend()
         right.imshow([[1, 2], [3, 4]])
@@ -103,6 +103,12 @@ def test_pictures_are_what_savefig_writes(layout):
 
     assert seen(ours) == seen(expected)
     assert len(seen(ours)) > 50
+
+
+def test_a_name_with_dollar_signs_begins_no_mathematics():
+    figure = Figure()
+    figure.subplots().set_title("$\\frac$ and $$")
+    assert 'aria-label="$\\frac$ and $$"' in as_svg(figure, "p")
 
 
 def test_text_of_users_is_escaped():
