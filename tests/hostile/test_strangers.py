@@ -388,9 +388,10 @@ def json_of(chance: random.Random) -> str:
 def test_attributes(attack, tries, chance, tmp_path):
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     dataset = ns.gradient_norms(net, (torch.randn(4, 6), torch.arange(4) % 3))
-    plain, path = bytes(dataset.to_netcdf(engine="h5netcdf")), tmp_path / "result.nc"
+    plain = bytes(dataset.to_netcdf(engine="h5netcdf"))
     for number in tries(20, 800):
         draw = chance(number)
+        path = tmp_path / f"{number}.nc"  # what cannot be read may stay open until it is collected
         path.write_bytes(plain)
         with h5py.File(path, "a") as file:
             for _ in range(draw.choice([1, 1, 3])):
