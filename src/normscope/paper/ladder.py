@@ -163,21 +163,32 @@ def has(*rungs: str) -> Scope:
 def claims(effects: tuple[str, ...]) -> list[Claim]:
     """The predictions about these effects."""
     return [
-        Claim(
-            statement=f"{at_start_of_sentence(rung)} ({rung}) buys {'more' if buys else 'less'} than half "
-            f"of batch norm's effect on {EFFECTS[effect].words}",
-            where="not in the paper",
-            kind=CONTROL,
-            of="share",
+        half_of_effect(
+            rung,
+            EFFECTS[effect].words,
+            buys,
+            PREDICTED,
             value=partial(share_of, effect=effect, rung=rung),
-            above=HALF if buys else None,
-            below=None if buys else HALF,
-            note=f"predicted on {PREDICTED}, paired by seed",
             scope=has("none", "batch", rung),
         )
         for effect in effects
         for rung, buys in PREDICTIONS[effect].items()
     ]
+
+
+def half_of_effect(rung: str, effect: str, buys: bool, predicted: str, **more: Any) -> Claim:
+    """The prediction, of this day, that a rung buys more than half of batch norm's effect, or less."""
+    return Claim(
+        statement=f"{at_start_of_sentence(rung)} ({rung}) buys {'more' if buys else 'less'} than half of batch norm's "
+        f"effect on {effect}",
+        where="not in the paper",
+        kind=CONTROL,
+        of="share",
+        above=HALF if buys else None,
+        below=None if buys else HALF,
+        note=f"predicted on {predicted}, paired by seed",
+        **more,
+    )
 
 
 def _ghost_over_batch(dataset: xr.Dataset) -> np.ndarray:

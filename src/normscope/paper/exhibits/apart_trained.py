@@ -21,11 +21,10 @@ from normscope.nets.names import BRANCH_INITS
 from normscope.paper.exhibit import Exhibit
 from normscope.paper.exhibits import figure1_reduced
 from normscope.paper.exhibits.figure1_reduced import CHANCE, SCALE, finished, said_of
-from normscope.paper.ladder import HALF, RUNGS, at_start_of_sentence, share_of_effect
+from normscope.paper.ladder import RUNGS, half_of_effect, share_of_effect
 from normscope.paper.ladder_map import draw_cells
 from normscope.paper.reduced import Arm
 from normscope.statistics.claim import Claim
-from normscope.statistics.verdict import CONTROL
 
 NET, SEEDS = "resnet20", 3
 
@@ -88,20 +87,15 @@ def share(dataset: xr.Dataset, effect: str, rung: str) -> tuple[np.ndarray, np.n
 
 
 def _claim(effect: str, rung: str) -> Claim:
-    buys = PREDICTIONS[effect][rung]
     rates = LRS if effect == "best" else (float(effect),)
-    return Claim(
-        statement=f"{at_start_of_sentence(rung)} ({rung}) buys {'more' if buys else 'less'} than half of batch norm's "
-        f"effect on {EFFECTS[effect]}",
-        where="not in the paper",
-        kind=CONTROL,
-        of="share",
+    return half_of_effect(
+        rung,
+        EFFECTS[effect],
+        PREDICTIONS[effect][rung],
+        PREDICTED,
         value=partial(share, effect=effect, rung=rung),
-        above=HALF if buys else None,
-        below=None if buys else HALF,
         no_value="not finished",
         awaits=True,
-        note=f"predicted on {PREDICTED}, paired by seed",
         detail=partial(said_of, [name_of(one, lr) for one in ("none", "batch", rung) for lr in rates]),
     )
 
